@@ -1,0 +1,1 @@
+"""coldpress: from a checkpoint to a served artifact."""

@@ -1,0 +1,1 @@
+"""Carries a Program in a GGUF file."""

@@ -1,0 +1,1 @@
+"""Which numbers to store: statistics, rounding algorithms and the layer loop."""

@@ -1,0 +1,1 @@
+"""Serves a Program: pages, schedule, executors, text and HTTP."""

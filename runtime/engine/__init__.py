@@ -1,0 +1,1 @@
+"""Requests, pages, schedule, sampling and the step loop: pure Python and numpy."""

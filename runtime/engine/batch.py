@@ -1,0 +1,63 @@
+"""What one step hands to an executor, and what an executor is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """The tokens of one step, flattened over the S sequences that take part.
+
+    token_ids: int32 [T].
+    positions: int32 [T], place of each token in its own sequence, counted from 0.
+    query_starts: int32 [S + 1]: the tokens of sequence s are [query_starts[s], query_starts[s+1]).
+    page_table: int32 [S, P]: pages of each sequence in order; unused places hold page 0, which is
+        reserved and never owned. Position p of sequence s lies in page_table[s, p // page_size],
+        at offset p % page_size. Positions 0 .. last position of the step are readable; the step
+        itself writes those of its own tokens.
+    logit_rows: int32 [R], indices into the T tokens, ascending.
+    """
+
+    token_ids: Int32
+    positions: Int32
+    query_starts: Int32
+    page_table: Int32
+    logit_rows: Int32
+
+
+class Executor(Protocol):
+    """Runs one step of a Program. Owns the weights and the KV pool; knows no requests.
+
+    A row's result never depends on who shares its step (batch invariance).
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context in tokens that the model was made for."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+        ...
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the pool, the reserved page 0 included."""
+        ...
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Logits, float32 [R, vocab_size]; valid until the next call."""
+        ...
+
+    def close(self) -> None:
+        """Free the weights and the pool; the executor cannot be used afterwards."""
+        ...

@@ -1,0 +1,76 @@
+"""What the engine is asked, and what it answers with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class RequestError(ValueError):
+    """A request that cannot be honoured; the message names the field and both numbers.
+
+    `param` is the name of the field, `code` a machine-readable word such as
+    `context_length_exceeded` or `queue_full`.
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. Temperature 0 is exact greedy: argmax, lowest id on ties.
+
+    Order of operations: penalties and bias on the logits, then temperature, then top_k, top_p and
+    min_p, then a draw. Penalties count prompt and answer tokens as vLLM does: `repetition` both,
+    `presence` and `frequency` the answer only. `logprobs` asks for that many alternatives (0 asks
+    for the chosen token's alone); they are of the raw logits, before penalties and temperature.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to continue. Stop strings are the text side's business: it aborts."""
+
+    request_id: str
+    prompt_tokens: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ending tokens (end-of-sequence ids included); the one that ended it is still reported."""
+    min_tokens: int = 0
+    """Ending tokens are not sampled before this many answer tokens."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities; `top` is sorted, most probable first."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One step's news of one request: a token, its end, or both."""
+
+    request_id: str
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+    """One sentence, with finish_reason "error" only."""

@@ -1,0 +1,1 @@
+"""Native and Triton kernels: no policy of any kind."""

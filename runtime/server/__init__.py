@@ -1,0 +1,1 @@
+"""HTTP: schemas, routes, server-sent events, limits and metrics."""
