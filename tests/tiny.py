@@ -1,0 +1,210 @@
+"""Tiny random checkpoints in Hugging Face form, with a real byte-level tokenizer.
+
+Nothing here needs torch or transformers, and no global random state is touched.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = """
+The press stands in the corner of the workshop, where the light of the morning falls on it. A worker
+lays the fruit between two plates and turns the screw; slowly the plates come together, and the oil
+runs down into a jar. Nothing is heated, so nothing is lost. In the evening the jars are counted and
+sealed, and each of them carries the name of the farm, the day and the weight: 12 jars on the 3rd,
+47 on the 18th, 105 before the end of the month. "How do you know that it is good?" asked a child.
+"We taste it," said the worker, "and we compare it with the oil of last year." The child thought
+about the question for a while. Then she wrote a list: one, two, three, four, five; red, green and
+blue; the man, the woman, the house, the river. Once upon a time there was a small machine that
+could read and answer. It was asked what the capital of the country was, and what two and two make.
+def press(fruit, force): return [oil(part) for part in fruit if force > 0]
+Café, naïve, größer, 日本語, Привет, 🙂: words of other people are words as well.
+"""
+
+
+@cache
+def tokenizer_json(vocab: int = 384) -> str:
+    """A byte-level BPE tokenizer of at most `vocab` tokens, trained on TEXT."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return str(tokenizer.to_str())
+
+
+def tiny_config(
+    family: str = "llama",
+    *,
+    tied: bool = False,
+    bias: bool | None = None,
+    kv_heads: int = 2,
+    heads: int = 4,
+    rope_scaling: Mapping[str, Any] | None = None,
+    rope_theta: float = 10_000.0,
+    dtype: str = "bfloat16",
+    hidden_size: int = 64,
+    layers: int = 2,
+    intermediate: int = 128,
+    vocab: int = 384,
+    head_dim: int | None = None,
+    max_positions: int = 256,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """A config.json of one family; `bias` is for llama (all linears) and qwen3 (attention)."""
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "hidden_act": "silu",
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim or hidden_size // heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": max_positions,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta}
+        | dict(rope_scaling or {}),
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "dtype": dtype,
+    }
+    if family in ("llama", "qwen3"):
+        config["attention_bias"] = bool(bias)
+    elif bias is not None and bias != (family == "qwen2"):
+        raise ValueError(f"{family} has no choice about its biases")
+    if family == "llama":
+        config["mlp_bias"] = bool(bias)
+    if family in ("mistral", "qwen2", "qwen3"):
+        config["sliding_window"] = None
+    return config | overrides
+
+
+def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint, in file order."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head_dim = config["head_dim"]
+    q_width = config["num_attention_heads"] * head_dim
+    kv_width = config["num_key_value_heads"] * head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden)
+    }
+
+    def linear(name: str, rows: int, columns: int, bias: bool) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    all_bias = bool(config.get("attention_bias"))
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        for name, width in (("q", q_width), ("k", kv_width), ("v", kv_width)):
+            linear(
+                f"{attention}.{name}_proj",
+                width,
+                hidden,
+                all_bias or config["model_type"] == "qwen2",
+            )
+        linear(f"{attention}.o_proj", hidden, q_width, all_bias)
+        if config["model_type"] == "qwen3":
+            shapes[f"{attention}.q_norm.weight"] = shapes[f"{attention}.k_norm.weight"] = (
+                head_dim,
+            )
+        linear(f"{mlp}.gate_proj", inner, hidden, bool(config.get("mlp_bias")))
+        linear(f"{mlp}.up_proj", inner, hidden, bool(config.get("mlp_bias")))
+        linear(f"{mlp}.down_proj", hidden, inner, bool(config.get("mlp_bias")))
+        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    return shapes
+
+
+def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Random weights that keep activations near 1 and logits near a standard deviation of 1."""
+    random = np.random.default_rng(seed)
+    dtype = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+    tensors = {}
+    for name, shape in tiny_shapes(config).items():
+        values = random.standard_normal(shape, dtype=np.float32)
+        if len(shape) == 2:
+            values /= np.sqrt(np.float32(shape[1]))
+        else:
+            values = values * np.float32(0.1) + np.float32(name.endswith("norm.weight"))
+        tensors[name] = values.astype(dtype[config["dtype"]])
+    return tensors
+
+
+def write_tokenizer(directory: Path, vocab: int = 384) -> None:
+    """tokenizer.json, tokenizer_config.json and generation_config.json."""
+    (directory / "tokenizer.json").write_text(tokenizer_json(vocab), encoding="utf-8")
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+    write_json(
+        directory / "generation_config.json",
+        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+    )
+
+
+def tiny_checkpoint(
+    directory: Path, family: str = "llama", *, seed: int = 0, **options: Any
+) -> Path:
+    """Write a checkpoint into `directory` (made if missing); `options` go to `tiny_config`."""
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(family, **options)
+    write_json(directory / "config.json", config)
+    save_file(tiny_tensors(config, seed), directory / "model.safetensors", {"format": "pt"})
+    write_tokenizer(directory, config["vocab_size"])
+    return directory
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
