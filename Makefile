@@ -1,0 +1,43 @@
+# make demo: press a real model from checkpoint to an answered request.
+# make test: lint, types and tests.  Both make .venv first; the second run skips that.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# One pinned torch. Where the package index offers a build for CPUs alone, pip prefers it.
+TORCH  := torch==2.13.0
+
+NATIVE := CMakeLists.txt $(shell find runtime/kernels/cpu -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
+
+.PHONY: demo test test-peers lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/coldpress demo
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest
+
+test-peers: $(VENV)/peers-installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/torch-installed:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --progress-bar off '$(TORCH)'
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch-installed pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --progress-bar off '$(TORCH)' --editable '.[dev,quantize]'
+	@touch $@
+
+$(VENV)/peers-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --progress-bar off --editable '.[dev,quantize,peers]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

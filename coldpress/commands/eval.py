@@ -1,0 +1,73 @@
+"""coldpress eval: perplexity, and the distance to a baseline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from coldpress.console import Console
+from coldpress.gates import check_gates, parse_gates, require_baseline
+from coldpress.options import (
+    PATH,
+    backend_option,
+    gate_option,
+    json_option,
+    pass_console,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from coldpress.evaluation import Figures
+
+
+@click.command("eval")
+@click.argument("artifact", type=PATH)
+@click.option("--text", type=PATH, required=True, help="UTF-8 text to predict.")
+@click.option("--baseline", type=PATH, help="Model to compare with: usually the float original.")
+@click.option("--window", type=click.IntRange(2), default=1024, show_default=True, help="Tokens.")
+@click.option("--max-tokens", type=click.IntRange(2), help="Use only this much of the text.")
+@backend_option
+@threads_option
+@gate_option
+@json_option
+@pass_console
+def command(
+    console: Console,
+    artifact: Path,
+    text: Path,
+    baseline: Path | None,
+    window: int,
+    max_tokens: int | None,
+    backend: str,
+    threads: int | None,
+    gates: Sequence[str],
+) -> None:
+    """Perplexity of ARTIFACT on a text; with --baseline, KL divergence and top-1 agreement.
+
+    Windows do not overlap, every position but a window's first is scored, the tail is dropped.
+    """
+    from coldpress.evaluation import evaluate_files
+    from coldpress.texts import read_text
+
+    wanted = parse_gates(gates)
+    require_baseline(wanted, baseline is not None)
+    with console.progress("evaluating") as on_progress:
+        figures = evaluate_files(
+            artifact,
+            read_text(text),
+            baseline=baseline,
+            window=window,
+            max_tokens=max_tokens,
+            backend=backend,
+            threads=threads,
+            on_progress=on_progress,
+        )
+    console.result(figures, lambda: _render(artifact, figures))
+    check_gates(wanted, figures)
+
+
+def _render(artifact: Path, figures: "Figures") -> object:
+    from coldpress.tables import figures_table
+
+    return figures_table(str(artifact), figures)

@@ -1,0 +1,55 @@
+"""What people and machines see: results on stdout; progress, notes and errors on stderr."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from coldpress.jsonable import to_jsonable
+from coldpress.progress import ProgressReporter
+
+
+class Console:
+    """Where one run of the command line writes. `json` decides the form of the result."""
+
+    def __init__(self) -> None:
+        self.json = False
+        self._emitted = False
+
+    def result(self, value: Any, render: Callable[[], Any]) -> None:
+        """Print the command's one result: `value` as JSON, or what `render()` returns for people.
+
+        `render` returns a string or anything that rich can print.
+        """
+        self._emitted = True
+        if self.json:
+            click.echo(json.dumps(to_jsonable(value), ensure_ascii=False))
+            return
+        shown = render()
+        if isinstance(shown, str):
+            click.echo(shown)
+        else:
+            from rich.console import Console as RichConsole
+
+            RichConsole().print(shown)
+
+    def note(self, text: str) -> None:
+        """One line of news for people, on stderr."""
+        click.echo(text, err=True)
+
+    def error(self, sentence: str, code: int) -> None:
+        """Say what went wrong; a machine that got no result gets the sentence as JSON."""
+        if self.json and not self._emitted:
+            click.echo(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
+        click.echo(f"error: {sentence}", err=True)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[ProgressReporter]:
+        """A callback `(done, total, what)` that draws a bar, or prints lines off a terminal."""
+        reporter = ProgressReporter(title)
+        try:
+            yield reporter
+        finally:
+            reporter.close()

@@ -1,0 +1,90 @@
+"""Gates: conditions on measured figures, such as `kld<=0.05`, that a run must meet."""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quant.format.errors import CheckFailedError, InputError
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "kld": ("kld", "mean"),
+    "kld_p99": ("kld", "p99"),
+    "kld_max": ("kld", "max"),
+    "top1": ("top1", "mean"),
+    "perplexity": ("perplexity",),
+    "ppl_ratio": ("ppl_ratio",),
+    "bits_per_weight": ("bits_per_weight",),
+    "bytes": ("bytes",),
+}
+"""Name of each metric, and where it stands in the JSON of `coldpress eval`."""
+
+NEEDS_BASELINE = frozenset({"kld", "kld_p99", "kld_max", "top1", "ppl_ratio"})
+
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_GATE = re.compile(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*([-+.0-9eE]+)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition: `metric` compared with `limit`."""
+
+    metric: str
+    comparison: str
+    limit: float
+
+    @property
+    def needs_baseline(self) -> bool:
+        return self.metric in NEEDS_BASELINE
+
+    def holds(self, value: float) -> bool:
+        """False for a value that is not a number, whichever way the comparison points."""
+        return _OPERATORS[self.comparison](value, self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.comparison}{self.limit:g}"
+
+
+def parse_gates(texts: Iterable[str]) -> list[Gate]:
+    """Raises InputError naming the first text that is no gate."""
+    return [_parse(text) for text in texts]
+
+
+def _parse(text: str) -> Gate:
+    match = _GATE.fullmatch(text)
+    if match is None:
+        raise InputError(f"'{text}' is not a gate; write one like 'kld<=0.05'")
+    metric, comparison, number = match.groups()
+    if metric not in METRICS:
+        known = ", ".join(METRICS)
+        raise InputError(f"gate '{text}' names no metric that is measured; use one of {known}")
+    try:
+        return Gate(metric, comparison, float(number))
+    except ValueError:
+        raise InputError(f"gate '{text}' compares with '{number}', which is no number") from None
+
+
+def require_baseline(gates: Sequence[Gate], baseline_given: bool) -> None:
+    """Raises InputError, before anything is measured, when a gate could not be judged."""
+    lacking = [str(gate) for gate in gates if gate.needs_baseline]
+    if lacking and not baseline_given:
+        raise InputError(f"gate {lacking[0]} compares with a baseline; add --baseline MODEL")
+
+
+def check_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> None:
+    """Raises CheckFailedError naming every gate that `figures` (the JSON of eval) miss."""
+    missed = []
+    for gate in gates:
+        value: Any = figures
+        for key in METRICS[gate.metric]:
+            value = value[key]
+        if not gate.holds(float(value)):
+            missed.append(f"{gate} (measured {float(value):.6g})")
+    if missed:
+        raise CheckFailedError(f"gate not met: {', '.join(missed)}")

@@ -1,0 +1,62 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from coldpress.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+"""A path that the rooms check themselves, with better sentences than a bare 'does not exist'."""
+
+pass_console = click.make_pass_decorator(Console, ensure=True)
+
+
+def _set_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Console).json = True
+
+
+def json_option(function: F) -> F:
+    """`--json` after the command's name too, where most people type it."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_json,
+        help="Print one JSON object on stdout.",
+    )(function)
+
+
+def gate_option(function: F) -> F:
+    """`--gate 'kld<=0.05'`, any number of times."""
+    return click.option(
+        "--gate",
+        "gates",
+        multiple=True,
+        metavar="METRIC<=LIMIT",
+        help="Fail with exit code 1 unless it holds: kld, kld_p99, kld_max, top1, perplexity, "
+        "ppl_ratio, bits_per_weight or bytes, then <=, <, >= or >, then a number.",
+    )(function)
+
+
+def backend_option(function: F) -> F:
+    """Which executor runs the Program."""
+    return click.option(
+        "--backend",
+        type=click.Choice(["cpu", "torch"]),
+        default="cpu",
+        show_default=True,
+        help="Executor: native CPU kernels, or the slow reference in torch.",
+    )(function)
+
+
+def threads_option(function: F) -> F:
+    """How many cores to use."""
+    return click.option(
+        "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."
+    )(function)
