@@ -1,0 +1,159 @@
+"""From a config to a Program: the decoder that all families of the table share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from compile.families.rope import rope_spec
+from compile.families.settings import Settings
+from compile.families.table import FAMILIES, Family
+from compile.program import (
+    Add,
+    Attend,
+    DecoderSizes,
+    Embed,
+    GatedAct,
+    Linear,
+    Logits,
+    Op,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeSpec,
+    SelectRows,
+    Value,
+)
+from quant.format.errors import UnsupportedModelError
+from quant.format.scheme import Scheme
+
+ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh"]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+def build_program(
+    config: Mapping[str, Any], scheme_of: Callable[[str], Scheme], has: Callable[[str], bool]
+) -> Program:
+    """The Program of a Hugging Face config.
+
+    scheme_of: how the named weight's numbers are stored. has: whether the source holds a name.
+    A checkpoint that holds a head although its config ties it keeps its head, as in transformers.
+    Raises UnsupportedModelError for a family, activation or rotary scaling that is not in the
+    table, InputError for a config that contradicts itself.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {name!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    settings = Settings(config, FAMILIES[name].defaults)
+    sizes = settings.decoder_sizes()
+    builder = _Builder(
+        family=FAMILIES[name],
+        settings=settings,
+        sizes=sizes,
+        rope=rope_spec(settings, sizes.head_dim, sizes.max_positions),
+        eps=settings.number("rms_norm_eps"),
+        activation=_activation(settings),
+        scheme_of=scheme_of,
+    )
+    tied = settings.flag("tie_word_embeddings") and not has(HEAD)
+    return Program(name, sizes, builder.decoder(EMBEDDINGS if tied else HEAD), tied)
+
+
+def _activation(settings: Settings) -> Literal["silu", "gelu_tanh"]:
+    name = settings.get("hidden_act")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"hidden_act {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
+@dataclass
+class _Builder:
+    family: Family
+    settings: Settings
+    sizes: DecoderSizes
+    rope: RopeSpec
+    eps: float
+    activation: Literal["silu", "gelu_tanh"]
+    scheme_of: Callable[[str], Scheme]
+    ops: list[Op] = field(default_factory=list)
+
+    def decoder(self, head: str) -> tuple[Op, ...]:
+        hidden, vocab = self.sizes.hidden_size, self.sizes.vocab_size
+        self.ops.append(Embed("embeddings", EMBEDDINGS, self.scheme_of(EMBEDDINGS)))
+        x = "embeddings"
+        for layer, window in enumerate(self.family.windows(self.settings, self.sizes.layers)):
+            x = self._layer(x, layer, window)
+        normed = self._norm("normed", x, "model.norm", hidden)
+        self.ops.append(SelectRows("selected", normed))
+        self.ops.append(Logits("logits", "selected", head, hidden, vocab, self.scheme_of(head)))
+        return tuple(self.ops)
+
+    def _layer(self, x: Value, layer: int, window: int | None) -> Value:
+        prefix, hidden = f"layers.{layer}", self.sizes.hidden_size
+        norm = self._norm(
+            f"{prefix}.attention_in", x, f"model.layers.{layer}.input_layernorm", hidden
+        )
+        attention = self._attention(norm, prefix, layer, window)
+        x = self._add(f"{prefix}.attention_sum", x, attention)
+        norm = self._norm(
+            f"{prefix}.mlp_in", x, f"model.layers.{layer}.post_attention_layernorm", hidden
+        )
+        return self._add(f"{prefix}.mlp_sum", x, self._mlp(norm, prefix))
+
+    def _attention(self, x: Value, prefix: str, layer: int, window: int | None) -> Value:
+        sizes, module = self.sizes, f"model.{prefix}.self_attn"
+        queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+        bias, hidden = self._wants(self.family.qkv_bias), sizes.hidden_size
+        q = self._linear(f"{prefix}.q", x, f"{module}.q_proj", hidden, queries, bias)
+        k = self._linear(f"{prefix}.k", x, f"{module}.k_proj", hidden, keys, bias)
+        v = self._linear(f"{prefix}.v", x, f"{module}.v_proj", hidden, keys, bias)
+        if self.family.query_key_norm:
+            q = self._norm(f"{prefix}.q_normed", q, f"{module}.q_norm", sizes.head_dim)
+            k = self._norm(f"{prefix}.k_normed", k, f"{module}.k_norm", sizes.head_dim)
+        q = self._rotate(f"{prefix}.q_rotated", q, sizes.heads)
+        k = self._rotate(f"{prefix}.k_rotated", k, sizes.kv_heads)
+        attended, scale = f"{prefix}.attended", sizes.head_dim**-0.5
+        shape = (sizes.heads, sizes.kv_heads, sizes.head_dim)
+        self.ops.append(Attend(attended, q, k, v, layer, *shape, scale, window))
+        bias = self._wants(self.family.output_bias)
+        return self._linear(f"{prefix}.o", attended, f"{module}.o_proj", queries, hidden, bias)
+
+    def _mlp(self, x: Value, prefix: str) -> Value:
+        hidden, inner = self.sizes.hidden_size, self.sizes.intermediate_size
+        module, bias = f"model.{prefix}.mlp", self._wants(self.family.mlp_bias)
+        gate = self._linear(f"{prefix}.gate", x, f"{module}.gate_proj", hidden, inner, bias)
+        up = self._linear(f"{prefix}.up", x, f"{module}.up_proj", hidden, inner, bias)
+        gated = f"{prefix}.gated"
+        self.ops.append(GatedAct(gated, gate, up, self.activation))
+        return self._linear(f"{prefix}.down", gated, f"{module}.down_proj", inner, hidden, bias)
+
+    def _wants(self, choice: bool | str) -> bool:
+        return self.settings.flag(choice) if isinstance(choice, str) else choice
+
+    def _linear(
+        self, out: Value, x: Value, module: str, columns: int, rows: int, bias: bool
+    ) -> Value:
+        weight, bias_name = f"{module}.weight", f"{module}.bias" if bias else None
+        scheme = self.scheme_of(weight)
+        self.ops.append(Linear(out, x, weight, bias_name, columns, rows, scheme))
+        return out
+
+    def _norm(self, out: Value, x: Value, module: str, size: int) -> Value:
+        self.ops.append(RmsNorm(out, x, f"{module}.weight", size, self.eps))
+        return out
+
+    def _rotate(self, out: Value, x: Value, heads: int) -> Value:
+        self.ops.append(Rope(out, x, heads, self.sizes.head_dim, self.rope))
+        return out
+
+    def _add(self, out: Value, a: Value, b: Value) -> Value:
+        self.ops.append(Add(out, a, b))
+        return out

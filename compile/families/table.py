@@ -1,0 +1,96 @@
+"""One row per model family: what sets it apart from the common decoder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compile.families.settings import Settings
+from quant.format.errors import InputError, UnsupportedModelError
+
+Windows = list[int | None]
+"""Sliding window of each layer in tokens; None sees everything."""
+
+
+def no_windows(settings: Settings, layers: int) -> Windows:
+    return [None] * layers
+
+
+def same_window(settings: Settings, layers: int) -> Windows:
+    """Mistral: every layer has it, or none."""
+    window = settings.get("sliding_window")
+    return [None if window is None else settings.size("sliding_window")] * layers
+
+
+def windows_by_layer(settings: Settings, layers: int) -> Windows:
+    """Qwen: `layer_types` where given, else the layers from `max_window_layers` on."""
+    window = settings.get("sliding_window") if settings.flag("use_sliding_window") else None
+    if window is not None:
+        window = settings.size("sliding_window")
+    kinds = settings.get("layer_types")
+    if kinds is None:
+        first = layers if window is None else _first_window_layer(settings)
+        return [window if layer >= first else None for layer in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise InputError(f"'layer_types' of the model's config must be a list of {layers} names")
+    return [_window_of_kind(kind, window) for kind in kinds]
+
+
+def _first_window_layer(settings: Settings) -> int:
+    first = settings.get("max_window_layers")
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise InputError(
+            f"'max_window_layers' of the model's config must be a whole number, not {first!r}"
+        )
+    return first
+
+
+def _window_of_kind(kind: Any, window: int | None) -> int | None:
+    if kind == "full_attention":
+        return None
+    if kind != "sliding_attention":
+        raise UnsupportedModelError(
+            f"layer type {kind!r} is not supported; supported: full_attention, sliding_attention"
+        )
+    if window is None:
+        raise InputError("'layer_types' of the model's config asks for a window, but none is set")
+    return window
+
+
+@dataclass(frozen=True)
+class Family:
+    """Biases are a fixed choice, or the name of the config key that decides.
+
+    defaults: what transformers assumes for keys that a config leaves out.
+    """
+
+    qkv_bias: bool | str = False
+    output_bias: bool | str = False
+    mlp_bias: bool | str = False
+    query_key_norm: bool = False
+    windows: Callable[[Settings, int], Windows] = no_windows
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
+_QWEN = {**_COMMON, "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        defaults=_COMMON,
+    ),
+    "mistral": Family(
+        windows=same_window,
+        defaults={**_COMMON, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    "qwen2": Family(qkv_bias=True, windows=windows_by_layer, defaults=_QWEN),
+    "qwen3": Family(
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        query_key_norm=True,
+        windows=windows_by_layer,
+        defaults={**_QWEN, "head_dim": 128},
+    ),
+}
