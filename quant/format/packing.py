@@ -42,7 +42,9 @@ def unpack(
     return np.ascontiguousarray(np.moveaxis(codes, -1, axis))
 
 
-def pack_signed(codes: npt.NDArray[np.int8], num_bits: int, axis: int = -1) -> npt.NDArray[np.int32]:
+def pack_signed(
+    codes: npt.NDArray[np.int8], num_bits: int, axis: int = -1
+) -> npt.NDArray[np.int32]:
     """Pack signed codes, stored with 2**(num_bits - 1) added."""
     offset = np.uint8(1 << (num_bits - 1))
     return pack(codes.view(np.uint8) + offset, num_bits, axis)

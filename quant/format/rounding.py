@@ -36,7 +36,7 @@ def code_range(num_bits: int) -> tuple[int, int]:
 def absmax_scale(values_absmax: Values, num_bits: int) -> Values:
     """Symmetric step size: absmax / ((qmax - qmin) / 2), so absmax / 7.5 at 4 bits.
 
-    A group whose values are all zero (or too small for a step) gets 1, so that nothing divides by 0.
+    A group of zeros (or of values too small for a step) gets 1, so that nothing divides by 0.
     Source: the compressed-tensors rule.
     """
     qmin, qmax = code_range(num_bits)
@@ -44,7 +44,7 @@ def absmax_scale(values_absmax: Values, num_bits: int) -> Values:
 
 
 def minmax_scale(minimum: Values, maximum: Values, num_bits: int) -> Values:
-    """Asymmetric step size of the range [minimum, maximum] widened to hold 0; 1 for a zero group."""
+    """Asymmetric step size of [minimum, maximum] widened to hold 0; 1 for a group of zeros."""
     qmin, qmax = code_range(num_bits)
     low, high = minimum.clip(None, 0), maximum.clip(0, None)
     return _without_zeros((high - low) / (qmax - qmin))

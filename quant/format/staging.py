@@ -14,7 +14,9 @@ from quant.format.errors import InputError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
-_STAGING_NAME = re.compile(r"^\.(?P<final>.+)\.(?P<kind>partial|old)-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]{8}$")
+_STAGING_NAME = re.compile(
+    r"^\.(?P<final>.+)\.(?P<kind>partial|old)-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]{8}$"
+)
 
 
 @contextmanager
@@ -107,9 +109,9 @@ def sync_tree(directory: Path) -> None:
 
 
 def _is_near(filename: object, path: Path) -> bool:
-    return isinstance(filename, str | os.PathLike) and path.parent.is_relative_to(filename) or (
-        isinstance(filename, str | os.PathLike) and Path(filename).is_relative_to(path.parent)
-    )
+    if not isinstance(filename, str):
+        return False
+    return path.is_relative_to(filename) or Path(filename).is_relative_to(path.parent)
 
 
 def _refuse_occupied(final: Path, overwrite: bool) -> None:

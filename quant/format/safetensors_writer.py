@@ -1,0 +1,160 @@
+"""Write safetensors shards as a stream: memory holds one tensor, bytes never depend on the order.
+
+Within a shard tensors lie by falling item size, then by name, so that each is aligned for its
+dtype; this is the order of the reference writer. Shards are cut in the order of `add`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from quant.format.errors import UnsupportedModelError
+from quant.format.safetensors_file import DTYPE_NAMES, TensorInfo
+from quant.format.staging import disk_errors
+
+DEFAULT_SHARD_BYTES = 5 * 10**9
+INDEX_NAME = "model.safetensors.index.json"
+_COPY_BYTES = 1 << 20
+
+
+def shard_names(count: int) -> list[str]:
+    """Names of the files of a checkpoint with `count` shards."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+class ShardedWriter:
+    """Adds tensors one by one to a directory that `staged_directory` made.
+
+    Until `finish` every file has a name that no loader knows. As a context manager it finishes when
+    the block ends well. Disk room needed: the checkpoint and one shard more.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._directory = Path(directory)
+        self._max_shard_bytes = max_shard_bytes
+        # transformers refuses a file that does not say so.
+        self._metadata = {"format": "pt", **(metadata or {})}
+        self._spool: BinaryIO | None = None
+        self._pending: dict[str, TensorInfo] = {}
+        self._shards: list[list[str]] = []
+        self._total_bytes = 0
+        self._finished = False
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Append one tensor. Raises UnsupportedModelError for a dtype that safetensors lacks."""
+        assert not self._finished, "add after finish"
+        assert name not in self._pending, f"tensor '{name}' was added twice"
+        assert not any(name in shard for shard in self._shards), f"tensor '{name}' was added twice"
+        if array.dtype not in DTYPE_NAMES:
+            raise UnsupportedModelError(f"tensor '{name}': safetensors has no dtype {array.dtype}")
+        with disk_errors(self._directory):
+            if self._pending and self._spooled_bytes() + array.nbytes > self._max_shard_bytes:
+                self._close_shard()
+            self._append(name, np.ascontiguousarray(array).reshape(array.shape))
+
+    def finish(self) -> list[Path]:
+        """Give the shards their names and write the index; returns the files written."""
+        assert not self._finished, "finish was called twice"
+        with disk_errors(self._directory):
+            if self._pending or not self._shards:
+                self._close_shard()
+            self._finished = True
+            names = shard_names(len(self._shards))
+            for i, name in enumerate(names):
+                self._unnamed(i).rename(self._directory / name)
+            files = [self._directory / name for name in names]
+            return files if len(files) == 1 else [*files, self._write_index(names)]
+
+    def __enter__(self) -> "ShardedWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and not self._finished:
+            self.finish()
+        elif self._spool is not None:
+            self._spool.close()
+
+    def _spooled_bytes(self) -> int:
+        return sum(info.num_bytes for info in self._pending.values())
+
+    def _append(self, name: str, array: npt.NDArray[Any]) -> None:
+        if self._spool is None:
+            self._spool = (self._directory / "shard.spool").open("w+b")
+        begin = self._spool.tell()
+        self._spool.write(array.reshape(-1).view(np.uint8).data)
+        self._pending[name] = TensorInfo(array.dtype, array.shape, begin, begin + array.nbytes)
+
+    def _close_shard(self) -> None:
+        """Copy the spooled tensors behind their header, in canonical order."""
+        ordered = sorted(self._pending.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        path = self._unnamed(len(self._shards))
+        with path.open("xb") as shard:
+            shard.write(_header(ordered, self._metadata))
+            for _, info in ordered:
+                assert self._spool is not None
+                self._spool.seek(info.begin)
+                _copy_bytes(self._spool, shard, info.num_bytes)
+        if self._spool is not None:
+            self._spool.close()
+            Path(self._spool.name).unlink()
+            self._spool = None
+        self._total_bytes += self._spooled_bytes()
+        self._shards.append(list(self._pending))
+        self._pending = {}
+
+    def _unnamed(self, index: int) -> Path:
+        return self._directory / f"shard-{index:05d}.unfinished"
+
+    def _write_index(self, names: list[str]) -> Path:
+        weight_map = {
+            tensor: name
+            for name, shard in zip(names, self._shards, strict=True)
+            for tensor in shard
+        }
+        index = {
+            "metadata": {"total_size": self._total_bytes},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        path = self._directory / INDEX_NAME
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def _header(ordered: list[tuple[str, TensorInfo]], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name, info in ordered:
+        entries[name] = {
+            "dtype": DTYPE_NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.num_bytes],
+        }
+        offset += info.num_bytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        piece = source.read(min(count, _COPY_BYTES))
+        assert piece, "the spool is shorter than what was written to it"
+        target.write(piece)
+        count -= len(piece)
