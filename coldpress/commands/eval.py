@@ -68,6 +68,6 @@ def command(
 
 
 def _render(artifact: Path, figures: "Figures") -> object:
-    from coldpress.tables import figures_table
+    from coldpress.tables import pairs_table
 
-    return figures_table(str(artifact), figures)
+    return pairs_table(str(artifact), figures)

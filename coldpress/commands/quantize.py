@@ -1,0 +1,62 @@
+"""coldpress quantize: choose the integers of a checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from coldpress.console import Console
+from coldpress.gates import check_gates, parse_gates
+from coldpress.options import PATH, gate_option, json_option, pass_console
+
+
+@click.command("quantize")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Directory to write.")
+@click.option("--recipe", required=True, help="Name of a shipped recipe, or a YAML file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
+@click.option(
+    "--calibration",
+    default="self",
+    show_default=True,
+    help="Text, JSONL or Parquet file, a datasets name, or 'self': the model's own writing.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option("--gate-text", type=PATH, help="Text that gates are judged on; built-in by default.")
+@gate_option
+@json_option
+@pass_console
+def command(
+    console: Console,
+    model: Path,
+    output: Path,
+    recipe: str,
+    overrides: Sequence[str],
+    calibration: str,
+    overwrite: bool,
+    gate_text: Path | None,
+    gates: Sequence[str],
+) -> None:
+    """Quantize the Hugging Face checkpoint MODEL by a recipe."""
+    from coldpress.pressing import quantize
+    from coldpress.tables import pairs_table
+    from coldpress.texts import builtin_text, read_text
+
+    wanted = parse_gates(gates)
+    text = None
+    if wanted:
+        text = builtin_text() if gate_text is None else read_text(gate_text)
+    with console.progress("quantizing") as on_progress:
+        outcome = quantize(
+            model,
+            output,
+            recipe=recipe,
+            overrides=overrides,
+            calibration=calibration,
+            overwrite=overwrite,
+            evaluation_text=text,
+            on_progress=on_progress,
+        )
+    console.result(outcome, lambda: pairs_table(str(output), outcome))
+    if wanted:
+        check_gates(wanted, outcome["evaluation"])

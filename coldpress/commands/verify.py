@@ -1,0 +1,27 @@
+"""coldpress verify: the proof that an artifact means the same numbers."""
+
+from pathlib import Path
+
+import click
+
+from coldpress.console import Console
+from coldpress.options import PATH, json_option, pass_console
+from quant.format.errors import CheckFailedError
+
+
+@click.command("verify")
+@click.argument("artifact", type=PATH)
+@click.option("--against", type=PATH, help="Checkpoint that the artifact was built from.")
+@click.option("--logits/--no-logits", default=True, help="Compare logits too (needs --against).")
+@json_option
+@pass_console
+def command(console: Console, artifact: Path, against: Path | None, logits: bool) -> None:
+    """Check ARTIFACT: digests of its files; with --against, every integer, then the logits."""
+    from coldpress.proving import verify
+    from coldpress.tables import checks_table
+
+    with console.progress("verifying") as on_progress:
+        report = verify(artifact, against=against, logits=logits, on_progress=on_progress)
+    console.result(report, lambda: checks_table(str(artifact), report))
+    if not report.ok:
+        raise CheckFailedError(f"{artifact} did not pass: {'; '.join(report.failures)}")

