@@ -1,0 +1,218 @@
+"""Blocks of ggml's plain types: decoded into QuantizedTensor, and encoded from it without loss.
+
+Each run of 32 elements of a row is one block; all numbers are little endian (ggml-quants.c):
+
+    Q4_0  f16 d,                   16 bytes: element j low nibble, j + 16 high   w = d * (q - 8)
+    Q4_1  f16 d, f16 m,            the same                                      w = d * q + m
+    Q5_0  f16 d,        u32 high,  the same; bit j of `high` is bit 4 of q_j     w = d * (q - 16)
+    Q5_1  f16 d, f16 m, u32 high,  the same                                      w = d * q + m
+    Q8_0  f16 d, 32 int8                                                         w = d * q
+"""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from quant.format.errors import UnsupportedModelError
+from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, GgmlType
+from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.tensor import FloatArray, QuantizedTensor, Weight
+
+BLOCK = 32
+
+Bytes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """What a block of one type holds. `offset` is subtracted from stored codes to sign them."""
+
+    num_bits: int
+    offset: int
+    has_minimum: bool
+
+    @property
+    def head_bytes(self) -> int:
+        return 4 if self.has_minimum else 2
+
+
+LAYOUTS = {
+    Q4_0: BlockLayout(4, 8, False),
+    Q4_1: BlockLayout(4, 0, True),
+    Q5_0: BlockLayout(5, 16, False),
+    Q5_1: BlockLayout(5, 0, True),
+    Q8_0: BlockLayout(8, 0, False),
+}
+
+FLOATS = {F32: np.dtype("<f4"), F16: np.dtype("<f2"), BF16: np.dtype(ml_dtypes.bfloat16)}
+FLOAT_SCHEMES = {F32: FloatScheme("float32"), F16: FloatScheme("float16")}
+FLOAT_SCHEMES[BF16] = FloatScheme("bfloat16")
+
+
+def scheme_of(kind: GgmlType) -> Scheme | None:
+    """The scheme of a type that is decoded without loss; None for all others."""
+    layout = LAYOUTS.get(kind)
+    if layout is None:
+        return FLOAT_SCHEMES.get(kind)
+    return IntScheme(layout.num_bits, not layout.has_minimum, PerGroup(BLOCK))
+
+
+def decode(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Weight:
+    """A tensor of `shape` from its bytes. Floats are views of `data`, integers are copies."""
+    if kind in FLOATS:
+        floats: FloatArray = data.view(FLOATS[kind]).reshape(shape)
+        return floats
+    layout = LAYOUTS[kind]
+    rows, columns = shape
+    blocks = data.reshape(rows * columns // BLOCK, kind.block_bytes)
+    scale = _float16_column(blocks, 0).reshape(rows, columns // BLOCK)
+    minimum = None
+    if layout.has_minimum:
+        minimum = _float16_column(blocks, 2).reshape(rows, columns // BLOCK)
+    codes = unpack_codes(layout, blocks[:, layout.head_bytes :]).reshape(rows, columns)
+    scheme = IntScheme(layout.num_bits, not layout.has_minimum, PerGroup(BLOCK))
+    return QuantizedTensor(scheme, codes, scale, minimum=minimum)
+
+
+def unpack_codes(layout: BlockLayout, body: Bytes) -> Codes:
+    """int8 [blocks, 32], signed where the type has no minimum, from uint8 [blocks, bytes]."""
+    if layout.num_bits == 8:
+        return np.ascontiguousarray(body).view(np.int8)
+    nibbles = body[:, -16:]
+    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=1)
+    if layout.num_bits == 5:
+        codes |= np.unpackbits(body[:, :4], axis=1, bitorder="little") << 4
+    return codes.view(np.int8) - np.int8(layout.offset)
+
+
+def pack_codes(layout: BlockLayout, codes: Codes) -> Bytes:
+    """uint8 [blocks, bytes] from int8 [blocks, 32]: the inverse of `unpack_codes`."""
+    if layout.num_bits == 8:
+        return codes.view(np.uint8)
+    stored = (codes + np.int8(layout.offset)).view(np.uint8)
+    nibbles: Bytes = (stored[:, :16] & 15) | (stored[:, 16:] << 4)
+    if layout.num_bits == 4:
+        return nibbles
+    high = np.packbits(stored >> 4, axis=1, bitorder="little")
+    return np.concatenate([high, nibbles], axis=1)
+
+
+def pack_blocks(
+    kind: GgmlType,
+    codes: Codes,
+    scale: npt.NDArray[np.float16],
+    minimum: npt.NDArray[np.float16] | None = None,
+) -> Bytes:
+    """uint8 [blocks, block_bytes] from codes [blocks, 32], scale and minimum [blocks]."""
+    heads = [_as_bytes(scale)] if minimum is None else [_as_bytes(scale), _as_bytes(minimum)]
+    return np.concatenate([*heads, pack_codes(LAYOUTS[kind], codes)], axis=1)
+
+
+def lossless_type(scheme: Scheme, columns: int) -> tuple[GgmlType, str]:
+    """The smallest type that holds a weight of this scheme exactly, and the reason in words.
+
+    Blocks store `code - zero_point`, so an asymmetric scheme needs one bit more than it has. What
+    no block can hold becomes F32, which is exact for every integer scheme with 16-bit scales.
+    """
+    if isinstance(scheme, FloatScheme):
+        kind = next(kind for kind, floats in FLOAT_SCHEMES.items() if floats == scheme)
+        return kind, "as stored"
+    if columns % BLOCK:
+        return F32, f"rows of {columns} are not whole blocks of {BLOCK}: dequantized, exact"
+    if scheme.group_size(columns) % BLOCK and scheme.group_size(columns) < columns:
+        size = scheme.group_size(columns)
+        return F32, f"groups of {size} do not end where blocks of {BLOCK} do: dequantized, exact"
+    reach = scheme.qmax - scheme.qmin
+    lowest, highest = (scheme.qmin, scheme.qmax) if scheme.symmetric else (-reach, reach)
+    for kind in (Q4_0, Q5_0, Q8_0):
+        half = 1 << (LAYOUTS[kind].num_bits - 1)
+        if -half <= lowest and highest < half:
+            return kind, _lossless_reason(scheme, columns)
+    return F32, f"{scheme} spans -{reach}..{reach}, more than Q8_0 holds: dequantized, exact"
+
+
+def encode(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Bytes:
+    """uint8 [rows, bytes]: the same numbers as blocks of `kind`, exactly.
+
+    Raises UnsupportedModelError naming the tensor where a scale does not fit float16 exactly, or
+    where columns are ordered so that a block would need two scales.
+    """
+    rows, columns = tensor.shape
+    layout = LAYOUTS[kind]
+    if layout.has_minimum != (tensor.minimum is not None) or columns % BLOCK:
+        raise UnsupportedModelError(f"tensor '{name}' ({tensor.scheme}) is not made of {kind}")
+    group = _block_groups(name, tensor)
+    codes = _net_codes(name, kind, tensor).reshape(rows, -1, BLOCK)
+    used: npt.NDArray[np.bool_] = np.any(codes, axis=2)
+    scale = _exact_float16(name, "scale", tensor.scale[:, group], used)
+    minimum = tensor.minimum
+    if minimum is not None:
+        everywhere = np.ones_like(used)
+        minimum = _exact_float16(name, "minimum", minimum[:, group], everywhere).reshape(-1)
+    packed = pack_blocks(kind, codes.reshape(-1, BLOCK), scale.reshape(-1), minimum)
+    return packed.reshape(rows, -1)
+
+
+def _lossless_reason(scheme: IntScheme, columns: int) -> str:
+    repeated = isinstance(scheme.granularity, PerChannel) or scheme.group_size(columns) > BLOCK
+    parts = ["same integers" if scheme.symmetric else "code minus zero point"]
+    if repeated:
+        parts.append(f"scale repeated for each block of {BLOCK}")
+    return "lossless: " + ", ".join(parts)
+
+
+def _block_groups(name: str, tensor: QuantizedTensor) -> npt.NDArray[np.int32]:
+    """int32 [blocks]: the group of every block of a row."""
+    groups = tensor.column_groups().reshape(-1, BLOCK)
+    first = groups[:, 0]
+    if (groups != first[:, None]).any():
+        raise UnsupportedModelError(
+            f"tensor '{name}' mixes groups inside a block of {BLOCK} columns (activation order "
+            "with a saved column order), which GGUF cannot hold; quantize with static groups"
+        )
+    return first
+
+
+def _net_codes(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Codes:
+    """int8 [rows, columns]: codes minus zero points, checked to fit `kind`."""
+    layout = LAYOUTS[kind]
+    net: npt.NDArray[np.int16] | Codes = tensor.codes
+    if tensor.zero_point is not None:
+        zero_point = tensor.zero_point.astype(np.int16)[:, tensor.column_groups()]
+        net = tensor.codes.astype(np.int16) - zero_point
+    lowest, highest = -layout.offset, (1 << layout.num_bits) - 1 - layout.offset
+    if layout.num_bits == 8:
+        lowest, highest = -128, 127
+    if net.size and (net.min() < lowest or net.max() > highest):
+        reach = f"{net.min()}..{net.max()}"
+        raise UnsupportedModelError(f"tensor '{name}' has codes {reach}, which {kind} cannot hold")
+    return np.ascontiguousarray(net, dtype=np.int8)
+
+
+def _exact_float16(
+    name: str, what: str, values: FloatArray, used: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float16]:
+    """float16 with the same values; where a block is all zeros its scale may be rounded."""
+    wide = values.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = wide.astype(np.float16)
+    inexact = (narrow.astype(np.float32) != wide) & (used | ~np.isfinite(wide))
+    if inexact.any():
+        example = wide[inexact][0]
+        raise UnsupportedModelError(
+            f"tensor '{name}' has {int(inexact.sum())} blocks whose {what} does not fit float16 "
+            f"exactly, such as {example:.9g}; build it as type f32, or quantize it with float16 "
+            f"scales"
+        )
+    return np.where(np.isfinite(narrow), narrow, np.float16(0))
+
+
+def _float16_column(blocks: Bytes, at: int) -> npt.NDArray[np.float16]:
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0]
+
+
+def _as_bytes(values: npt.NDArray[np.float16]) -> Bytes:
+    return np.ascontiguousarray(values, dtype="<f2").reshape(-1, 1).view(np.uint8)
