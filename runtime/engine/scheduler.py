@@ -1,0 +1,131 @@
+"""Which tokens run in the next step, and in which pages."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.engine.pages import PagePool
+from runtime.engine.sequence import SequenceState
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Chunk:
+    """Tokens [start, start + num_tokens) of one sequence, planned for the next step."""
+
+    sequence: SequenceState
+    start: int
+    num_tokens: int
+    new_pages: tuple[int, ...]
+    admitted: bool
+    """It left the waiting queue in this very step."""
+
+    @property
+    def wants_logits(self) -> bool:
+        """Only a sequence whose known tokens are all computed has a next token to choose."""
+        return self.start + self.num_tokens == self.sequence.num_known_tokens
+
+
+class Scheduler:
+    """First come, first served, over a budget of tokens per step; running sequences first.
+
+    Out of pages, the last running sequence gives all of its own back and waits at the front, to
+    be computed anew. Every sequence fits the pool alone, so the oldest one always advances.
+    """
+
+    def __init__(self, pool: PagePool, max_step_tokens: int, max_running: int) -> None:
+        self.pool = pool
+        self.running: list[SequenceState] = []
+        self.waiting: deque[SequenceState] = deque()
+        self.num_preemptions = 0
+        self._max_step_tokens = max_step_tokens
+        self._max_running = max_running
+        self._watermark = pool.capacity // 100
+
+    def schedule(self) -> list[Chunk]:
+        """Reserve pages and plan one step. Follow with `commit` or `roll_back`.
+
+        A preemption is not part of what is rolled back: the executor may have written over the
+        pages it freed.
+        """
+        preempted = self._make_room()
+        budget = self._max_step_tokens
+        chunks: list[Chunk] = []
+        for sequence in self.running:
+            if budget == 0:
+                break
+            chunks.append(self._reserve(sequence, budget, admitted=False))
+            budget -= chunks[-1].num_tokens
+        while budget > 0 and not preempted and self._can_admit():
+            self.running.append(self.waiting.popleft())
+            chunks.append(self._reserve(self.running[-1], budget, admitted=True))
+            budget -= chunks[-1].num_tokens
+        return chunks
+
+    def commit(self, chunks: Sequence[Chunk]) -> None:
+        """The step ran: its tokens are computed."""
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens += chunk.num_tokens
+
+    def roll_back(self, chunks: Sequence[Chunk]) -> None:
+        """The step did not run: pages and queues are as they were before the plan."""
+        for chunk in reversed(chunks):
+            sequence = chunk.sequence
+            del sequence.pages[len(sequence.pages) - len(chunk.new_pages) :]
+            self.pool.free(chunk.new_pages)
+            if chunk.admitted:
+                self.running.remove(sequence)
+                self.waiting.appendleft(sequence)
+
+    def remove(self, sequence: SequenceState) -> None:
+        """The sequence has ended, wherever it was; its pages are free."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def check_integrity(self) -> None:
+        """Pages, order of service and limits are consistent between two steps."""
+        live = [*self.running, *self.waiting]
+        self.pool.check_integrity(sequence.pages for sequence in live)
+        for sequence in live:
+            sequence.check_integrity(self.pool.page_size)
+        assert all(not sequence.pages for sequence in self.waiting), "a waiting sequence has pages"
+        arrivals = [sequence.arrival for sequence in live]
+        assert arrivals == sorted(set(arrivals)), f"served out of order of arrival: {arrivals}"
+        assert len(self.running) <= self._max_running, f"{len(self.running)} sequences are running"
+
+    def _make_room(self) -> bool:
+        """Preempt until every running sequence can hold what it knows."""
+        before = self.num_preemptions
+        while sum(map(self._missing_pages, self.running)) > self.pool.num_free:
+            victim = self.running.pop()
+            assert self.running, "the oldest sequence does not fit the pool alone"
+            self._release(victim)
+            self.waiting.appendleft(victim)
+            self.num_preemptions += 1
+        return self.num_preemptions > before
+
+    def _can_admit(self) -> bool:
+        """Whether the first waiting sequence fits with its next token, and leaves each running one
+        a page to grow into: admitting into the last page would preempt again at once."""
+        if not self.waiting or len(self.running) == self._max_running:
+            return False
+        needed = self.pool.pages_for(self.waiting[0].num_known_tokens + 1)
+        headroom = max(self._watermark, len(self.running)) if self.running else 0
+        return needed + headroom <= self.pool.num_free
+
+    def _missing_pages(self, sequence: SequenceState) -> int:
+        return self.pool.pages_for(sequence.num_known_tokens) - len(sequence.pages)
+
+    def _reserve(self, sequence: SequenceState, budget: int, *, admitted: bool) -> Chunk:
+        new_pages = self.pool.allocate(self._missing_pages(sequence))
+        sequence.pages.extend(new_pages)
+        num_tokens = min(sequence.num_pending_tokens, budget)
+        start = sequence.num_computed_tokens
+        return Chunk(sequence, start, num_tokens, tuple(new_pages), admitted)
+
+    def _release(self, sequence: SequenceState) -> None:
+        self.pool.free(sequence.pages)
+        sequence.pages.clear()
+        sequence.num_computed_tokens = 0

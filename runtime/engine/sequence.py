@@ -1,0 +1,59 @@
+"""One live request: the tokens known, how many of them are computed, and the pages they lie in."""
+
+from dataclasses import dataclass, field
+
+from runtime.engine.request import Request
+from runtime.engine.sampling import RowSampler
+
+
+@dataclass(eq=False, slots=True)
+class SequenceState:
+    """`tokens` are known: prompt, then answer. The first `num_computed_tokens` of them have their
+    keys and values in `pages`; the rest is pending.
+
+        tokens    [ prompt ............ | answer ... ]
+        computed  [0 ........ num_computed_tokens)
+        pending                [num_computed_tokens ... len(tokens))
+
+    A new prompt, a chunk, one decode token and the return after a preemption differ only in these
+    numbers. `arrival` counts accepted requests and gives the order of service.
+    """
+
+    request: Request
+    arrival: int
+    sampler: RowSampler
+    tokens: list[int] = field(init=False)
+    num_computed_tokens: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_tokens)
+
+    @property
+    def num_known_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_pending_tokens(self) -> int:
+        return len(self.tokens) - self.num_computed_tokens
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_tokens)
+
+    def append(self, token_id: int) -> None:
+        """One more answer token is known."""
+        self.tokens.append(token_id)
+        self.sampler.note(token_id)
+
+    def check_integrity(self, page_size: int) -> None:
+        """Computed tokens are known, and every one of them has its slot."""
+        name = self.request.request_id
+        assert 0 <= self.num_computed_tokens < self.num_known_tokens, (
+            f"request {name}: {self.num_computed_tokens} computed of {self.num_known_tokens} known"
+        )
+        assert self.num_computed_tokens <= len(self.pages) * page_size, (
+            f"request {name}: {self.num_computed_tokens} computed tokens in {len(self.pages)} pages"
+        )
+        assert len(set(self.pages)) == len(self.pages), f"request {name} holds a page twice"
+        assert self.num_answer_tokens < self.request.max_tokens, f"request {name} runs past its end"
