@@ -1,0 +1,103 @@
+"""Choosing the next token of each row; what a request keeps between its draws."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.engine.candidates import Float32, draw_token, log_probabilities
+from runtime.engine.request import Request, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A token, or the sentence that says why there is none."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+class RowSampler:
+    """One request's sampling state: its random generator, and counts of the tokens it has seen.
+
+    Depends on the request alone, and is untouched by preemption: a draw is never repeated. Equal
+    seeds give equal draws, whatever the request is called.
+    """
+
+    def __init__(self, request: Request, vocab_size: int) -> None:
+        params = request.sampling
+        self._params = params
+        self._generator: np.random.Generator | None = None
+        if params.temperature > 0:
+            seed = None if params.seed is None else params.seed % 2**64
+            self._generator = np.random.default_rng(seed)
+        self._seen: npt.NDArray[np.bool_] | None = None
+        if params.repetition_penalty != 1:
+            self._seen = np.zeros(vocab_size, np.bool_)
+            self._seen[list(request.prompt_tokens)] = True
+        self._answer_counts: Float32 | None = None
+        if params.frequency_penalty != 0 or params.presence_penalty != 0:
+            self._answer_counts = np.zeros(vocab_size, np.float32)
+        self._bias_ids = np.fromiter(params.logit_bias.keys(), np.intp)
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        self._min_tokens = request.min_tokens
+        self._ending_ids = [i for i in request.stop_token_ids if 0 <= i < vocab_size]
+        self._always_edits = (
+            self._seen is not None or self._answer_counts is not None or self._bias_ids.size > 0
+        )
+
+    def note(self, token_id: int) -> None:
+        """The token now belongs to the answer."""
+        if self._seen is not None:
+            self._seen[token_id] = True
+        if self._answer_counts is not None:
+            self._answer_counts[token_id] += 1
+
+    def draw(self, row: Float32, best: int, num_answer_tokens: int) -> Draw:
+        """Choose from raw logits `row` [vocab], of which `best` is the largest's lowest index."""
+        if not np.isfinite(row[best]):
+            return Draw(None, error="The model produced logits that are not finite numbers.")
+        token_id = best
+        ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
+        edited = self._edit(row, ending) if ending or self._always_edits else row
+        if edited is not row:
+            token_id = int(edited.argmax())
+            if not np.isfinite(edited[token_id]):
+                return Draw(None, error="Bias, penalties and min_tokens leave no token to choose.")
+        if self._generator is not None:
+            token_id = draw_token(edited, self._params, self._generator.random())
+        if self._params.logprobs is None:
+            return Draw(token_id)
+        return Draw(token_id, log_probabilities(row, token_id, self._params.logprobs))
+
+    def _edit(self, row: Float32, without_ending: bool) -> Float32:
+        """Penalties, then bias, then the ban on ending, on a copy."""
+        params = self._params
+        edited = row.copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._seen is not None:
+                seen = edited[self._seen]
+                penalty = np.float32(params.repetition_penalty)
+                edited[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+            if self._answer_counts is not None:
+                edited -= np.float32(params.frequency_penalty) * self._answer_counts
+                edited -= np.float32(params.presence_penalty) * (self._answer_counts > 0)
+            edited[self._bias_ids] += self._bias
+        if without_ending:
+            edited[self._ending_ids] = -np.inf
+        return edited
+
+
+def sample_rows(
+    logits: Float32, samplers: Sequence[RowSampler], num_answer_tokens: Sequence[int]
+) -> list[Draw]:
+    """One draw per row of `logits` [R, vocab]. Plain greedy rows cost the one argmax."""
+    best = logits.argmax(axis=1).tolist()
+    return [
+        sampler.draw(row, index, count)
+        for sampler, row, index, count in zip(
+            samplers, logits, best, num_answer_tokens, strict=True
+        )
+    ]
