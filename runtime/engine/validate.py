@@ -1,0 +1,85 @@
+"""Refusing what can never be honoured, before it costs anything."""
+
+from math import isfinite
+
+from runtime.engine.request import Request, RequestError, SamplingParams
+
+
+def check_request(
+    request: Request, *, vocab_size: int, max_positions: int, pool_tokens: int
+) -> None:
+    """Raise RequestError for a request that this model and this pool can never serve."""
+    _check_lengths(request, max_positions, pool_tokens)
+    _check_token_ids(request, vocab_size)
+    check_sampling(request.sampling, vocab_size)
+
+
+def _check_lengths(request: Request, max_positions: int, pool_tokens: int) -> None:
+    prompt, answer = len(request.prompt_tokens), request.max_tokens
+    if prompt == 0:
+        raise RequestError("the prompt is empty; give at least one token", "prompt", "empty_prompt")
+    if answer < 1:
+        raise RequestError(f"max_tokens must be at least 1, not {answer}", "max_tokens")
+    if not 0 <= request.min_tokens <= answer:
+        raise RequestError(
+            f"min_tokens must be between 0 and max_tokens {answer}, not {request.min_tokens}",
+            "min_tokens",
+        )
+    if prompt >= max_positions:
+        raise RequestError(
+            f"the prompt has {prompt} tokens, but the model's context is {max_positions} tokens, "
+            f"which must leave room for an answer",
+            "prompt",
+            "context_length_exceeded",
+        )
+    for limit, what in ((max_positions, "model's context is"), (pool_tokens, "KV cache holds")):
+        if prompt + answer > limit:
+            raise RequestError(
+                f"prompt {prompt} and max_tokens {answer} make {prompt + answer} tokens, but the "
+                f"{what} {limit} tokens",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+
+
+def _check_token_ids(request: Request, vocab_size: int) -> None:
+    for token_id in (min(request.prompt_tokens), max(request.prompt_tokens)):
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"prompt token {token_id} is outside the vocabulary of {vocab_size} tokens",
+                "prompt",
+                "invalid_token",
+            )
+
+
+def check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Raise RequestError naming the first field that is out of range."""
+    rules = (
+        ("temperature", params.temperature >= 0 and isfinite(params.temperature), "at least 0"),
+        ("top_k", params.top_k >= 0, "at least 0 (0 keeps every token)"),
+        ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
+        ("min_p", 0 <= params.min_p <= 1, "between 0 and 1"),
+        ("presence_penalty", isfinite(params.presence_penalty), "a finite number"),
+        ("frequency_penalty", isfinite(params.frequency_penalty), "a finite number"),
+        (
+            "repetition_penalty",
+            params.repetition_penalty > 0 and isfinite(params.repetition_penalty),
+            "above 0",
+        ),
+        (
+            "logprobs",
+            params.logprobs is None or 0 <= params.logprobs <= vocab_size,
+            f"between 0 and the vocabulary's {vocab_size}",
+        ),
+    )
+    for name, holds, wanted in rules:
+        if not holds:
+            raise RequestError(f"{name} must be {wanted}, not {getattr(params, name)}", name)
+    for token_id, bias in params.logit_bias.items():
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"logit_bias names token {token_id}, outside the vocabulary of {vocab_size} tokens",
+                "logit_bias",
+            )
+        if not isfinite(bias):
+            raise RequestError(f"logit_bias of token {token_id} is not finite", "logit_bias")
