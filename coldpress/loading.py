@@ -1,5 +1,6 @@
 """Opens an artifact for the commands: the model, its tokenizer, an executor that runs it."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,11 @@ if TYPE_CHECKING:
     from runtime.text.tokenizer import Tokenizer
 
 PAGE_SIZE = 16
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
@@ -21,12 +27,17 @@ def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
 
 
 def open_executor(
-    model: "Model", *, backend: str = "cpu", tokens: int, threads: int | None = None
+    model: "Model",
+    *,
+    backend: str = "cpu",
+    tokens: int,
+    sequences: int = 1,
+    threads: int | None = None,
 ) -> "Executor":
-    """An executor whose pool holds `tokens` positions of one sequence."""
+    """An executor whose pool holds `sequences` sequences of `tokens` positions each."""
     from runtime.loading import load_executor
 
-    pages = -(-tokens // PAGE_SIZE) + 1
+    pages = -(-tokens // PAGE_SIZE) * sequences + 1
     return load_executor(
         model, backend=backend, num_pages=pages, page_size=PAGE_SIZE, threads=threads
     )

@@ -1,0 +1,70 @@
+"""Benchmark of what lies on disk: one executor, warmed up, then every concurrency in turn."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from coldpress.loading import cores, open_artifact, open_executor, payload_bytes
+from quant.format.errors import InputError
+
+
+def bench(
+    artifact: Path,
+    *,
+    concurrency: Sequence[int] = (1, 4, 16),
+    prompt_tokens: int = 128,
+    output_tokens: int = 64,
+    rounds: int = 1,
+    backend: str = "cpu",
+    threads: int | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """The JSON of `coldpress bench`, its runs still as dataclasses.
+
+    Raises InputError when prompt and output do not fit the model's context.
+    """
+    from runtime.bench import measure, read_bytes_per_second, resident_bytes
+
+    threads = cores() if threads is None else threads
+    model, _ = open_artifact(artifact)
+    longest = prompt_tokens + output_tokens
+    limit = model.program.sizes.max_positions
+    if longest > limit:
+        raise InputError(
+            f"{prompt_tokens} + {output_tokens} tokens exceed the model's context of {limit}; "
+            "lower --prompt-tokens or --output-tokens"
+        )
+    bandwidth = read_bytes_per_second(threads)
+    weight_bytes = payload_bytes(artifact)
+    executor = open_executor(
+        model, backend=backend, tokens=longest, sequences=max(concurrency), threads=threads
+    )
+    runs = []
+    try:
+        measure(executor, 1, prompt_tokens=8, output_tokens=2, decode_limit=1.0)
+        for index, streams in enumerate(concurrency):
+            run = measure(
+                executor,
+                streams,
+                prompt_tokens=prompt_tokens,
+                output_tokens=output_tokens,
+                decode_limit=bandwidth / weight_bytes,
+                rounds=rounds,
+            )
+            runs.append(run)
+            if on_progress is not None:
+                on_progress(index + 1, len(concurrency), f"{streams} stream(s)")
+        resident = resident_bytes()
+    finally:
+        executor.close()
+    return {
+        "model": str(artifact),
+        "threads": threads,
+        "limits": {
+            "read_bytes_per_second": bandwidth,
+            "weight_bytes": weight_bytes,
+            "decode_steps_per_second": bandwidth / weight_bytes,
+        },
+        "runs": runs,
+        "resident_bytes": resident,
+    }

@@ -1,0 +1,78 @@
+"""coldpress bench: latency, throughput and memory."""
+
+from pathlib import Path
+
+import click
+
+from coldpress.console import Console
+from coldpress.options import PATH, backend_option, json_option, pass_console, threads_option
+
+
+class IntList(click.ParamType):
+    """Comma-separated positive integers."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            numbers = []
+        if not numbers or min(numbers) < 1:
+            self.fail(f"'{value}' is not a list of positive numbers such as 1,4,16", param, ctx)
+        return numbers
+
+
+@click.command("bench")
+@click.argument("artifact", type=PATH)
+@click.option("--concurrency", type=IntList(), default="1,4,16", show_default=True)
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--output-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
+@backend_option
+@threads_option
+@json_option
+@pass_console
+def command(
+    console: Console,
+    artifact: Path,
+    concurrency: list[int],
+    prompt_tokens: int,
+    output_tokens: int,
+    rounds: int,
+    backend: str,
+    threads: int | None,
+) -> None:
+    """Time ARTIFACT through the engine: random prompts, greedy, output forced to its length."""
+    from coldpress.benching import bench
+    from coldpress.tables import rows_table
+
+    with console.progress("benchmarking") as on_progress:
+        figures = bench(
+            artifact,
+            concurrency=concurrency,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            rounds=rounds,
+            backend=backend,
+            threads=threads,
+            on_progress=on_progress,
+        )
+    columns = ["streams", "prefill tok/s", "decode tok/s", "of limit", "TTFT p50 ms", "TPOT p50 ms"]
+    rows = [
+        [
+            run.concurrency,
+            run.prefill_tokens_per_second,
+            run.decode_tokens_per_second,
+            run.fraction_of_limit,
+            run.ttft_ms["p50"],
+            run.tpot_ms["p50"],
+        ]
+        for run in figures["runs"]
+    ]
+    title = f"{artifact}: {prompt_tokens} + {output_tokens} tokens, {figures['threads']} threads"
+    console.result(figures, lambda: rows_table(title, columns, rows))
