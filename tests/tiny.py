@@ -4,7 +4,8 @@ Nothing here needs torch or transformers, and no global random state is touched.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
+from compile.families import build_program
+from compile.model import Model
+from quant.format.scheme import FloatScheme, Scheme
+from quant.format.tensor import QuantizedTensor, Weight
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -169,6 +175,42 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, npt.NDAr
             values = values * np.float32(0.1) + np.float32(name.endswith("norm.weight"))
         tensors[name] = values.astype(dtype[config["dtype"]])
     return tensors
+
+
+@dataclass(frozen=True)
+class TinySource:
+    """A WeightSource over weights in memory."""
+
+    weights: Mapping[str, Weight]
+
+    def names(self) -> Collection[str]:
+        return self.weights.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.weights[name].shape
+
+    def scheme(self, name: str) -> Scheme:
+        weight = self.weights[name]
+        if isinstance(weight, QuantizedTensor):
+            return weight.scheme
+        return FloatScheme(weight.dtype.name)
+
+    def load(self, name: str) -> Weight:
+        return self.weights[name]
+
+
+def tiny_model(
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    weights: Mapping[str, Weight] | None = None,
+    **options: Any,
+) -> Model:
+    """A Model in memory, the one of `tiny_checkpoint`; `weights` replaces some by name."""
+    config = tiny_config(family, **options)
+    source = TinySource({**tiny_tensors(config, seed), **(weights or {})})
+    program = build_program(config, source.scheme, lambda name: name in source.names())
+    return Model(Path("memory"), "huggingface", program, source, config, None, None)
 
 
 def write_tokenizer(directory: Path, vocab: int = 384) -> None:
