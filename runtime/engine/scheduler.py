@@ -2,27 +2,11 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from runtime.engine.pages import PagePool
+from runtime.engine.plan import Chunk
 from runtime.engine.sequence import SequenceState
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Chunk:
-    """Tokens [start, start + num_tokens) of one sequence, planned for the next step."""
-
-    sequence: SequenceState
-    start: int
-    num_tokens: int
-    new_pages: tuple[int, ...]
-    admitted: bool
-    """It left the waiting queue in this very step."""
-
-    @property
-    def wants_logits(self) -> bool:
-        """Only a sequence whose known tokens are all computed has a next token to choose."""
-        return self.start + self.num_tokens == self.sequence.num_known_tokens
+from runtime.engine.stats import Counters
 
 
 class Scheduler:
@@ -32,11 +16,13 @@ class Scheduler:
     be computed anew. Every sequence fits the pool alone, so the oldest one always advances.
     """
 
-    def __init__(self, pool: PagePool, max_step_tokens: int, max_running: int) -> None:
+    def __init__(
+        self, pool: PagePool, counters: Counters, max_step_tokens: int, max_running: int
+    ) -> None:
         self.pool = pool
         self.running: list[SequenceState] = []
         self.waiting: deque[SequenceState] = deque()
-        self.num_preemptions = 0
+        self._counters = counters
         self._max_step_tokens = max_step_tokens
         self._max_running = max_running
         self._watermark = pool.capacity // 100
@@ -97,14 +83,14 @@ class Scheduler:
 
     def _make_room(self) -> bool:
         """Preempt until every running sequence can hold what it knows."""
-        before = self.num_preemptions
+        before = self._counters.preemptions
         while sum(map(self._missing_pages, self.running)) > self.pool.num_free:
             victim = self.running.pop()
             assert self.running, "the oldest sequence does not fit the pool alone"
             self._release(victim)
             self.waiting.appendleft(victim)
-            self.num_preemptions += 1
-        return self.num_preemptions > before
+            self._counters.preemptions += 1
+        return self._counters.preemptions > before
 
     def _can_admit(self) -> bool:
         """Whether the first waiting sequence fits with its next token, and leaves each running one

@@ -4,15 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from runtime.engine.engine import (
-    Engine,
-    EngineStats,
-    ExecutorFailed,
-    duplicate_request,
-    queue_full,
-)
+from runtime.engine.engine import Engine, ExecutorFailed
 from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
+from runtime.engine.stats import EngineStats
+from runtime.engine.validate import duplicate_request, queue_full
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +78,10 @@ class EngineThread:
             self._wake.notify()
 
     def stats(self) -> EngineStats:
-        """As of the end of the last step."""
+        """As of the end of the last step; requests not yet handed over count as waiting."""
         with self._wake:
-            return self._stats
+            num_waiting = self._stats.num_waiting + len(self._inbox)
+            return replace(self._stats, num_waiting=num_waiting)
 
     def shutdown(self, drain_seconds: float = 30.0) -> bool:
         """Take no more requests, let the live ones finish, then end the rest with an error event.

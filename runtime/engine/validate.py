@@ -83,3 +83,18 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
             )
         if not isfinite(bias):
             raise RequestError(f"logit_bias of token {token_id} is not finite", "logit_bias")
+
+
+def queue_full(num_waiting: int, max_waiting: int) -> RequestError:
+    return RequestError(
+        f"{num_waiting} requests are waiting and the queue holds {max_waiting}; try again later",
+        code="queue_full",
+    )
+
+
+def duplicate_request(request_id: str) -> RequestError:
+    return RequestError(
+        f"a request named {request_id!r} is still running; choose another id",
+        "request_id",
+        "duplicate_request_id",
+    )

@@ -1,0 +1,39 @@
+"""What the engine counts."""
+
+from dataclasses import dataclass, field
+
+from runtime.engine.request import FinishReason
+
+
+def _no_ends() -> dict[FinishReason, int]:
+    return {"stop": 0, "length": 0, "abort": 0, "error": 0}
+
+
+@dataclass
+class Counters:
+    """Since the engine was made; none ever falls.
+
+    prompt_tokens: of prompts that were computed to their end, each counted once.
+    computed_tokens: all that went through the executor, again after a preemption included.
+    finished: requests that ended, by reason; with the live ones they add up to `requests`.
+    """
+
+    steps: int = 0
+    failed_steps: int = 0
+    preemptions: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    computed_tokens: int = 0
+    finished: dict[FinishReason, int] = field(default_factory=_no_ends)
+
+
+@dataclass
+class EngineStats(Counters):
+    """A copy of the counters, with the gauges of the same moment; `pages_total` leaves the
+    reserved page out."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    pages_in_use: int = 0
+    pages_total: int = 0
