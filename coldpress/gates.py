@@ -1,5 +1,6 @@
 """Gates: conditions on measured figures, such as `kld<=0.05`, that a run must meet."""
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,10 +82,17 @@ def check_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> None:
     """Raises CheckFailedError naming every gate that `figures` (the JSON of eval) miss."""
     missed = []
     for gate in gates:
-        value: Any = figures
-        for key in METRICS[gate.metric]:
-            value = value[key]
-        if not gate.holds(float(value)):
-            missed.append(f"{gate} (measured {float(value):.6g})")
+        value = _measured(gate, figures)
+        if not gate.holds(value):
+            shown = "not a number" if math.isnan(value) else f"{value:.6g}"
+            missed.append(f"{gate} (measured {shown})")
     if missed:
         raise CheckFailedError(f"gate not met: {', '.join(missed)}")
+
+
+def _measured(gate: Gate, figures: Mapping[str, Any]) -> float:
+    value: Any = figures
+    for key in METRICS[gate.metric]:
+        value = value[key]
+    # JSON has no word for what is not finite, so it stands there as null.
+    return math.nan if value is None else float(value)

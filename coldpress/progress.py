@@ -24,26 +24,31 @@ class ProgressReporter:
         self.title = title
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
-        self._started = self._last_line = clock()
+        self._started = self._phase_started = self._last_line = clock()
+        self._last_done = 0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        elapsed = self._clock() - self._started
-        if elapsed < BAR_AFTER_SECONDS:
+        now = self._clock()
+        if done < self._last_done:  # a new phase of the same work counts from its own start
+            self._phase_started = now
+        self._last_done = done
+        if now - self._started < BAR_AFTER_SECONDS:
             return
         if self._stream.isatty():
             self._draw(done, total, what)
-        elif self._clock() - self._last_line >= LINE_EVERY_SECONDS:
-            self._last_line = self._clock()
-            left = f", {_duration(elapsed / done * (total - done))} left" if done else ""
+        elif now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            seconds = (now - self._phase_started) / done * (total - done) if done else None
+            left = "" if seconds is None else f", {_duration(seconds)} left"
             self._stream.write(f"{self.title}: {done}/{total} {what}{left}\n")
             self._stream.flush()
 
     def _draw(self, done: int, total: int, what: str) -> None:
         if self._bar is None:
             self._bar = _new_bar(self._stream)
-            self._task = self._bar.add_task(self.title, total=total)
+            self._task = self._bar.add_task(self.title, total=total, what=what)
             self._bar.start()
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total, what=what)
