@@ -93,7 +93,7 @@ def pack_codes(layout: BlockLayout, codes: Codes) -> Bytes:
     if layout.num_bits == 8:
         return codes.view(np.uint8)
     stored = (codes + np.int8(layout.offset)).view(np.uint8)
-    nibbles: Bytes = (stored[:, :16] & 15) | (stored[:, 16:] << 4)
+    nibbles: Bytes = (stored[:, :16] & np.uint8(15)) | (stored[:, 16:] << np.uint8(4))
     if layout.num_bits == 4:
         return nibbles
     high = np.packbits(stored >> 4, axis=1, bitorder="little")

@@ -1,0 +1,262 @@
+"""A GGUF file as a Hugging Face config and weights under their Hugging Face names."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.to_gguf.names import (
+    EMBEDDINGS,
+    HEAD,
+    ROPE_FACTORS,
+    halves_order,
+    hugging_face_name,
+    rope_heads,
+    take_rows,
+)
+from quant.format.errors import FileFormatError, UnsupportedModelError
+from quant.format.gguf_blocks import FLOATS, LAYOUTS, decode, scheme_of
+from quant.format.gguf_file import GgufFile, GgufTensor
+from quant.format.gguf_types import GgmlType
+from quant.format.scheme import FloatScheme, Scheme
+from quant.format.tensor import Weight
+
+MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Hugging Face model_type by GGUF architecture; Mistral files call themselves llama."""
+
+
+class GgufWeights:
+    """WeightSource over a GGUF file. Rows of q and k come back in Hugging Face's order.
+
+    Types that have no QuantizedTensor form are dequantized to float32 as they are loaded.
+    """
+
+    def __init__(self, file: GgufFile, config: Mapping[str, Any]) -> None:
+        self._file = file
+        self._heads = (config["num_attention_heads"], config["num_key_value_heads"])
+        self._interleaved = config["model_type"] == "llama"
+        self._tensors: dict[str, GgufTensor] = {}
+        for tensor in file.tensors.values():
+            if tensor.name == ROPE_FACTORS:
+                continue
+            name = hugging_face_name(tensor.name)
+            if name is None:
+                problem = f"tensor '{tensor.name}' belongs to no supported model family"
+                raise UnsupportedModelError(f"{file.path}: {problem}")
+            self._tensors[name] = self._checked(name, tensor)
+
+    def names(self) -> Collection[str]:
+        return self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def scheme(self, name: str) -> Scheme:
+        return scheme_of(self._tensors[name].type) or FloatScheme("float32")
+
+    def load(self, name: str) -> Weight:
+        tensor = self._tensors[name]
+        data = self._file.raw(tensor.name)
+        if tensor.type in FLOATS or tensor.type in LAYOUTS:
+            weight = decode(tensor.type, data, tensor.shape)
+        else:
+            weight = _dequantize(tensor.type, data).reshape(tensor.shape)
+        heads = self._reordered_heads(name)
+        if heads is not None:
+            weight = take_rows(weight, halves_order(tensor.shape[0], heads))
+        if tensor.type not in FLOATS:
+            self._file.forget(tensor.name)
+        return weight
+
+    def _reordered_heads(self, name: str) -> int | None:
+        return rope_heads(name, *self._heads) if self._interleaved else None
+
+    def _checked(self, name: str, tensor: GgufTensor) -> GgufTensor:
+        heads = self._reordered_heads(name)
+        if heads is not None and tensor.shape[0] % (2 * heads):
+            problem = f"tensor '{tensor.name}' has {tensor.shape[0]} rows, not {heads} even heads"
+            raise FileFormatError(self._file.path, problem)
+        if tensor.type in LAYOUTS and len(tensor.shape) != 2:
+            problem = f"tensor '{tensor.name}' is {tensor.type} but not a matrix"
+            raise FileFormatError(self._file.path, problem)
+        return tensor
+
+
+def open_gguf(path: Path) -> tuple[dict[str, Any], GgufWeights, Mapping[str, Any], list[str]]:
+    """(config, weights, metadata, notes) of a GGUF file.
+
+    config: the equivalent of config.json; explicit rotary factors are `rope_type: factors`.
+    metadata: every key of the header. notes: what loading has to do that a user may want to know.
+    Raises FileFormatError for a malformed file, UnsupportedModelError for an architecture, tensor
+    or number type that is not known.
+    """
+    file = GgufFile(path)
+    config = _Keys(file).config()
+    weights = GgufWeights(file, config)
+    return config, weights, file.metadata, _type_notes(file)
+
+
+class _Keys:
+    """The architecture's keys of a header, each checked as it is read."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        self.arch = file.metadata.get("general.architecture")
+        if self.arch not in MODEL_TYPES:
+            supported = ", ".join(MODEL_TYPES)
+            problem = f"architecture {self.arch!r} is not supported; supported: {supported}"
+            raise UnsupportedModelError(f"{file.path}: {problem}")
+        if self.optional_integer("split.count", 1) > 1:
+            problem = "is one part of a split model; join the parts with llama-gguf-split --merge"
+            raise UnsupportedModelError(f"{file.path}: {problem}")
+        if self.optional_integer(f"{self.arch}.expert_count", 0) > 0:
+            raise UnsupportedModelError(f"{file.path}: mixtures of experts are not supported")
+
+    def config(self) -> dict[str, Any]:
+        hidden, heads = self.integer("embedding_length"), self.integer("attention.head_count")
+        head_dim = self._head_dim(hidden, heads)
+        config: dict[str, Any] = {
+            "model_type": MODEL_TYPES[str(self.arch)],
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": self.integer("feed_forward_length"),
+            "num_hidden_layers": self.integer("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.integer("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "rms_norm_eps": self.number("attention.layer_norm_rms_epsilon"),
+            "vocab_size": self._vocab_size(),
+            "max_position_embeddings": self.integer("context_length"),
+            "rope_parameters": self._rope(head_dim),
+            "attention_bias": "blk.0.attn_q.bias" in self.file.tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in self.file.tensors,
+            "tie_word_embeddings": HEAD not in self.file.tensors,
+        }
+        for name in ("bos", "eos"):
+            if f"tokenizer.ggml.{name}_token_id" in self.file.metadata:
+                token = self.optional_integer(f"tokenizer.ggml.{name}_token_id", 0)
+                config[f"{name}_token_id"] = token
+        return config
+
+    def error(self, problem: str) -> FileFormatError:
+        return FileFormatError(self.file.path, problem)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """`{arch}.{key}`, at least 1."""
+        key = f"{self.arch}.{key}"
+        if default is None and key not in self.file.metadata:
+            raise self.error(f"key '{key}' is missing")
+        value = self.optional_integer(key, default or 0)
+        if value < 1:
+            raise self.error(f"key '{key}' must be at least 1, not {value}")
+        return value
+
+    def optional_integer(self, key: str, default: int) -> int:
+        value = self.file.metadata.get(key, default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
+        if isinstance(value, np.ndarray):
+            problem = f"key '{key}' differs between layers, which is not supported"
+            raise UnsupportedModelError(f"{self.file.path}: {problem}")
+        if type(value) is not int or value < 0:
+            raise self.error(f"key '{key}' must be a whole number, not {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        key = f"{self.arch}.{key}"
+        value = self.file.metadata.get(key, default)
+        if value is None:
+            raise self.error(f"key '{key}' is missing")
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+            raise self.error(f"key '{key}' must be a number above 0, not {value!r}")
+        return float(value)  # type: ignore[arg-type]
+
+    def _head_dim(self, hidden: int, heads: int) -> int:
+        head_dim = self.integer("attention.key_length", hidden // heads)
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if self.integer(key, head_dim) != head_dim:
+                problem = f"{key} differs from the head's {head_dim} elements"
+                raise UnsupportedModelError(f"{self.file.path}: {self.arch}.{problem}")
+        return head_dim
+
+    def _vocab_size(self) -> int:
+        table = self.file.tensors.get(EMBEDDINGS)
+        if table is None:
+            raise self.error(f"tensor '{EMBEDDINGS}' is missing")
+        return table.shape[0]
+
+    def _rope(self, head_dim: int) -> dict[str, Any]:
+        """rope_parameters as in transformers 5."""
+        rope: dict[str, Any] = {"rope_theta": self.number("rope.freq_base", 10_000.0)}
+        kind = self.file.metadata.get(f"{self.arch}.rope.scaling.type", "none")
+        if ROPE_FACTORS in self.file.tensors:
+            if kind not in ("none", "linear") or self.number("rope.scaling.factor", 1.0) != 1:
+                raise UnsupportedModelError(
+                    f"{self.file.path}: {ROPE_FACTORS} together with rope scaling {kind!r}"
+                )
+            return rope | {"rope_type": "factors", "factors": self._factors(head_dim)}
+        if kind == "linear":
+            factor = self.number("rope.scaling.factor", 1.0)
+            return rope | ({"rope_type": "linear", "factor": factor} if factor != 1 else _PLAIN)
+        if kind == "yarn":
+            return rope | self._yarn()
+        if kind != "none":
+            raise UnsupportedModelError(f"{self.file.path}: rope scaling {kind!r} is not supported")
+        return rope | _PLAIN
+
+    def _yarn(self) -> dict[str, Any]:
+        factor = self.number("rope.scaling.factor")
+        # llama.cpp multiplies its own attention factor with the one in the file.
+        own = 1.0 + 0.1 * math.log(factor) if factor > 1 else 1.0
+        return {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": self.integer(
+                "rope.scaling.original_context_length", self.integer("context_length")
+            ),
+            "beta_fast": self.number("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": self.number("rope.scaling.yarn_beta_slow", 1.0),
+            "attention_factor": own * self.number("rope.scaling.attn_factor", 1.0),
+        }
+
+    def _factors(self, head_dim: int) -> list[float]:
+        tensor = self.file.tensors[ROPE_FACTORS]
+        if tensor.type.name != "F32" or tensor.shape != (head_dim // 2,):
+            found = f"{tensor.type} {list(tensor.shape)}"
+            raise self.error(f"tensor '{ROPE_FACTORS}' must be F32 [{head_dim // 2}], not {found}")
+        return [float(value) for value in self.file.raw(ROPE_FACTORS).view("<f4")]
+
+
+_PLAIN = {"rope_type": "default"}
+
+
+def _type_notes(file: GgufFile) -> list[str]:
+    """One sentence for each type that has to become float32; refuses what cannot."""
+    foreign = Counter(
+        tensor.type
+        for tensor in file.tensors.values()
+        if tensor.type not in FLOATS and tensor.type not in LAYOUTS
+    )
+    notes = []
+    for kind, count in foreign.items():
+        try:
+            _dequantize(kind, np.zeros(kind.block_bytes, np.uint8))
+        except NotImplementedError:
+            problem = f"{count} tensors have type {kind}, which is not supported"
+            raise UnsupportedModelError(f"{file.path}: {problem}") from None
+        notes.append(f"{count} tensors of type {kind} are dequantized to float32")
+    return notes
+
+
+def _dequantize(kind: GgmlType, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """float32 [elements]. Raises NotImplementedError for a type that gguf cannot read."""
+    import gguf
+
+    blocks = data.reshape(-1, kind.block_bytes)
+    with np.errstate(all="ignore"):
+        values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(kind.id))
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
