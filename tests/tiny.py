@@ -193,7 +193,7 @@ class TinySource:
         weight = self.weights[name]
         if isinstance(weight, QuantizedTensor):
             return weight.scheme
-        return FloatScheme(weight.dtype.name)
+        return FloatScheme(weight.dtype.name)  # type: ignore[arg-type]
 
     def load(self, name: str) -> Weight:
         return self.weights[name]

@@ -57,7 +57,7 @@ Plan = Sequence[Sequence[tuple[int, int]]]
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 384, count).tolist()
+    return [int(token) for token in np.random.default_rng(seed).integers(3, 384, count)]
 
 
 def run_plan(
