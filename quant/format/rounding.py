@@ -40,14 +40,16 @@ def absmax_scale(values_absmax: Values, num_bits: int) -> Values:
     Source: the compressed-tensors rule.
     """
     qmin, qmax = code_range(num_bits)
-    return _without_zeros(values_absmax / ((qmax - qmin) / 2))
+    scale: Values = values_absmax / ((qmax - qmin) / 2)
+    return _without_zeros(scale)
 
 
 def minmax_scale(minimum: Values, maximum: Values, num_bits: int) -> Values:
     """Asymmetric step size of [minimum, maximum] widened to hold 0; 1 for a group of zeros."""
     qmin, qmax = code_range(num_bits)
     low, high = minimum.clip(None, 0), maximum.clip(0, None)
-    return _without_zeros((high - low) / (qmax - qmin))
+    scale: Values = (high - low) / (qmax - qmin)
+    return _without_zeros(scale)
 
 
 def zero_point_for(minimum: Values, scale: Values, num_bits: int) -> Values:

@@ -85,7 +85,7 @@ class SafetensorsFile:
         """
         info = self.tensors[name]
         array = np.empty(info.shape, dtype=info.dtype)
-        target = memoryview(array.reshape(-1).view(np.uint8))
+        target = array.reshape(-1).view(np.uint8).data
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(info.begin)

@@ -1,0 +1,284 @@
+"""Open a Hugging Face directory as a source of weights, quantized or not.
+
+Nothing in the directory is trusted: no pickle, no code, no path that leaves it. A checkpoint opens
+only when every stored tensor belongs to a weight that we can read.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quant.format.awq import AwqCodec
+from quant.format.codec import FLOAT_DTYPES, PackedWeight, WeightCodec
+from quant.format.compressed_tensors import CompressedTensorsCodec
+from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
+from quant.format.gptq import GptqCodec
+from quant.format.safetensors_file import SafetensorsFile, TensorInfo
+from quant.format.safetensors_writer import INDEX_NAME
+from quant.format.scheme import FloatScheme, Scheme
+from quant.format.staging import is_staging
+from quant.format.tensor import Weight
+
+SINGLE_NAME = "model.safetensors"
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+MAX_JSON_BYTES = 100 << 20
+
+_CODECS: Mapping[str, Callable[[Mapping[str, Any], str], WeightCodec]] = {
+    "compressed-tensors": CompressedTensorsCodec,
+    "gptq": GptqCodec,
+    "awq": AwqCodec,
+}
+_PARAMETER = re.compile(
+    r".*\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|scale_inv|zero_point|g_idx|shape|scale_2)"
+    r"|(input|output)_(scale|zero_point)|[kv]_scale|SCB|absmax|quant_map)$"
+)
+
+
+class Checkpoint:
+    """A Hugging Face directory; implements `WeightSource`. Made by `open_checkpoint`."""
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], files: Mapping[str, SafetensorsFile]
+    ) -> None:
+        """`files`: the opened file of every stored tensor, by tensor name."""
+        self.path = path
+        self.config = config
+        self._files = files
+        self._headers = {name: file.tensors[name] for name, file in files.items()}
+        self._codec = _make_codec(self.quantization_config, path)
+        found = self._codec.find(self._headers, self.load_raw) if self._codec else []
+        self._packed = {f"{weight.module}.weight": weight for weight in found}
+        self._logical = self._logical_names()
+
+    @property
+    def quantization_config(self) -> dict[str, Any] | None:
+        """The `quantization_config` of config.json, None for a float checkpoint."""
+        return self.config.get("quantization_config")
+
+    @property
+    def quant_method(self) -> str | None:
+        """E.g. "compressed-tensors", "gptq" or "awq"; None for a float checkpoint."""
+        config = self.quantization_config
+        return None if config is None else str(config.get("quant_method"))
+
+    def names(self) -> Collection[str]:
+        """Every logical tensor; a packed weight appears once as `X.weight`."""
+        return self._logical
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        packed = self._packed.get(name)
+        return packed.shape if packed else self._header(name).shape
+
+    def scheme(self, name: str) -> Scheme:
+        packed = self._packed.get(name)
+        return packed.scheme if packed else _float_scheme(self._header(name))
+
+    def load(self, name: str) -> Weight:
+        """Read one tensor: a QuantizedTensor, or a float array in its stored dtype.
+
+        Raises FileFormatError naming the tensor when it is malformed.
+        """
+        packed = self._packed.get(name)
+        if packed is None:
+            return self.load_raw(name)
+        assert self._codec is not None
+        return self._codec.decode(packed, self.load_raw)
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes on disk of everything that a logical tensor is made of."""
+        packed = self._packed.get(name)
+        parts = packed.parts.values() if packed else [name]
+        return sum(self._header(part).num_bytes for part in parts)
+
+    def raw_names(self) -> Collection[str]:
+        """Every stored tensor, as the files name it."""
+        return self._headers.keys()
+
+    def load_raw(self, name: str) -> npt.NDArray[Any]:
+        """One stored tensor as it lies in its file."""
+        self._header(name)
+        return self._files[name].load(name)
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, sorted by name."""
+        return sorted({file.path for file in self._files.values()})
+
+    def files(self) -> list[Path]:
+        """The files of the text side that exist: tokenizer, generation config, chat template.
+
+        Raises FileFormatError for one that is a link out of the directory.
+        """
+        found = [self.path / name for name in TEXT_FILES if (self.path / name).is_file()]
+        for path in found:
+            _require_inside(self.path, path)
+        return found
+
+    def _header(self, name: str) -> TensorInfo:
+        if name not in self._headers:
+            raise FileFormatError(self.path, f"has no tensor '{name}'")
+        return self._headers[name]
+
+    def _logical_names(self) -> dict[str, None]:
+        """Closes the books: each stored tensor is a float tensor or part of one packed weight."""
+        owners: dict[str, PackedWeight] = {}
+        for weight in self._packed.values():
+            owners.update(dict.fromkeys(weight.parts.values(), weight))
+        logical: dict[str, None] = {}
+        for name, header in self._headers.items():
+            if name in owners:
+                logical[f"{owners[name].module}.weight"] = None
+                continue
+            if name in self._packed:
+                raise FileFormatError(self.path, f"'{name}' is stored both packed and in full")
+            if _PARAMETER.match(name):
+                raise FileFormatError(
+                    self.path, f"tensor '{name}' belongs to no quantized weight that we can read"
+                )
+            if header.dtype.name not in FLOAT_DTYPES:
+                raise UnsupportedModelError(
+                    f"{self.path}: tensor '{name}' has dtype {header.dtype.name}; "
+                    "only float16, bfloat16 and float32 can be read here"
+                )
+            logical[name] = None
+        return logical
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open and check a Hugging Face directory, reading headers only.
+
+    Raises InputError when it is missing, incomplete, or holds pickle or code; FileFormatError when
+    a file in it is malformed; UnsupportedModelError for a quantization that we cannot read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: is not a directory; give the folder that holds config.json")
+    if is_staging(path.resolve()):
+        raise InputError(f"{path}: was left by an interrupted run; delete it and run again")
+    config = read_json_object(path / "config.json")
+    _require_inside(path, path / "config.json")
+    if "auto_map" in config:
+        raise InputError(
+            f"{path / 'config.json'}: 'auto_map' asks to run code from the checkpoint, "
+            "which is never done; use a checkpoint of a built-in architecture"
+        )
+    quantization = config.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise FileFormatError(path / "config.json", "'quantization_config' is not an object")
+    return Checkpoint(path, config, _open_files(path))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError when it is missing."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise FileFormatError(path, f"is larger than {MAX_JSON_BYTES:,} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(path, f"is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise FileFormatError(path, "is not a JSON object")
+    return value
+
+
+def _open_files(path: Path) -> dict[str, SafetensorsFile]:
+    index = path / INDEX_NAME
+    if index.exists():
+        return _open_shards(path, index)
+    if not (path / SINGLE_NAME).exists():
+        raise InputError(_no_weights(path))
+    file = SafetensorsFile(_inside(path, SINGLE_NAME, path / SINGLE_NAME))
+    return dict.fromkeys(file.tensors, file)
+
+
+def _open_shards(path: Path, index: Path) -> dict[str, SafetensorsFile]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise FileFormatError(index, "'weight_map' is not a map of file names")
+    if (path / SINGLE_NAME).exists() and SINGLE_NAME not in weight_map.values():
+        raise FileFormatError(
+            index, f"does not list '{SINGLE_NAME}' beside it; delete the stale one"
+        )
+    shards = {
+        name: SafetensorsFile(_inside(path, name, index))
+        for name in sorted(set(weight_map.values()))
+    }
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name].tensors:
+            raise FileFormatError(index, f"tensor '{tensor}' is not in '{name}', as it should be")
+    files: dict[str, SafetensorsFile] = {}
+    for name, shard in shards.items():
+        for tensor in shard.tensors:
+            if weight_map.get(tensor) != name:
+                raise FileFormatError(index, f"does not list tensor '{tensor}' of '{name}'")
+            files[tensor] = shard
+    return files
+
+
+def _inside(directory: Path, name: str, source: Path) -> Path:
+    """`directory / name` when that is a plain file there. Raises FileFormatError otherwise."""
+    if not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
+        raise FileFormatError(source, f"'{name}' is not the plain name of a safetensors file")
+    path = directory / name
+    if not path.exists():
+        raise InputError(f"{path}: is missing, but {source.name} lists it")
+    _require_inside(directory, path)
+    return path
+
+
+def _require_inside(directory: Path, path: Path) -> None:
+    if not path.is_file() or not _target_is_allowed(directory, path):
+        raise FileFormatError(path, "is no file inside the checkpoint directory")
+
+
+def _target_is_allowed(directory: Path, path: Path) -> bool:
+    """A link stays inside, or leads to the blobs of the Hugging Face cache around a snapshot."""
+    real, home = path.resolve(), directory.resolve()
+    if real.is_relative_to(home):
+        return True
+    return home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+
+
+def _no_weights(path: Path) -> str:
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        return (
+            f"{path}: '{pickles[0]}' is a pickle, which can run code and is never opened; "
+            "convert the weights to safetensors first"
+        )
+    return f"{path}: holds no weights; '{SINGLE_NAME}' or '{INDEX_NAME}' is needed"
+
+
+def _make_codec(config: Mapping[str, Any] | None, path: Path) -> WeightCodec | None:
+    if config is None:
+        return None
+    method = config.get("quant_method")
+    if not isinstance(method, str) or method not in _CODECS:
+        raise UnsupportedModelError(
+            f"{path}: quantization method {method!r} is not supported; "
+            f"readable are {', '.join(_CODECS)}"
+        )
+    return _CODECS[method](config, str(path))
+
+
+def _float_scheme(header: TensorInfo) -> FloatScheme:
+    name = np.dtype(header.dtype).name
+    assert name in FLOAT_DTYPES
+    return FloatScheme(name)  # type: ignore[arg-type]
