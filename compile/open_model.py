@@ -1,0 +1,80 @@
+"""Open whatever a user points at as a Model, reading headers only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compile.families import build_program, check_weights
+from compile.families.decoder import HEAD
+from compile.from_gguf import open_gguf
+from compile.model import Model
+from compile.program import Program
+from quant.format.checkpoint import open_checkpoint
+from quant.format.errors import FileFormatError, InputError
+from quant.format.scheme import FloatScheme, Scheme
+from quant.format.staging import is_staging
+from quant.format.tensor import WeightSource
+
+CONFIG = "config.json"
+
+
+def open_model(path: Path) -> Model:
+    """The model at `path`: a Hugging Face directory (quantized or not), a .gguf file, or a
+    directory that holds one .gguf file with its tokenizer files.
+
+    Raises InputError, FileFormatError or UnsupportedModelError naming the path.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory; download the model first")
+    if is_staging(path.resolve()):
+        raise InputError(f"{path}: was left by an interrupted run; delete it and run again")
+    if path.is_dir():
+        return _open_directory(path)
+    if path.suffix == ".gguf":
+        return _open_gguf(path, path, None)
+    raise InputError(f"{path}: is neither a .gguf file nor a directory with a {CONFIG}")
+
+
+def _open_directory(path: Path) -> Model:
+    payloads = sorted(path.glob("*.gguf"))
+    if payloads and not any(path.glob("*.safetensors")):
+        if len(payloads) > 1:
+            names = ", ".join(payload.name for payload in payloads)
+            raise InputError(f"{path}: holds several GGUF files ({names}); name the one to open")
+        return _open_gguf(path, payloads[0], path)
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: holds neither a {CONFIG} nor a .gguf file")
+    checkpoint = open_checkpoint(path)
+    program = _program(path, checkpoint.config, checkpoint)
+    notes = _head_note(checkpoint.config, program)
+    return Model(path, "huggingface", program, checkpoint, checkpoint.config, path, None, notes)
+
+
+def _open_gguf(path: Path, payload: Path, directory: Path | None) -> Model:
+    config, weights, metadata, notes = open_gguf(payload)
+    program = _program(payload, config, weights)
+    return Model(path, "gguf", program, weights, config, directory, metadata, tuple(notes))
+
+
+def _program(path: Path, config: Mapping[str, Any], weights: WeightSource) -> Program:
+    names = set(weights.names())
+
+    def scheme_of(name: str) -> Scheme:
+        # A missing tensor has no scheme; check_weights lists all of them in one sentence.
+        return weights.scheme(name) if name in names else FloatScheme("float32")
+
+    try:
+        program = build_program(config, scheme_of, names.__contains__)
+        check_weights(program, weights)
+    except FileFormatError:
+        raise
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+    return program
+
+
+def _head_note(config: Mapping[str, Any], program: Program) -> tuple[str, ...]:
+    if program.tied_embeddings or not config.get("tie_word_embeddings"):
+        return ()
+    return (f"{CONFIG} ties the embeddings, but '{HEAD}' is stored as well and is used",)
