@@ -103,9 +103,9 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     fields = {name: value for name, value in asdict(manifest).items() if value is not None}
     try:
         text = json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return f"{text}\n".encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"the manifest cannot be written as JSON: {error}") from error
-    return f"{text}\n".encode()
 
 
 def read_manifest(directory: Path) -> Manifest:
