@@ -1,0 +1,132 @@
+"""One answer being generated: token events in, text deltas out."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from runtime.engine.request import FinishReason, SamplingParams, TokenEvent, TokenLogprobs
+from runtime.text.detokenizer import Detokenizer, TokenTexts
+from runtime.text.stop import StopMatcher
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """What is asked of one answer.
+
+    max_tokens: None means all that the context leaves.
+    stop: strings that end the answer; neither they nor anything after them is given out.
+    min_tokens: neither ending tokens nor stop strings end the answer before that many tokens.
+    ignore_eos: the model's own ending tokens do not end the answer; `stop_token_ids` still do.
+    """
+
+    max_tokens: int | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """What one token brought. `text` may be empty; the last delta has a finish_reason.
+
+    token_id: None where the end came without a token, or the token only ended the answer.
+    finish_reason: "stop" for ending tokens and stop strings alike.
+    error: one sentence, with finish_reason "error" only.
+    """
+
+    text: str
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+class Generation:
+    """Deltas of one answer, in order. One consumer: `for delta in generation`, or `on_news` and
+    `poll` where blocking is not allowed. Detokenizing happens on the consumer's thread."""
+
+    def __init__(
+        self,
+        request_id: str,
+        num_prompt_tokens: int,
+        params: GenerationParams,
+        tokenizer: TokenTexts,
+        abort: Callable[[str], None],
+    ) -> None:
+        self.request_id = request_id
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_answer_tokens = 0
+        """Tokens sampled so far, the ending one included."""
+        self._min_tokens = params.min_tokens
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._matcher = StopMatcher(params.stop)
+        self._abort = abort
+        self._events: deque[TokenEvent] = deque()
+        self._news = threading.Condition()
+        self._notify: Callable[[], None] | None = None
+        self.finish_reason: FinishReason | None = None
+
+    def receive(self, event: TokenEvent) -> None:
+        """Called on the engine's thread; only queues."""
+        with self._news:
+            self._events.append(event)
+            self._news.notify()
+            notify = self._notify
+        if notify is not None:
+            notify()
+
+    def on_news(self, notify: Callable[[], None]) -> None:
+        """`notify` is called, on the engine's thread, whenever `poll` has something to give."""
+        with self._news:
+            self._notify = notify
+            pending = bool(self._events)
+        if pending:
+            notify()
+
+    def poll(self) -> list[TextDelta]:
+        """The deltas that are there by now; does not wait."""
+        deltas = []
+        while self._events and self.finish_reason is None:
+            deltas.append(self._delta(self._events.popleft()))
+        return deltas
+
+    def __iter__(self) -> Iterator[TextDelta]:
+        """Waits for each delta; leaving the loop early does not cancel."""
+        while self.finish_reason is None:
+            with self._news:
+                self._news.wait_for(lambda: self._events)
+                event = self._events.popleft()
+            yield self._delta(event)
+
+    def cancel(self) -> None:
+        """Stop generating and free the pages; harmless after the end. Deltas end with "abort"."""
+        if self.finish_reason is None:
+            self._abort(self.request_id)
+
+    def _delta(self, event: TokenEvent) -> TextDelta:
+        if event.token_id is not None:
+            self.num_answer_tokens += 1
+        reason, token_id = event.finish_reason, event.token_id
+        if reason == "stop":
+            token_id = None
+        text = "" if token_id is None else self._text_of(token_id)
+        if self._matcher.matched is not None:
+            if reason is None:
+                self._abort(self.request_id)
+            reason = "stop"
+        elif reason is not None:
+            text += self._matcher.feed(self._detokenizer.finish())
+            text += self._matcher.finish()
+        self.finish_reason = reason
+        logprobs = None if token_id is None else event.logprobs
+        return TextDelta(text, token_id, logprobs, reason, event.error)
+
+    def _text_of(self, token_id: int) -> str:
+        text = self._detokenizer.feed(token_id)
+        if self.num_answer_tokens < self._min_tokens:
+            return text
+        return self._matcher.feed(text)

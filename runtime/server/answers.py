@@ -1,0 +1,107 @@
+"""From running generations to a response: collected into one object, or streamed as events."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from runtime.generation import Generation, TextDelta
+from runtime.server.errors import ApiError, generation_failed
+from runtime.server.metrics import Metrics, Stopwatch
+from runtime.server.sse import DONE, EventStream, event
+from runtime.server.state import cancel_all
+
+Chunk = dict[str, Any]
+ToChunks = Callable[[int, TextDelta], list[Chunk]]
+
+_CLIENT_CLOSED = 499
+
+
+async def deltas_of(
+    generations: Sequence[Generation], metrics: Metrics
+) -> AsyncIterator[list[tuple[int, TextDelta]]]:
+    """What has come since the last time, from all generations, until each has ended.
+
+    Raises ApiError as soon as one of them fails.
+    """
+    news = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    wake = partial(loop.call_soon_threadsafe, news.set)
+    watches = [Stopwatch(metrics) for _ in generations]
+    for generation in generations:
+        generation.on_news(wake)
+    while any(generation.finish_reason is None for generation in generations):
+        await news.wait()
+        news.clear()
+        ready = [(i, delta) for i, one in enumerate(generations) for delta in one.poll()]
+        for index, delta in ready:
+            watches[index].token(generations[index], delta)
+            if delta.finish_reason in ("error", "abort"):
+                raise generation_failed(delta.error)
+        yield ready
+
+
+async def collected(
+    request: Request, generations: Sequence[Generation], metrics: Metrics
+) -> list[list[TextDelta]]:
+    """All deltas of each generation; everything is cancelled if the client leaves meanwhile."""
+    gathering = asyncio.ensure_future(_gather(generations, metrics))
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({gathering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not gathering.done():
+            raise ApiError(_CLIENT_CLOSED, "the client closed the connection")
+        return gathering.result()
+    finally:
+        gathering.cancel()
+        leaving.cancel()
+        cancel_all(generations)
+
+
+def streamed(
+    generations: Sequence[Generation],
+    metrics: Metrics,
+    to_chunks: ToChunks,
+    last_chunk: Callable[[], Chunk | None],
+) -> Response:
+    """An event stream of `to_chunks(choice, delta)`, then `last_chunk()` if there is one."""
+    events = _events(generations, metrics, to_chunks, last_chunk)
+    return EventStream(events, on_close=partial(cancel_all, generations))
+
+
+def json_answer(payload: Chunk) -> Response:
+    return JSONResponse(payload)
+
+
+async def _gather(generations: Sequence[Generation], metrics: Metrics) -> list[list[TextDelta]]:
+    answers: list[list[TextDelta]] = [[] for _ in generations]
+    async for ready in deltas_of(generations, metrics):
+        for index, delta in ready:
+            answers[index].append(delta)
+    return answers
+
+
+async def _events(
+    generations: Sequence[Generation],
+    metrics: Metrics,
+    to_chunks: ToChunks,
+    last_chunk: Callable[[], Chunk | None],
+) -> AsyncIterator[bytes]:
+    try:
+        async for ready in deltas_of(generations, metrics):
+            chunks = [chunk for index, delta in ready for chunk in to_chunks(index, delta)]
+            if chunks:
+                yield b"".join(map(event, chunks))
+        last = last_chunk()
+        yield DONE if last is None else event(last) + DONE
+    except ApiError as error:
+        # The status line has gone out as 200; this is how clients learn of it now.
+        yield event(error.body()) + DONE
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,28 @@
+"""From the bytes of a request to a validated body."""
+
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from runtime.server.errors import from_validation_error
+from runtime.server.limits import Limits, parse_object, read_body
+from runtime.server.schemas import refuse_unsupported
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_fields(request: Request, limits: Limits) -> dict[str, Any]:
+    """The body's JSON object. ApiError for a body that is too large, too slow or not JSON;
+    RequestError for a field that would not be honoured."""
+    fields = parse_object(await read_body(request, limits))
+    refuse_unsupported(fields)
+    return fields
+
+
+def validated(model: type[Body], fields: dict[str, Any]) -> Body:
+    """The body as its type; ApiError naming the first field that is wrong."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise from_validation_error(error) from None

@@ -1,0 +1,109 @@
+"""Errors as OpenAI clients expect them; `error_body` is the only place that makes one."""
+
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from runtime.engine.request import RequestError
+
+_MAX_MESSAGE = 1000
+_MAX_FIELD = 200
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded",
+}
+_RETRY_SECONDS = "1"
+
+
+class ApiError(Exception):
+    """An answer other than 200. `code` is a machine-readable word, `param` the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, str(self), self.param, self.code)
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object, bounded in size whatever the client sent."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {
+        "message": _shortened(message, _MAX_MESSAGE),
+        "type": kind,
+        "param": None if param is None else _shortened(param, _MAX_FIELD),
+        "code": code,
+    }
+    return {"error": error}
+
+
+def error_response(error: ApiError) -> Response:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def from_request_error(error: RequestError) -> ApiError:
+    """The engine's and the text side's refusals, with the status that tells a client what to do."""
+    if error.code == "queue_full":
+        headers = {"Retry-After": _RETRY_SECONDS}
+        return ApiError(429, str(error), code="rate_limit_exceeded", headers=headers)
+    if error.code == "shutting_down":
+        return ApiError(503, str(error), code=error.code, headers={"Retry-After": _RETRY_SECONDS})
+    return ApiError(400, str(error), param=error.param, code=error.code)
+
+
+def from_validation_error(error: ValidationError) -> ApiError:
+    """The first field that does not validate, named; the client's own values are not echoed."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Only the outermost names are the client's fields; the rest is pydantic's way through unions.
+    param = str(first["loc"][0]) if first["loc"] else None
+    where = "the body" if param is None else f"'{param}'"
+    return ApiError(400, f"{where} is not valid: {first['msg']}", param=param)
+
+
+def generation_failed(sentence: str | None) -> ApiError:
+    """The engine could not finish an answer; trying the same again would fail the same way."""
+    message = sentence or "the answer was aborted by the server"
+    return ApiError(500, message, code="generation_failed", headers={"x-should-retry": "false"})
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error_response(from_request_error(error))
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown routes and methods."""
+    assert isinstance(error, HTTPException)
+    return error_response(ApiError(error.status_code, str(error.detail)))
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, "internal error; the server's log has the details"))
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,0 +1,140 @@
+"""Running the app: bind, say when ready, drain on a signal."""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import uvicorn
+
+from quant.format.errors import InputError
+from runtime.server.app import create_app
+from runtime.server.limits import Limits
+from runtime.service import GenerationService
+
+_MAX_HEADER_BYTES = 32 * 1024
+_AFTER_DRAIN_SECONDS = 15
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class HttpServer:
+    """A server whose address is bound at once; `run` serves until a signal or `stop`.
+
+    Raises InputError if the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[GenerationService],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        limits: Limits | None = None,
+        drain_seconds: float = 30.0,
+    ) -> None:
+        self._services = tuple(services)
+        self._drain_seconds = drain_seconds
+        self._socket = _bind(host, port)
+        self.host, self.port = host, int(self._socket.getsockname()[1])
+        self.app = create_app(services, limits)
+        config = uvicorn.Config(
+            self.app,
+            host=host,
+            port=self.port,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            timeout_graceful_shutdown=int(drain_seconds) + _AFTER_DRAIN_SECONDS,
+        )
+        self._server = _DrainingServer(config, self._start_draining)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def run(self, on_ready: Callable[[str], None] | None = None) -> None:
+        """Serve; `on_ready(url)` is called once requests are accepted. After the first SIGINT or
+        SIGTERM no request is accepted and running ones may end for `drain_seconds`; a second one
+        ends them at once. The engines are shut down when this returns."""
+        self._server.on_ready = None if on_ready is None else lambda: on_ready(self.url)
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+            for service in self._services:
+                service.engine.shutdown(0.0)
+
+    def stop(self) -> None:
+        """Drain and return from `run`, as the first signal does. From any thread."""
+        self._server.should_exit = True
+
+    def _start_draining(self) -> None:
+        self.app.state.server.draining = True
+        for service in self._services:
+            threading.Thread(
+                target=service.engine.shutdown, args=(self._drain_seconds,), daemon=True
+            ).start()
+
+
+def serve(
+    services: Sequence[GenerationService],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    on_ready: Callable[[str], None] | None = None,
+    *,
+    limits: Limits | None = None,
+    drain_seconds: float = 30.0,
+) -> None:
+    """Serve until a signal; port 0 takes a free one. See HttpServer.run."""
+    HttpServer(services, host, port, limits=limits, drain_seconds=drain_seconds).run(on_ready)
+
+
+class _DrainingServer(uvicorn.Server):
+    """uvicorn's server, which ends with exit code 0 after a signal instead of raising it again."""
+
+    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.on_ready: Callable[[], None] | None = None
+        self._on_drain = on_drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready is not None:
+            self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error}; choose another --host or --port"
+        ) from error

@@ -1,0 +1,161 @@
+"""Request bodies: the fields that are honoured, and those that are refused by name.
+
+Keys that nobody here knows are accepted, since clients send many that change nothing. A key that
+asks for a constraint or for output which would be missing is refused: see REFUSED.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from runtime.engine.request import RequestError
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 1024
+MAX_N = 16
+MAX_TOP_LOGPROBS = 20
+
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+_NO_LIST: tuple[Any, ...] = (None, [])
+_NO_OBJECT: tuple[Any, ...] = (None, {})
+_OFF: tuple[Any, ...] = (None, False)
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "tools": _NO_LIST,
+    "tool_choice": (None, "none", "auto"),
+    "functions": _NO_LIST,
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": _NO_OBJECT,
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "guided_decoding_backend": (None,),
+    "guided_whitespace_pattern": (None,),
+    "grammar": (None, ""),
+    "json_schema": _NO_OBJECT,
+    "regex": (None,),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "echo": _OFF,
+    "prompt_logprobs": (None,),
+    "use_beam_search": _OFF,
+    "bad_words": _NO_LIST,
+    "allowed_token_ids": _NO_LIST,
+    "truncate_prompt_tokens": (None,),
+    "include_stop_str_in_output": _OFF,
+    "return_token_ids": _OFF,
+    "return_tokens_as_token_ids": _OFF,
+    "logits_processors": _NO_LIST,
+    "chat_template": (None,),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": _OFF,
+    "documents": _NO_LIST,
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "web_search_options": (None,),
+    "prompt_embeds": (None,),
+}
+"""Fields that would be dropped silently, each with the values that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationBody(BaseModel):
+    """What chat and plain completions have in common; null means the default everywhere."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=256)
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_usage_always(self) -> bool:
+        options = self.stream_options
+        return bool(self.wants_usage and options and options.continuous_usage_stats)
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions. `prompt` is checked by `prompts_of`, which stops at its length."""
+
+    prompt: Any
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    add_special_tokens: bool | None = None
+
+
+def refuse_unsupported(fields: dict[str, Any]) -> None:
+    """RequestError naming the first field that asks for what would not be done."""
+    for name, neutral in REFUSED.items():
+        if name in fields and not any(_same(fields[name], value) for value in neutral):
+            raise RequestError(
+                f"'{name}' is not supported by this server; leave it out", name, "unsupported_field"
+            )
+
+
+def prompts_of(prompt: object, max_prompts: int) -> list[str | list[int]]:
+    """A prompt field as a list of prompts, each text or token ids. RequestError if it is none."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise _not_a_prompt()
+    if _is_token_ids(prompt):
+        return [prompt]
+    if len(prompt) > max_prompts:
+        raise RequestError(
+            f"prompt holds {len(prompt)} prompts; at most {max_prompts} are allowed", "prompt"
+        )
+    if not all(isinstance(one, str) or (_is_token_ids(one) and one) for one in prompt):
+        raise _not_a_prompt()
+    return list(prompt)
+
+
+def _is_token_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _not_a_prompt() -> RequestError:
+    return RequestError(
+        "prompt must be a string, a list of strings, a list of token ids or a list of such lists",
+        "prompt",
+    )
+
+
+def _same(value: object, neutral: object) -> bool:
+    return type(value) is type(neutral) and value == neutral

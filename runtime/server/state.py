@@ -1,0 +1,138 @@
+"""What every route needs, and the steps that chat and plain completions share."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi import Request
+
+from runtime.engine.request import RequestError, SamplingParams
+from runtime.generation import Generation, GenerationParams
+from runtime.server.errors import ApiError
+from runtime.server.limits import Limits
+from runtime.server.metrics import Metrics
+from runtime.server.schemas import GenerationBody
+from runtime.service import GenerationService
+
+
+@dataclass
+class ServerState:
+    """One per app; `created` is the start time in Unix seconds."""
+
+    services: Mapping[str, GenerationService]
+    limits: Limits
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))
+    draining: bool = False
+
+    def service(self, model: str | None) -> GenerationService:
+        """The service that a request names; without a name, the first. ApiError 404 for others."""
+        if model is None:
+            return next(iter(self.services.values()))
+        if model not in self.services:
+            known = ", ".join(self.services)
+            raise ApiError(
+                404,
+                f"the model '{model[:100]}' does not exist; this server has: {known}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.services[model]
+
+
+def state_of(request: Request) -> ServerState:
+    state: ServerState = request.app.state.server
+    return state
+
+
+def generation_params(
+    body: GenerationBody,
+    defaults: Mapping[str, Any],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> list[GenerationParams]:
+    """One set of parameters per choice: seeds count up, so that choices differ yet repeat."""
+    sampling = _sampling(body, defaults, logprobs)
+    stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
+    params = GenerationParams(
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=tuple(stop),
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
+    )
+    seed = sampling.seed
+    if seed is None:
+        return [params] * (body.n or 1)
+    return [
+        replace(params, sampling=replace(sampling, seed=seed + choice))
+        for choice in range(body.n or 1)
+    ]
+
+
+def _sampling(
+    body: GenerationBody, defaults: Mapping[str, Any], logprobs: int | None
+) -> SamplingParams:
+    """The request's own values, else the model's recommended ones, else OpenAI's."""
+    names = (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "seed",
+    )
+    asked = {name: value for name in names if (value := getattr(body, name)) is not None}
+    chosen = {**defaults, **asked}
+    # vLLM's clients write -1 for "all tokens".
+    chosen["top_k"] = max(0, chosen.get("top_k", 0))
+    return SamplingParams(**chosen, logit_bias=_logit_bias(body), logprobs=logprobs)
+
+
+def _logit_bias(body: GenerationBody) -> dict[int, float]:
+    bias = {}
+    for key, value in (body.logit_bias or {}).items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise RequestError(f"logit_bias: '{key[:50]}' is not a token id", "logit_bias")
+        bias[int(key)] = value
+    return bias
+
+
+def submit_all(
+    service: GenerationService,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[GenerationParams],
+) -> list[Generation]:
+    """A generation for each prompt and choice, all or none."""
+    started: list[Generation] = []
+    try:
+        for prompt in prompts:
+            started += [service.submit(prompt, choice) for choice in params]
+    except BaseException:
+        cancel_all(started)
+        raise
+    return started
+
+
+def cancel_all(generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        generation.cancel()
+
+
+def usage_of(generations: Sequence[Generation], num_choices: int) -> dict[str, Any]:
+    """OpenAI's usage object; a prompt is counted once, whatever n is."""
+    prompt = sum(generation.num_prompt_tokens for generation in generations[::num_choices])
+    answer = sum(generation.num_answer_tokens for generation in generations)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }

@@ -1,0 +1,120 @@
+"""Text in, text out, over one engine: what the server, the command line and the API share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+from uuid import uuid4
+
+from runtime.engine.batch import Executor
+from runtime.engine.engine import EngineStats
+from runtime.engine.request import Request, RequestError, TokenEvent
+from runtime.generation import Generation, GenerationParams
+from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
+
+
+class EngineHandle(Protocol):
+    """What a service needs of an engine's thread."""
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    def submit(self, request: Request, on_event: Callable[[TokenEvent], None]) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def seconds_without_progress(self) -> float: ...
+
+    def shutdown(self, drain_seconds: float = 30.0) -> bool: ...
+
+
+class GenerationService:
+    """One model, ready to answer. Every method may be called from any thread.
+
+    max_positions: tokens of prompt and answer together that are served at most, see
+        `usable_positions`.
+    sampling_defaults: fields of SamplingParams that the model's makers recommend.
+    """
+
+    def __init__(
+        self,
+        engine: EngineHandle,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        model_name: str,
+        max_positions: int,
+        sampling_defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.template = template
+        self.model_name = model_name
+        self.max_positions = max_positions
+        self.sampling_defaults = dict(sampling_defaults or {})
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Prompt tokens of plain text; RequestError for text that cannot fit the context."""
+        least = self.tokenizer.least_tokens(text)
+        if least >= self.max_positions:
+            raise self._too_long(f"at least {least}")
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Prompt tokens of a conversation; RequestError where there is no template or it refuses.
+
+        `variables` are the template's own, `enable_thinking` for example.
+
+        The template writes the beginning-of-sequence token itself where the model wants one.
+        """
+        if self.template is None:
+            raise RequestError(
+                f"model '{self.model_name}' has no chat template; use /v1/completions", "messages"
+            )
+        return self.encode(
+            self.template.render(messages, variables=variables), add_special_tokens=False
+        )
+
+    def submit(self, prompt_tokens: Sequence[int], params: GenerationParams) -> Generation:
+        """Start an answer. RequestError where it can never be given, or the queue is full."""
+        room = self.max_positions - len(prompt_tokens)
+        if room < 1:
+            raise self._too_long(str(len(prompt_tokens)))
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise RequestError(
+                f"the prompt has {len(prompt_tokens)} tokens and max_tokens is "
+                f"{params.max_tokens}, together {len(prompt_tokens) + params.max_tokens}, but the "
+                f"context holds {self.max_positions} tokens",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+        endings = frozenset() if params.ignore_eos else self.tokenizer.ending_ids
+        request = Request(
+            request_id=uuid4().hex,
+            prompt_tokens=tuple(prompt_tokens),
+            max_tokens=room if params.max_tokens is None else params.max_tokens,
+            sampling=params.sampling,
+            stop_token_ids=endings | params.stop_token_ids,
+            min_tokens=params.min_tokens,
+        )
+        generation = Generation(
+            request.request_id, len(prompt_tokens), params, self.tokenizer, self.engine.abort
+        )
+        self.engine.submit(request, generation.receive)
+        return generation
+
+    def _too_long(self, tokens: str) -> RequestError:
+        return RequestError(
+            f"the prompt has {tokens} tokens, but the context holds {self.max_positions} tokens "
+            f"and must leave room for an answer",
+            "prompt",
+            "context_length_exceeded",
+        )
+
+
+def usable_positions(executor: Executor) -> int:
+    """The longest context that both the model and the page pool hold, in tokens."""
+    pool_tokens = (executor.num_pages - 1) * executor.page_size
+    return min(executor.max_positions, pool_tokens)

@@ -1,0 +1,145 @@
+"""A real server over a real engine, on an executor whose next token depends on the position only."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+from openai import OpenAI
+
+from compile.model import Model
+from runtime.engine.batch import Executor, StepBatch
+from runtime.engine.engine import Engine
+from runtime.engine.thread import EngineThread
+from runtime.server.limits import Limits
+from runtime.server.main import HttpServer
+from runtime.service import GenerationService, usable_positions
+from runtime.text.template import load_template
+from runtime.text.tokenizer import Tokenizer, load_tokenizer
+from tests.tiny import tiny_model, write_tokenizer
+
+MODEL = "tiny"
+SCRIPT = 'The press stands in the corner. Café, 日本語, 🙂 and "oil"\u2028of last year: one, two. '
+
+
+@cache
+def tiny_text_model() -> Model:
+    """A Model whose directory holds the tiny tokenizer and its chat template."""
+    model = tiny_model()
+    directory = Path(_directory().name)
+    write_tokenizer(directory)
+    return Model(
+        directory, "huggingface", model.program, model.weights, model.config, directory, None
+    )
+
+
+@cache
+def _directory() -> "TemporaryDirectory[str]":
+    return TemporaryDirectory(prefix="coldpress-tests-")
+
+
+@cache
+def tiny_tokenizer() -> Tokenizer:
+    return load_tokenizer(tiny_text_model())
+
+
+class ScriptedExecutor:
+    """After position p comes token `script[p % len(script)]`, whatever the context.
+
+    hold: called before each step; may block or raise.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int] | None = None,
+        *,
+        num_pages: int = 256,
+        page_size: int = 8,
+        max_positions: int = 256,
+        hold: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.script = list(script or tiny_tokenizer().encode(SCRIPT))
+        self.vocab_size = 384
+        self.max_positions = max_positions
+        self.page_size = page_size
+        self.num_pages = num_pages
+        self.hold = hold
+        # Alternatives fall by id, so that the top list is known: no ties.
+        self._base = -np.arange(self.vocab_size, dtype=np.float32) / 64 - 4
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        self.hold()
+        logits = np.tile(self._base, (len(batch.logit_rows), 1))
+        for row, token in enumerate(batch.logit_rows):
+            logits[row, self.script[int(batch.positions[token]) % len(self.script)]] = 20.0
+        return logits
+
+    def close(self) -> None: ...
+
+    def answer(self, num_prompt_tokens: int, num_tokens: int) -> list[int]:
+        """The oracle: what follows a prompt of that length."""
+        first = num_prompt_tokens - 1
+        return [self.script[p % len(self.script)] for p in range(first, first + num_tokens)]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers at `url`."""
+
+    server: HttpServer
+    service: GenerationService
+    engine: Engine
+    thread: EngineThread
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+
+
+def make_service(
+    executor: Executor, *, max_waiting: int = 64, max_running: int = 16
+) -> tuple[GenerationService, Engine, EngineThread]:
+    engine = Engine(executor, max_waiting=max_waiting, max_running=max_running, check=True)
+    thread = EngineThread(engine)
+    service = GenerationService(
+        thread,
+        tiny_tokenizer(),
+        load_template(tiny_text_model()),
+        MODEL,
+        usable_positions(executor),
+    )
+    return service, engine, thread
+
+
+@contextmanager
+def running(
+    executor: Executor,
+    *,
+    limits: Limits | None = None,
+    max_waiting: int = 64,
+    max_running: int = 16,
+    drain_seconds: float = 5.0,
+) -> Iterator[Running]:
+    """A server on a free port, in a thread; drained at the end."""
+    service, engine, engine_thread = make_service(
+        executor, max_waiting=max_waiting, max_running=max_running
+    )
+    server = HttpServer([service], limits=limits, drain_seconds=drain_seconds)
+    ready = threading.Event()
+    thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield Running(server, service, engine, engine_thread)
+    finally:
+        server.stop()
+        thread.join(20)
+        assert not thread.is_alive() and not engine_thread.is_alive
