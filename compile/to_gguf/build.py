@@ -1,0 +1,89 @@
+"""A Hugging Face checkpoint as one GGUF file, a tensor at a time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.to_gguf.names import interleaved_order, rope_heads, take_rows
+from compile.to_gguf.plan import GgufPlan, GgufRow, plan_weights
+from quant.format.checkpoint import open_checkpoint
+from quant.format.gguf_blocks import FLOATS, encode
+from quant.format.gguf_rounding import round_to
+from quant.format.gguf_writer import GgufWriter
+from quant.format.tensor import QuantizedTensor, Weight, WeightSource
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class GgufBuild:
+    """What was built: the finished file and its plan."""
+
+    path: Path
+    rows: tuple[GgufRow, ...]
+    file_bytes: int
+    bits_per_weight: float
+    notes: tuple[str, ...]
+
+
+def build_gguf(
+    checkpoint_dir: Path,
+    output_file: Path,
+    type_name: str = "auto",
+    on_progress: Progress | None = None,
+) -> GgufBuild:
+    """Write the GGUF file of a checkpoint; see `plan_gguf` for the types.
+
+    Only one tensor is in memory at a time, and the same checkpoint gives the same bytes. Raises
+    what `plan_gguf` raises before anything is written, and UnsupportedModelError naming the tensor
+    whose numbers do not fit their type.
+    """
+    source = open_checkpoint(checkpoint_dir)
+    return build_weights(
+        source, source.config, Path(checkpoint_dir), output_file, type_name, on_progress
+    )
+
+
+def build_weights(
+    source: WeightSource,
+    config: Mapping[str, Any],
+    directory: Path,
+    output_file: Path,
+    type_name: str = "auto",
+    on_progress: Progress | None = None,
+) -> GgufBuild:
+    """`build_gguf` of weights that are open already; `directory` holds the tokenizer."""
+    plan = plan_weights(source, config, directory, type_name)
+    with GgufWriter(output_file, plan.layout) as writer:
+        for done, row in enumerate(plan.rows):
+            if on_progress is not None:
+                on_progress(done, len(plan.rows), row.tensor)
+            writer.write(row.tensor, _tensor_bytes(plan, row, source))
+    if on_progress is not None:
+        on_progress(len(plan.rows), len(plan.rows), str(output_file))
+    return GgufBuild(
+        Path(output_file), plan.rows, plan.file_bytes, plan.bits_per_weight, plan.notes
+    )
+
+
+def _tensor_bytes(plan: GgufPlan, row: GgufRow, source: WeightSource) -> npt.NDArray[np.uint8]:
+    if row.source is None:
+        assert plan.rope_factors is not None, f"{row.tensor} is the only computed tensor"
+        return plan.rope_factors.view(np.uint8)
+    weight = _in_gguf_order(plan, row.source, source.load(row.source))
+    if isinstance(weight, QuantizedTensor) and row.type not in FLOATS:
+        return encode(row.source, row.type, weight)
+    floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+    return round_to(row.source, row.type, floats)
+
+
+def _in_gguf_order(plan: GgufPlan, name: str, weight: Weight) -> Weight:
+    sizes = plan.program.sizes
+    heads = rope_heads(name, sizes.heads, sizes.kv_heads)
+    if heads is None or not plan.architecture.interleaved_rope:
+        return weight
+    return take_rows(weight, interleaved_order(weight.shape[0], heads))

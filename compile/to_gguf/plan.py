@@ -1,0 +1,150 @@
+"""Which type every tensor gets, and the exact size of the file, before any data is read."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.families import build_program, check_weights
+from compile.program import Program
+from compile.to_gguf.metadata import model_keys, rope_factors
+from compile.to_gguf.names import (
+    ARCHITECTURES,
+    EMBEDDINGS,
+    HEAD,
+    ROPE_FACTORS,
+    Architecture,
+    gguf_name,
+)
+from compile.to_gguf.types import TYPE_NAMES, choose_type
+from compile.to_gguf.vocabulary import vocabulary_keys
+from quant.format.checkpoint import open_checkpoint
+from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.gguf_types import F32, GgmlType
+from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
+from quant.format.scheme import FloatScheme, IntScheme
+from quant.format.tensor import WeightSource
+
+
+@dataclass(frozen=True)
+class GgufRow:
+    """One tensor of the file. `source` is its Hugging Face name, None where it is computed."""
+
+    tensor: str
+    source: str | None
+    scheme: str
+    type: GgmlType
+    shape: tuple[int, ...]
+    reason: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.type.nbytes(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """Everything about the file but its tensor data. `file_bytes` is exact."""
+
+    rows: tuple[GgufRow, ...]
+    notes: tuple[str, ...]
+    layout: GgufLayout
+    program: Program
+    architecture: Architecture
+    rope_factors: npt.NDArray[np.float32] | None
+
+    @property
+    def file_bytes(self) -> int:
+        return self.layout.file_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors, vectors included."""
+        weights = sum(math.prod(row.shape) for row in self.rows)
+        return 8 * sum(row.nbytes for row in self.rows) / weights
+
+
+def plan_gguf(checkpoint_dir: Path, type_name: str = "auto") -> GgufPlan:
+    """Plan the GGUF file of a Hugging Face checkpoint; reads headers and small JSON files only.
+
+    type_name: `auto` keeps every number as it is stored (integers without loss, floats as they
+    are); f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 round a float checkpoint's matrices. Raises
+    UnsupportedModelError for a model or type that GGUF cannot hold, InputError for bad usage.
+    """
+    source = open_checkpoint(checkpoint_dir)
+    return plan_weights(source, source.config, Path(checkpoint_dir), type_name)
+
+
+def plan_weights(
+    source: WeightSource, config: Mapping[str, Any], directory: Path, type_name: str = "auto"
+) -> GgufPlan:
+    """`plan_gguf` of weights that are open already; `directory` holds the tokenizer."""
+    if type_name not in TYPE_NAMES:
+        known = ", ".join(TYPE_NAMES)
+        raise InputError(f"GGUF type '{type_name}' is not known; known types: {known}")
+    names = set(source.names())
+    program = build_program(config, source.scheme, names.__contains__)
+    check_weights(program, source)
+    architecture = ARCHITECTURES.get(program.family)
+    if architecture is None:
+        raise UnsupportedModelError(f"GGUF files of {program.family} models are not supported")
+    factors = rope_factors(program, architecture)
+    rows = _rows(program, architecture, source, type_name, factors)
+    vocabulary, notes = vocabulary_keys(directory, config, program.sizes.vocab_size)
+    keys, model_notes = model_keys(
+        program, architecture, config, _name(config, directory), majority_type(rows)
+    )
+    slots = [TensorSlot(row.tensor, row.type, row.shape) for row in rows]
+    layout = GgufLayout(keys | vocabulary, slots)
+    return GgufPlan(rows, (*model_notes, *notes), layout, program, architecture, factors)
+
+
+def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:
+    """The type of most matrices; what `general.file_type` means."""
+    matrices = [row for row in rows if len(row.shape) == 2]
+    linears = [row for row in matrices if row.tensor not in (EMBEDDINGS, HEAD)]
+    counts = Counter(row.type for row in linears or matrices)
+    return max(counts, key=lambda kind: (counts[kind], -kind.id))
+
+
+def _rows(
+    program: Program,
+    architecture: Architecture,
+    source: WeightSource,
+    type_name: str,
+    factors: npt.NDArray[np.float32] | None,
+) -> tuple[GgufRow, ...]:
+    weights = program.weights()
+    quantized = any(isinstance(source.scheme(name), IntScheme) for name in weights)
+    rows = []
+    for name, shape in weights.items():
+        tensor = _checked_name(name, architecture)
+        scheme = source.scheme(name)
+        kind, reason = choose_type(tensor, name, scheme, shape, type_name, quantized)
+        rows.append(GgufRow(tensor, name, str(scheme), kind, shape, reason))
+    if factors is not None:
+        computed = (str(FloatScheme("float32")), F32, factors.shape, "rotary scaling")
+        rows.append(GgufRow(ROPE_FACTORS, None, *computed))
+    return tuple(rows)
+
+
+def _checked_name(name: str, architecture: Architecture) -> str:
+    tensor = gguf_name(name)
+    if tensor is None or len(tensor) > MAX_NAME_LENGTH:
+        raise UnsupportedModelError(f"tensor '{name}' has no place in a GGUF file")
+    if tensor.endswith(".bias"):
+        allowed = architecture.mlp_bias if ".mlp." in name else architecture.attention_bias
+        if not allowed:
+            problem = f"llama.cpp has no such bias in {architecture.name} models"
+            raise UnsupportedModelError(f"tensor '{name}' cannot be written: {problem}")
+    return tensor
+
+
+def _name(config: Mapping[str, Any], directory: Path) -> str:
+    given = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    return given or directory.resolve().name

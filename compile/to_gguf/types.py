@@ -1,0 +1,62 @@
+"""The rule that gives each tensor its ggml type."""
+
+from compile.to_gguf.names import EMBEDDINGS, HEAD
+from quant.format.errors import UnsupportedModelError
+from quant.format.gguf_blocks import lossless_type
+from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q8_0, GgmlType
+from quant.format.scheme import FloatScheme, IntScheme, Scheme
+
+FLOAT_TYPES = {"f32": F32, "f16": F16, "bf16": BF16}
+BLOCK_TYPES = {"q8_0": Q8_0, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0}
+TYPE_NAMES = ("auto", *FLOAT_TYPES, *BLOCK_TYPES)
+
+
+def choose_type(
+    tensor: str,
+    name: str,
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    type_name: str,
+    quantized: bool,
+) -> tuple[GgmlType, str]:
+    """(type, reason in words) of one tensor.
+
+    tensor, name: its GGUF and its Hugging Face name. quantized: whether the checkpoint holds any
+    integers; its floats were then left alone on purpose, and only a float type touches them.
+    """
+    if len(shape) == 1:
+        return F32, "vectors are F32 in every GGUF file"
+    if isinstance(scheme, IntScheme):
+        return _integer_type(name, scheme, shape, type_name)
+    if type_name in FLOAT_TYPES:
+        return FLOAT_TYPES[type_name], f"asked for: {type_name}"
+    stored, reason = lossless_type(scheme, shape[1])
+    if type_name == "auto":
+        return stored, reason
+    if quantized:
+        return stored, "as stored: the checkpoint left it unquantized"
+    if tensor in (EMBEDDINGS, HEAD):
+        return _sixteen_bit(scheme), "token tables keep 16 bits"
+    kind = BLOCK_TYPES[type_name]
+    if shape[1] % kind.block:
+        problem = f"rows of {shape[1]} are not whole blocks of {kind.block}"
+        return _sixteen_bit(scheme), f"{problem}: 16 bits instead of {type_name}"
+    return kind, f"rounded: {type_name}"
+
+
+def _integer_type(
+    name: str, scheme: IntScheme, shape: tuple[int, ...], type_name: str
+) -> tuple[GgmlType, str]:
+    kind, reason = lossless_type(scheme, shape[1])
+    if type_name in ("auto", kind.name.lower()):
+        return kind, reason
+    if type_name == "f32":
+        return F32, "dequantized, exact"
+    raise UnsupportedModelError(
+        f"tensor '{name}' is {scheme}, which {type_name} cannot hold without loss; {kind} can: "
+        f"build with type auto"
+    )
+
+
+def _sixteen_bit(scheme: FloatScheme) -> GgmlType:
+    return F16 if scheme.dtype != "bfloat16" else BF16
