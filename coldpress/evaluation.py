@@ -1,12 +1,16 @@
 """Evaluation of what lies on disk: opens models, checks that they speak of the same tokens."""
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coldpress.jsonable import to_jsonable
 from coldpress.loading import open_artifact, open_executor, payload_bytes
 from quant.format.errors import InputError
+
+if TYPE_CHECKING:
+    from compile.model import Model
 
 Figures = dict[str, Any]
 """The JSON of `coldpress eval`."""
@@ -39,12 +43,11 @@ def evaluate_files(
                 f"{artifact} and {baseline} split the text into different tokens; "
                 "compare models that share a tokenizer"
             )
-    tokens = window if window else 1024
-    executor = open_executor(model, backend=backend, tokens=tokens, threads=threads)
+    executor = open_executor(model, backend=backend, tokens=window, threads=threads)
     reference = None
     try:
         if other is not None:
-            reference = open_executor(other, backend=backend, tokens=tokens, threads=threads)
+            reference = open_executor(other, backend=backend, tokens=window, threads=threads)
         measured = evaluate(
             executor, token_ids, baseline=reference, window=window, on_progress=on_progress
         )
@@ -52,19 +55,18 @@ def evaluate_files(
         executor.close()
         if reference is not None:
             reference.close()
-    size = payload_bytes(artifact)
     figures: Figures = to_jsonable(measured)
-    figures["bits_per_weight"] = 8 * size / parameter_count(model.program.weights())
-    figures["bytes"] = size
+    figures["bytes"], figures["bits_per_weight"] = sizes(artifact, model)
     return figures
 
 
-def parameter_count(shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many numbers the model holds, a tied table counted once."""
-    total = 0
-    for shape in shapes.values():
-        product = 1
-        for size in shape:
-            product *= size
-        total += product
-    return total
+def sizes(path: Path, model: "Model | None" = None) -> tuple[int, float]:
+    """Bytes of the files that hold the weights, and bits per weight with all that is in them.
+
+    A tied table is one table; the GGUF header with its tokenizer counts, as it does on a disk.
+    """
+    from compile.open_model import open_model
+
+    model = open_model(path) if model is None else model
+    size = payload_bytes(path)
+    return size, 8 * size / sum(prod(shape) for shape in model.program.weights().values())

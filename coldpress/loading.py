@@ -1,15 +1,22 @@
 """Opens an artifact for the commands: the model, its tokenizer, an executor that runs it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from quant.format.errors import InputError
 
 if TYPE_CHECKING:
     from compile.model import Model
     from runtime.engine.batch import Executor
+    from runtime.service import GenerationService
     from runtime.text.tokenizer import Tokenizer
 
 PAGE_SIZE = 16
+DEFAULT_CONTEXT = 4096
+POOL_CONTEXTS = 4
+"""Contexts of full length that the page pool of a service holds at once."""
 
 
 def cores() -> int:
@@ -41,6 +48,57 @@ def open_executor(
     return load_executor(
         model, backend=backend, num_pages=pages, page_size=PAGE_SIZE, threads=threads
     )
+
+
+def open_service(
+    path: Path,
+    *,
+    backend: str = "cpu",
+    threads: int | None = None,
+    context: int | None = None,
+    max_running: int = 16,
+    max_waiting: int = 256,
+    name: str | None = None,
+) -> "tuple[GenerationService, Callable[[], None]]":
+    """A service that answers from `path`, and what closes it."""
+    from runtime.engine.engine import Engine
+    from runtime.engine.thread import EngineThread
+    from runtime.service import GenerationService, usable_positions
+    from runtime.text.generation_config import load_sampling_defaults
+    from runtime.text.template import load_template
+
+    model, tokenizer = open_artifact(path)
+    longest = model.program.sizes.max_positions
+    tokens = min(longest, DEFAULT_CONTEXT) if context is None else context
+    if tokens > longest:
+        raise InputError(
+            f"a context of {tokens} tokens is longer than the model's {longest}; lower --context"
+        )
+    template = load_template(model)
+    executor = open_executor(
+        model, backend=backend, tokens=tokens, sequences=POOL_CONTEXTS, threads=threads
+    )
+    engine = EngineThread(Engine(executor, max_running=max_running, max_waiting=max_waiting))
+
+    def close() -> None:
+        if engine.shutdown(drain_seconds=0.0):
+            executor.close()
+
+    service = GenerationService(
+        engine,
+        tokenizer,
+        template,
+        name or default_name(path),
+        min(tokens, usable_positions(executor)),
+        load_sampling_defaults(model),
+    )
+    return service, close
+
+
+def default_name(path: Path) -> str:
+    """What a model is called in requests unless told otherwise."""
+    resolved = path.resolve()
+    return resolved.stem if resolved.is_file() else resolved.name
 
 
 def payload_bytes(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Progress of long work, on stderr: a bar with the time left, or plain lines off a terminal."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class ProgressReporter:
-    """Callable as `on_progress(done, total, what)`; silent for work that ends within two seconds."""
+    """Callable as `on_progress(done, total, what)`; silent for work that ends within seconds."""
 
     def __init__(
         self,
@@ -62,8 +62,14 @@ class ProgressReporter:
 
 def _new_bar(stream: TextIO) -> "Progress":
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),

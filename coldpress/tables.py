@@ -36,7 +36,7 @@ def show(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and name.split(".")[-1].endswith("bytes"):
+    if isinstance(value, int) and name.rsplit(".", maxsplit=1)[-1].endswith("bytes"):
         return human_bytes(value)
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""How fast a model answers on this machine, measured through the engine, beside what memory allows."""
+"""How fast a model answers on this machine, through the engine, beside what memory allows."""
 
 import os
 import sys

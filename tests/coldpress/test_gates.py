@@ -68,5 +68,5 @@ def test_what_is_no_gate_is_refused_by_name(text: str) -> None:
 
 def test_gates_on_a_distance_ask_for_a_baseline() -> None:
     require_baseline(parse_gates(["perplexity<30", "bytes<10"]), baseline_given=False)
-    with pytest.raises(InputError, match="kld<=1 .*--baseline"):
+    with pytest.raises(InputError, match=r"kld<=1 .*--baseline"):
         require_baseline(parse_gates(["perplexity<30", "kld<=1"]), baseline_given=False)

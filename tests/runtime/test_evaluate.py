@@ -48,7 +48,9 @@ class TableExecutor:
         self.steps.append(count)
         if self._logits is not None:
             self._logits.fill(np.nan)  # the last step's logits are no longer valid
-        rows = [self.row(int(batch.token_ids[i]), int(batch.positions[i])) for i in batch.logit_rows]
+        rows = [
+            self.row(int(batch.token_ids[i]), int(batch.positions[i])) for i in batch.logit_rows
+        ]
         self._logits = np.stack(rows)
         return self._logits
 

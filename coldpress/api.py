@@ -1,0 +1,102 @@
+"""The Python API: the verbs of the command line as functions.
+
+Errors are those of `quant.format.errors`; nothing is printed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coldpress import evaluation, pressing
+from coldpress.llm import LLM, Completion
+from coldpress.texts import read_text
+
+__all__ = ["LLM", "Completion", "build", "evaluate", "quantize", "verify"]
+
+Progress = Callable[[int, int, str], None]
+
+
+def quantize(
+    model: Path | str,
+    output: Path | str,
+    *,
+    recipe: str,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    calibration: str = "self",
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantize a Hugging Face checkpoint; returns the report of `coldpress quantize --json`.
+
+    recipe: name of a shipped recipe, or path of a YAML file. overrides: `{"key": value}`, as
+    `--set`. calibration: a text, JSONL or Parquet file, a `datasets` name, or "self".
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={value}" for key, value in overrides.items()]
+    return pressing.quantize(
+        Path(model),
+        Path(output),
+        recipe=recipe,
+        overrides=overrides,
+        calibration=calibration,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def build(
+    checkpoint: Path | str,
+    output: Path | str,
+    *,
+    target: str = "gguf",
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Build an artifact directory; returns the report of `coldpress build --json`."""
+    return pressing.build(
+        Path(checkpoint),
+        Path(output),
+        target=target,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def evaluate(
+    artifact: Path | str,
+    text: Path | str,
+    *,
+    baseline: Path | str | None = None,
+    window: int = 1024,
+    backend: str = "cpu",
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate on a text file; returns the report of `coldpress eval --json`."""
+    return evaluation.evaluate_files(
+        Path(artifact),
+        read_text(Path(text)),
+        baseline=None if baseline is None else Path(baseline),
+        window=window,
+        backend=backend,
+        threads=threads,
+        on_progress=on_progress,
+    )
+
+
+def verify(
+    artifact: Path | str,
+    *,
+    against: Path | str | None = None,
+    logits: bool = True,
+    on_progress: Progress | None = None,
+) -> Any:
+    """Check an artifact; returns the report of `coldpress verify --json`."""
+    from coldpress.proving import verify as prove
+
+    return prove(
+        Path(artifact),
+        against=None if against is None else Path(against),
+        logits=logits,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,69 @@
+"""What is in an artifact, from headers alone."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from coldpress.evaluation import sizes
+from quant.format.scheme import IntScheme, Scheme
+
+Kind = Literal["huggingface", "gguf"]
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """The JSON of `coldpress inspect`. Raises InputError for what cannot be opened."""
+    from compile.open_model import open_model
+
+    model = open_model(path)
+    tensors = [
+        _tensor(name, shape, model.weights.scheme(name), model.kind)
+        for name, shape in model.program.weights().items()
+    ]
+    size, bits_per_weight = sizes(path, model)
+    return {
+        "path": str(path),
+        "kind": model.kind,
+        "family": model.program.family,
+        "parameters": sum(prod(tensor["shape"]) for tensor in tensors),
+        "bytes": size,
+        "bits_per_weight": bits_per_weight,
+        "sizes": asdict(model.program.sizes),
+        "tied_embeddings": model.program.tied_embeddings,
+        "tensors_by_scheme": _by_scheme(tensors),
+        "notes": list(model.notes),
+        "manifest": _manifest(path),
+        "tensors": tensors,
+    }
+
+
+def _tensor(name: str, shape: tuple[int, ...], scheme: Scheme, kind: Kind) -> dict[str, Any]:
+    size = stored_bytes(scheme, shape, kind)
+    return {"name": name, "shape": list(shape), "scheme": str(scheme), "bytes": size}
+
+
+def stored_bytes(scheme: Scheme, shape: tuple[int, ...], kind: Kind) -> int:
+    """Bytes of a tensor's codes, 16-bit scales and zero points (GGUF: 16-bit minimums)."""
+    if not isinstance(scheme, IntScheme):
+        return prod(shape) * scheme.num_bits // 8
+    rows, columns = shape
+    offset_bits = 0 if scheme.symmetric else 16 if kind == "gguf" else scheme.num_bits
+    group_bits = scheme.groups(columns) * (16 + offset_bits)
+    return rows * (columns * scheme.num_bits + group_bits) // 8
+
+
+def _by_scheme(tensors: list[dict[str, Any]]) -> dict[str, int]:
+    return dict(sorted(Counter(tensor["scheme"] for tensor in tensors).items()))
+
+
+def _manifest(path: Path) -> Mapping[str, Any] | None:
+    """The story of an artifact without the list of its files; None for a model of other makers."""
+    from compile.manifest import MANIFEST, read_manifest
+
+    if not (path / MANIFEST).is_file():
+        return None
+    fields = asdict(read_manifest(path))
+    fields["files"] = f"{len(fields['files'])} files"
+    return {key: value for key, value in fields.items() if value}

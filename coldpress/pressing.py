@@ -1,0 +1,138 @@
+"""The two pressings, end to end: a checkpoint is quantized, an artifact is built.
+
+Each writes its directory aside and moves it into place when the manifest, its last file, is there.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from coldpress.jsonable import to_jsonable
+from compile.manifest import MANIFEST, describe_source, write_manifest
+from quant.format.checkpoint import TEXT_FILES
+from quant.format.errors import InputError
+from quant.format.staging import staged_directory
+
+Progress = Callable[[int, int, str], None]
+
+TOOLS = ("coldpress", "numpy", "gguf", "torch", "transformers", "tokenizers")
+
+
+def quantize(
+    model: Path,
+    output: Path,
+    *,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    calibration: str = "self",
+    overwrite: bool = False,
+    evaluation_text: str | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a compressed-tensors checkpoint; returns the report, evaluated if there is a text.
+
+    Raises InputError, before the first weight is read, for a recipe or model that cannot work.
+    """
+    from quant.recipe import load_recipe
+    from quant.run import quantize_checkpoint
+
+    from coldpress.evaluation import evaluate_files
+
+    loaded = load_recipe(recipe, overrides)
+    with _assembled(output, overwrite) as (work, staging):
+        report = to_jsonable(
+            quantize_checkpoint(
+                model, work, loaded, calibration, on_progress=on_progress, overwrite=False
+            )
+        )
+        if evaluation_text is not None:
+            report["evaluation"] = evaluate_files(
+                work, evaluation_text, baseline=model, on_progress=on_progress
+            )
+        _flatten(work, staging)
+        write_manifest(
+            staging,
+            "checkpoint",
+            sources=[describe_source(model)],
+            recipe=to_jsonable(loaded),
+            calibration={"source": calibration},
+            tools=tool_versions(),
+            evaluation=report.get("evaluation"),
+        )
+    report["output"] = str(output)
+    return dict(report)
+
+
+def build(
+    checkpoint: Path,
+    output: Path,
+    *,
+    target: str,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write an artifact directory: the container, the text side's files, a manifest.
+
+    Raises InputError for an unknown target, or a checkpoint that the target cannot carry.
+    """
+    type_name = gguf_type(target)
+    from compile.to_gguf.build import build_gguf
+
+    with _assembled(output, overwrite) as (work, staging):
+        work.mkdir()
+        built = build_gguf(checkpoint, work / "model.gguf", type_name, on_progress)
+        for name in TEXT_FILES:
+            if (checkpoint / name).is_file():
+                shutil.copyfile(checkpoint / name, work / name)
+        _flatten(work, staging)
+        write_manifest(
+            staging, "gguf", parents=[describe_source(checkpoint)], tools=tool_versions()
+        )
+    report = to_jsonable(built)
+    return {**report, "output": str(output), "bytes": (output / "model.gguf").stat().st_size}
+
+
+def gguf_type(target: str) -> str:
+    """The GGUF type that `--target gguf[:TYPE]` asks for; "auto" follows the checkpoint."""
+    kind, _, detail = target.partition(":")
+    if kind in ("onnx", "tensorrt"):
+        raise InputError(f"target '{target}' is not yet supported; use gguf or gguf:TYPE")
+    if kind != "gguf":
+        raise InputError(f"target '{target}' is unknown; use gguf or gguf:TYPE")
+    return detail or "auto"
+
+
+def tool_versions() -> dict[str, str]:
+    """Version of each installed package that can change the bytes of an artifact."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _assembled(output: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
+    """A folder to work in, inside the staging directory that will become `output`.
+
+    Raises InputError where `overwrite` would remove something that coldpress did not write.
+    """
+    occupied = output.is_dir() and any(output.iterdir())
+    if overwrite and occupied and not (output / MANIFEST).is_file():
+        raise InputError(
+            f"{output}: holds no {MANIFEST}, so it is not replaced; remove it or choose another "
+            "output"
+        )
+    with staged_directory(output, overwrite=overwrite) as staging:
+        yield staging / "work", staging
+
+
+def _flatten(work: Path, staging: Path) -> None:
+    for path in work.iterdir():
+        path.rename(staging / path.name)
+    work.rmdir()
