@@ -5,8 +5,8 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from runtime.engine.batch import Executor
-from runtime.engine.engine import EngineStats
 from runtime.engine.request import Request, RequestError, TokenEvent
+from runtime.engine.stats import EngineStats
 from runtime.generation import Generation, GenerationParams
 from runtime.text.template import ChatTemplate
 from runtime.text.tokenizer import Tokenizer

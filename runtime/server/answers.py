@@ -29,7 +29,10 @@ async def deltas_of(
     """
     news = asyncio.Event()
     loop = asyncio.get_running_loop()
-    wake = partial(loop.call_soon_threadsafe, news.set)
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(news.set)
+
     watches = [Stopwatch(metrics) for _ in generations]
     for generation in generations:
         generation.on_news(wake)

@@ -8,11 +8,12 @@ from uuid import uuid4
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from runtime.engine.request import RequestError
 from runtime.generation import Generation, TextDelta
 from runtime.server.answers import Chunk, collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.logprobs import chat_logprobs
-from runtime.server.schemas import ChatBody
+from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, state_of, submit_all, usage_of
 from runtime.service import GenerationService
 
@@ -22,7 +23,11 @@ async def create_chat(request: Request) -> Response:
     state = state_of(request)
     body = validated(ChatBody, await read_fields(request, state.limits))
     service = state.service(body.model)
-    prompt = await run_in_threadpool(service.encode_chat, body.messages, body.chat_template_kwargs)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+    prompt = await run_in_threadpool(
+        service.encode_chat, messages_of(body), body.chat_template_kwargs
+    )
     params = generation_params(
         body,
         service.sampling_defaults,
@@ -98,7 +103,7 @@ class _ChatAnswer:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        chunk = {**self._head, "choices": [choice]}
+        chunk: Chunk = {**self._head, "choices": [choice]}
         if self._body.wants_usage:
             chunk["usage"] = self._usage() if self._body.wants_usage_always else None
         return chunk

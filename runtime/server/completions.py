@@ -29,10 +29,10 @@ async def create_completion(request: Request) -> Response:
     params = generation_params(
         body,
         service.sampling_defaults,
-        max_tokens=body.max_tokens or _DEFAULT_MAX_TOKENS,
+        max_tokens=body.max_tokens,
         logprobs=body.logprobs,
     )
-    generations = submit_all(service, prompts, params)
+    generations = submit_all(service, prompts, params, _DEFAULT_MAX_TOKENS)
     answer = _CompletionAnswer(service, body, generations)
     if body.stream:
         return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)

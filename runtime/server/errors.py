@@ -98,7 +98,9 @@ async def on_request_error(request: Request, error: Exception) -> Response:
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Unknown routes and methods."""
     assert isinstance(error, HTTPException)
-    return error_response(ApiError(error.status_code, str(error.detail)))
+    return error_response(
+        ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    )
 
 
 async def on_bug(request: Request, error: Exception) -> Response:

@@ -51,7 +51,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object, strictly: no NaN or Infinity, no key twice, no half of a surrogate pair."""
     try:
         value = json.loads(
-            body,
+            body.decode(),
             parse_constant=_no_constant,
             parse_float=_finite,
             object_pairs_hook=_unique_keys,

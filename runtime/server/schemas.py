@@ -85,12 +85,13 @@ class GenerationBody(BaseModel):
     skip_special_tokens: bool | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Any] | None = None
+    """Checked by `bias_of`, which stops at the first entry that is wrong."""
 
     @property
     def wants_usage(self) -> bool:
@@ -105,7 +106,8 @@ class GenerationBody(BaseModel):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[Any] = Field(min_length=1)
+    """Checked by `messages_of`, which stops at the first entry that is wrong."""
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -144,6 +146,28 @@ def prompts_of(prompt: object, max_prompts: int) -> list[str | list[int]]:
     if not all(isinstance(one, str) or (_is_token_ids(one) and one) for one in prompt):
         raise _not_a_prompt()
     return list(prompt)
+
+
+def messages_of(body: ChatBody) -> list[dict[str, Any]]:
+    """The messages, each an object with a role. RequestError for the first that is not."""
+    for index, message in enumerate(body.messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError(f"messages[{index}] must be an object with a role", "messages")
+    return body.messages
+
+
+def bias_of(logit_bias: dict[str, Any] | None) -> dict[int, float]:
+    """Bias by token id. RequestError for the first entry that is no id, or not in -100..100."""
+    bias = {}
+    for key, value in (logit_bias or {}).items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise RequestError(f"logit_bias: '{key[:50]}' is not a token id", "logit_bias")
+        if type(value) not in (int, float) or not -100 <= value <= 100:
+            raise RequestError(
+                f"logit_bias of token {key} must be a number between -100 and 100", "logit_bias"
+            )
+        bias[int(key)] = float(value)
+    return bias
 
 
 def _is_token_ids(value: object) -> bool:

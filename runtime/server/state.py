@@ -7,12 +7,12 @@ from typing import Any
 
 from fastapi import Request
 
-from runtime.engine.request import RequestError, SamplingParams
+from runtime.engine.request import SamplingParams
 from runtime.generation import Generation, GenerationParams
 from runtime.server.errors import ApiError
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
-from runtime.server.schemas import GenerationBody
+from runtime.server.schemas import GenerationBody, bias_of
 from runtime.service import GenerationService
 
 
@@ -92,32 +92,32 @@ def _sampling(
     chosen = {**defaults, **asked}
     # vLLM's clients write -1 for "all tokens".
     chosen["top_k"] = max(0, chosen.get("top_k", 0))
-    return SamplingParams(**chosen, logit_bias=_logit_bias(body), logprobs=logprobs)
-
-
-def _logit_bias(body: GenerationBody) -> dict[int, float]:
-    bias = {}
-    for key, value in (body.logit_bias or {}).items():
-        if not (key.isascii() and key.isdecimal() and len(key) < 10):
-            raise RequestError(f"logit_bias: '{key[:50]}' is not a token id", "logit_bias")
-        bias[int(key)] = value
-    return bias
+    return SamplingParams(**chosen, logit_bias=bias_of(body.logit_bias), logprobs=logprobs)
 
 
 def submit_all(
     service: GenerationService,
     prompts: Sequence[Sequence[int]],
     params: Sequence[GenerationParams],
+    default_max_tokens: int | None = None,
 ) -> list[Generation]:
-    """A generation for each prompt and choice, all or none."""
+    """A generation for each prompt and choice, all or none. Where nothing is asked for,
+    max_tokens is what the context leaves, and at most `default_max_tokens`."""
     started: list[Generation] = []
     try:
         for prompt in prompts:
-            started += [service.submit(prompt, choice) for choice in params]
+            default = _at_most(default_max_tokens, service.max_positions - len(prompt))
+            for choice in params:
+                max_tokens = choice.max_tokens or default
+                started.append(service.submit(prompt, replace(choice, max_tokens=max_tokens)))
     except BaseException:
         cancel_all(started)
         raise
     return started
+
+
+def _at_most(default: int | None, room: int) -> int | None:
+    return default if default is None or room < 1 else min(default, room)
 
 
 def cancel_all(generations: Sequence[Generation]) -> None:

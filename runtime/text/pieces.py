@@ -68,4 +68,4 @@ def _decoder_steps(backend: Tokenizer) -> list[Mapping[str, Any]]:
 def _strips_first_space(step: Mapping[str, Any]) -> bool:
     if step["type"] == "Strip":
         return bool(step.get("content") == " " and step.get("start"))
-    return step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+    return bool(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")

@@ -7,16 +7,17 @@ so a template of bad will can still waste some memory; it cannot reach Python or
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.nodes import CallBlock, Filter, For, Node, Template
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 1_000_000
 MAX_VALUE = 16 * 1024 * 1024
@@ -68,8 +69,8 @@ class _GenerationTag(Extension):
         return caller()
 
 
-def _counted(items: Iterable[Any]) -> Iterable[Any]:
-    sized = items if hasattr(items, "__len__") else list(items)
+def _counted(items: Iterable[Any]) -> Sized:
+    sized = items if isinstance(items, Sized) else list(items)
     left = steps_left.get() - len(sized)
     if left < 0:
         raise SecurityError(f"its loops take more than {MAX_STEPS} steps")

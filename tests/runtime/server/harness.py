@@ -1,4 +1,4 @@
-"""A real server over a real engine, on an executor whose next token depends on the position only."""
+"""A real server over a real engine, on an executor that knows its answers by position."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -70,11 +70,11 @@ class ScriptedExecutor:
         self.num_pages = num_pages
         self.hold = hold
         # Alternatives fall by id, so that the top list is known: no ties.
-        self._base = -np.arange(self.vocab_size, dtype=np.float32) / 64 - 4
+        self._base = (-np.arange(self.vocab_size) / 64 - 4).astype(np.float32)
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         self.hold()
-        logits = np.tile(self._base, (len(batch.logit_rows), 1))
+        logits: npt.NDArray[np.float32] = np.tile(self._base, (len(batch.logit_rows), 1))
         for row, token in enumerate(batch.logit_rows):
             logits[row, self.script[int(batch.positions[token]) % len(self.script)]] = 20.0
         return logits
