@@ -1,0 +1,81 @@
+"""CpuExecutor: the Executor that `serve` uses where there is no accelerator."""
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.model import Model
+from compile.program import DecoderSizes
+from runtime.engine.batch import StepBatch
+from runtime.executors.cpu.lowering import lower
+from runtime.executors.cpu.support import check_supported
+from runtime.executors.cpu.weights import Weights
+from runtime.kernels.cpu._native import Plan, ThreadPool
+from runtime.machine import available_threads
+
+
+class CpuExecutor:
+    """Implements `runtime.engine.batch.Executor` with the native kernels.
+
+    threads: None uses every core that this process may use. max_step_tokens: steps of up to so
+    many tokens run in memory that is taken now; a larger one takes more. instruction_set: one of
+    `runtime.kernels.cpu._native.instruction_sets()`, or "auto" for the best.
+
+    Arithmetic is float32 over the stored numbers; keys and values are kept in float32. A row's
+    bits depend on the row alone, whatever the step, the threads and the pages.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        num_pages: int,
+        page_size: int = 32,
+        threads: int | None = None,
+        max_step_tokens: int = 512,
+        instruction_set: str = "auto",
+    ) -> None:
+        check_supported(model.program)
+        assert num_pages > 1 and page_size > 0, "page 0 is reserved: a pool has two pages or more"
+        self._sizes: DecoderSizes = model.program.sizes
+        self._num_pages, self._page_size = num_pages, page_size
+        pool = ThreadPool(threads or available_threads())
+        weights = Weights(model.weights, pool)
+        plan = Plan(pool, instruction_set)
+        self._logits = lower(model.program, weights, plan)
+        plan.allocate(num_pages, page_size, max_step_tokens, self._sizes.vocab_size)
+        self.threads = pool.size
+        self.weight_bytes = weights.nbytes
+        self.cache_bytes = plan.cache_bytes
+        self._plan: Plan | None = plan
+
+    @property
+    def vocab_size(self) -> int:
+        return self._sizes.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self._sizes.max_positions
+
+    @property
+    def page_size(self) -> int:
+        return self._page_size
+
+    @property
+    def num_pages(self) -> int:
+        return self._num_pages
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Logits, float32 [R, vocab_size]: native memory that the next step overwrites."""
+        assert self._plan is not None, "the executor is closed"
+        return self._plan.step(
+            np.ascontiguousarray(batch.token_ids, dtype=np.int32),
+            np.ascontiguousarray(batch.positions, dtype=np.int32),
+            np.ascontiguousarray(batch.query_starts, dtype=np.int32),
+            np.ascontiguousarray(batch.page_table, dtype=np.int32),
+            np.ascontiguousarray(batch.logit_rows, dtype=np.int32),
+            self._logits,
+        )
+
+    def close(self) -> None:
+        """Frees weights, pool and threads, once the last logits are let go of too."""
+        self._plan = None

@@ -1,0 +1,151 @@
+"""A Program becomes a native Plan: the same ops in the same order, linears of one input together."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.program import (
+    Add,
+    Attend,
+    Embed,
+    GatedAct,
+    Linear,
+    Logits,
+    Op,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeSpec,
+    SelectRows,
+    Value,
+)
+from runtime.executors.cpu.buffers import Buffers
+from runtime.executors.cpu.weights import Packed, Weights
+from runtime.kernels.cpu._native import Plan
+
+Projection = tuple[int, Packed, npt.NDArray[np.float32] | None]
+
+
+def lower(program: Program, weights: Weights, plan: Plan) -> int:
+    """Add every op of `program` to `plan`; returns the buffer that will hold the logits."""
+    lowering = _Lowering(program, weights, plan)
+    for ops in together(program.ops):
+        lowering.add(ops)
+        lowering.buffers.release(ops)
+    return lowering.buffers[program.ops[-1].out]
+
+
+def together(ops: Sequence[Op]) -> Iterator[list[Op]]:
+    """Neighbouring linears of the same input form one run; every other op stands alone."""
+    run: list[Op] = []
+    for op in ops:
+        joins = isinstance(op, Linear) and bool(run) and _reads(run[-1]) == op.x
+        if run and not joins:
+            yield run
+            run = []
+        run.append(op)
+    if run:
+        yield run
+
+
+def _reads(op: Op) -> Value | None:
+    return op.x if isinstance(op, Linear) else None
+
+
+def frequencies(spec: RopeSpec) -> list[float]:
+    """Radians per position of each pair, in float64."""
+    pairs = np.arange(spec.dimension // 2, dtype=np.float64)
+    base = spec.theta ** (-2.0 * pairs / spec.dimension)
+    factors = np.ones_like(base) if spec.factors is None else np.array(spec.factors, np.float64)
+    return [float(value) for value in base / factors]
+
+
+class _Lowering:
+    def __init__(self, program: Program, weights: Weights, plan: Plan) -> None:
+        self.program = program
+        self.weights = weights
+        self.plan = plan
+        self.buffers = Buffers(plan, program)
+        self._rope_tables: dict[RopeSpec, int] = {}
+
+    def add(self, ops: Sequence[Op]) -> None:
+        op, plan, buffers = ops[0], self.plan, self.buffers
+        match op:
+            case Embed():
+                sizes = self.program.sizes
+                table = self.weights.matrix(op.weight, (sizes.vocab_size, sizes.hidden_size))
+                plan.add_embed(buffers.create(op.out, sizes.hidden_size), table.matrix)
+            case RmsNorm():
+                weight = self.weights.vector(op.weight, op.size).tolist()
+                plan.add_rms_norm(self._like(op.out, op.x), buffers[op.x], weight, op.eps)
+            case Linear():
+                self._project(op.x, [self._projection(each) for each in ops])
+            case Rope():
+                table_id, x = self._rope_table(op.rope), buffers[op.x]
+                plan.add_rope(self._like(op.out, op.x), x, op.heads, op.head_dim, table_id)
+            case Attend():
+                self._attend(op)
+            case GatedAct():
+                out = self._like(op.out, op.gate)
+                plan.add_gated_act(out, buffers[op.gate], buffers[op.up], op.activation)
+            case Add():
+                plan.add_add(self._like(op.out, op.a), buffers[op.a], buffers[op.b])
+            case SelectRows():
+                plan.add_select_rows(self._like(op.out, op.x), buffers[op.x])
+            case Logits():
+                self._logits(op)
+
+    def _like(self, out: Value, x: Value) -> int:
+        return self.buffers.create(out, self.buffers.width(x))
+
+    def _projection(self, op: Op) -> Projection:
+        assert isinstance(op, Linear)
+        packed = self.weights.matrix(op.weight, (op.out_features, op.in_features))
+        bias = None if op.bias is None else self.weights.vector(op.bias, op.out_features)
+        return self.buffers.create(op.out, op.out_features), packed, bias
+
+    def _project(self, x: Value, projections: Sequence[Projection]) -> None:
+        """One native op for each order of x's columns that the matrices want."""
+        by_order: dict[bytes, list[Projection]] = {}
+        for projection in projections:
+            by_order.setdefault(projection[1].order_key, []).append(projection)
+        for order, same in by_order.items():
+            native = [(out, packed.matrix, bias) for out, packed, bias in same]
+            if not order:
+                self.plan.add_linear(self.buffers[x], native)
+                continue
+            place = (self.buffers.width(x), self.buffers.is_selected(x))
+            gathered = self.buffers.scratch(*place)
+            self.plan.add_gather(gathered, self.buffers[x], same[0][1].matrix)
+            self.plan.add_linear(gathered, native)
+            self.buffers.recycle(gathered, *place)
+
+    def _attend(self, op: Attend) -> None:
+        q, k, v = (self.buffers[name] for name in (op.q, op.k, op.v))
+        self.plan.add_attend(
+            self._like(op.out, op.q),
+            q,
+            k,
+            v,
+            cache=self.plan.add_cache(op.kv_heads, op.head_dim),
+            heads=op.heads,
+            kv_heads=op.kv_heads,
+            head_dim=op.head_dim,
+            scale=op.scale,
+            window=op.window or 0,
+            softcap=op.softcap or 0.0,
+        )
+
+    def _logits(self, op: Logits) -> None:
+        packed = self.weights.matrix(op.weight, (op.vocab_size, op.in_features))
+        out = self.buffers.create(op.out, op.vocab_size)
+        self._project(op.x, [(out, packed, None)])
+        if op.softcap is not None:
+            self.plan.add_softcap(out, op.softcap)
+
+    def _rope_table(self, spec: RopeSpec) -> int:
+        if spec not in self._rope_tables:
+            table = self.plan.add_rope_table(frequencies(spec), spec.attention_factor)
+            self._rope_tables[spec] = table
+        return self._rope_tables[spec]

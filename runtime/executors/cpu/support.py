@@ -1,0 +1,35 @@
+"""What the native executor can run, decided from headers alone."""
+
+from compile.program import Attend, Embed, Linear, Logits, Program, Rope
+from quant.format.errors import UnsupportedModelError
+from quant.format.scheme import IntScheme, Scheme
+
+SMALLEST_BITS, LARGEST_BITS = 2, 8
+
+
+def check_supported(program: Program) -> None:
+    """Raises UnsupportedModelError naming the tensor or the layer; reads no weight."""
+    for op in program.ops:
+        match op:
+            case Embed() | Linear() | Logits():
+                _check_scheme(op.weight, op.scheme)
+            case Attend() if op.heads % op.kv_heads != 0:
+                raise UnsupportedModelError(
+                    f"layer {op.layer} shares {op.kv_heads} key-value heads among {op.heads} "
+                    "query heads, which do not divide evenly; the config is damaged"
+                )
+            case Rope() if op.rope.dimension % 2 or op.rope.dimension > op.head_dim:
+                raise UnsupportedModelError(
+                    f"a rotary embedding of {op.rope.dimension} of a head's {op.head_dim} elements "
+                    "is not an even part of the head; the config is damaged"
+                )
+            case _:
+                pass
+
+
+def _check_scheme(name: str, scheme: Scheme) -> None:
+    if isinstance(scheme, IntScheme) and not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS:
+        raise UnsupportedModelError(
+            f"tensor {name} is stored as {scheme}; the cpu backend reads integers of "
+            f"{SMALLEST_BITS} to {LARGEST_BITS} bits: use the torch backend or another build"
+        )

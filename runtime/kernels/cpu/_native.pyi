@@ -1,0 +1,93 @@
+"""The compiled extension; arrays are C-contiguous, ids are what the add_ methods returned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class ThreadPool:
+    """Persistent threads; `threads` counts the caller."""
+
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class Matrix:
+    """A packed weight. 16-bit floats are passed as uint16 with their type's name."""
+
+    @staticmethod
+    def from_numbers(array: npt.NDArray[Any], type: str, pool: ThreadPool) -> Matrix: ...
+    @staticmethod
+    def from_integers(
+        codes: npt.NDArray[np.int8],
+        num_bits: int,
+        scale: tuple[npt.NDArray[Any], str],
+        zero_point: npt.NDArray[np.int8] | None,
+        minimum: tuple[npt.NDArray[Any], str] | None,
+        group_starts: npt.NDArray[np.int32],
+        column_order: npt.NDArray[np.int32] | None,
+        pool: ThreadPool,
+    ) -> Matrix:
+        """Columns of one group are adjacent in `column_order`; group g is packed columns
+        [group_starts[g], group_starts[g + 1])."""
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def reordered(self) -> bool: ...
+    def dequantize(self) -> npt.NDArray[np.float32]: ...
+
+class Plan:
+    """Native ops over buffers; step() runs all of them in one call, without the GIL."""
+
+    def __init__(self, pool: ThreadPool, isa: str = "auto") -> None: ...
+    def add_buffer(self, width: int, selected: bool) -> int: ...
+    def add_rope_table(self, frequencies: Sequence[float], attention_factor: float) -> int: ...
+    def add_cache(self, kv_heads: int, head_dim: int) -> int: ...
+    def add_embed(self, out: int, table: Matrix) -> None: ...
+    def add_rms_norm(self, out: int, x: int, weight: Sequence[float], eps: float) -> None: ...
+    def add_gather(self, out: int, x: int, matrix: Matrix) -> None: ...
+    def add_linear(
+        self, x: int, projections: Sequence[tuple[int, Matrix, npt.NDArray[np.float32] | None]]
+    ) -> None: ...
+    def add_rope(self, out: int, x: int, heads: int, head_dim: int, table: int) -> None: ...
+    def add_attend(
+        self,
+        out: int,
+        q: int,
+        k: int,
+        v: int,
+        cache: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> None:
+        """`window` and `softcap` are 0 where there is none."""
+    def add_gated_act(self, out: int, gate: int, up: int, activation: str) -> None: ...
+    def add_add(self, out: int, a: int, b: int) -> None: ...
+    def add_select_rows(self, out: int, x: int) -> None: ...
+    def add_softcap(self, x: int, cap: float) -> None: ...
+    def allocate(
+        self, num_pages: int, page_size: int, max_tokens: int, vocab_size: int
+    ) -> None: ...
+    @property
+    def cache_bytes(self) -> int: ...
+    def step(
+        self,
+        token_ids: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        query_starts: npt.NDArray[np.int32],
+        page_table: npt.NDArray[np.int32],
+        logit_rows: npt.NDArray[np.int32],
+        result: int,
+    ) -> npt.NDArray[np.float32]:
+        """Buffer `result` as a view that the next step overwrites. Raises ValueError for a batch
+        that points outside the pool, the vocabulary or itself."""
+
+def instruction_sets() -> list[str]:
+    """Those that this build holds and this processor has, best first."""

@@ -1,0 +1,60 @@
+// Norms and activations, and the table of this instruction set's kernels.
+#include "simd.hpp"
+
+namespace coldpress::COLDPRESS_ISA {
+
+void linear(const MatrixView&, int, const float*, std::size_t, int, const float*, float*,
+            std::size_t, float*);
+void attend(const AttentionView&, const float*, int, const std::int32_t*, int, float*, float*);
+
+inline float sum_of_squares(const float* x, int n) {
+  Vec sums = splat(0.0F);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) sums = fma(load(x + i), load(x + i), sums);
+  float sum = sum_lanes(sums);
+  for (; i < n; ++i) sum += x[i] * x[i];
+  return sum;
+}
+
+void rms_norm(const float* x, const float* weight, int runs, int size, float eps, float* out) {
+  for (int run = 0; run < runs; ++run, x += size, out += size) {
+    const float mean = sum_of_squares(x, size) / static_cast<float>(size);
+    const float factor = 1.0F / __builtin_sqrtf(mean + eps);
+    int i = 0;
+    for (; i + kLanes <= size; i += kLanes)
+      store(out + i, mul(mul(load(x + i), splat(factor)), load(weight + i)));
+    for (; i < size; ++i) out[i] = x[i] * factor * weight[i];
+  }
+}
+
+inline Vec silu(Vec x) { return div(x, add(splat(1.0F), exp(sub(splat(0.0F), x)))); }
+
+inline Vec gelu_tanh(Vec x) {
+  const Vec cube = mul(mul(x, x), x);
+  const Vec inner = mul(splat(0.7978845608F), fma(splat(0.044715F), cube, x));
+  return mul(mul(splat(0.5F), x), add(splat(1.0F), tanh(inner)));
+}
+
+// n is a multiple of kPad: rows are padded.
+void gated_act(const float* gate, const float* up, std::size_t n, Activation activation,
+               float* out) {
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const Vec x = load(gate + i);
+    const Vec y = activation == Activation::silu ? silu(x) : gelu_tanh(x);
+    store(out + i, mul(y, load(up + i)));
+  }
+}
+
+void softcap(float* x, std::size_t n, float cap) {
+  for (std::size_t i = 0; i < n; i += kLanes)
+    store(x + i, mul(splat(cap), tanh(div(load(x + i), splat(cap)))));
+}
+
+#define COLDPRESS_STRING(name) #name
+#define COLDPRESS_NAME(name) COLDPRESS_STRING(name)
+
+extern const KernelTable kTable;
+const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA), linear, attend, rms_norm, gated_act,
+                            softcap};
+
+}  // namespace coldpress::COLDPRESS_ISA

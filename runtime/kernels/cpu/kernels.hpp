@@ -1,0 +1,91 @@
+// What a kernel reads and which kernels an instruction set provides.
+//
+// Every kernel file is compiled once per instruction set, in a namespace of its own. Those files
+// use plain data and no library templates, so that no function compiled for a newer processor can
+// be shared by the linker with code that must run on an older one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace coldpress {
+
+// Output channels that lie side by side in a packed matrix.
+constexpr int kStrip = 64;
+// Input columns that are expanded to float32 at a time: the panel stays in the first-level cache.
+constexpr int kPanel = 64;
+// Every row of a step buffer, and every cached head, is padded to a multiple of this many floats.
+constexpr int kPad = 16;
+
+constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+enum class Number : std::uint8_t { float32, float16, bfloat16 };
+enum class Codes : std::uint8_t { int4, int8, number };
+
+// A packed weight [rows, columns]: strips of kStrip rows, each [columns][kStrip].
+//
+// int4: byte (k / 2, row) holds column k in its low and k + 1 in its high half, as code + bias.
+// Columns of one group are adjacent; group g is [group_starts[g], group_starts[g + 1]).
+// scales, zero_points and minimums are [strip][group][kStrip].
+struct MatrixView {
+  int rows = 0;
+  int columns = 0;
+  Codes codes_type = Codes::number;
+  Number number = Number::float32;
+  const std::uint8_t* codes = nullptr;
+  std::size_t strip_bytes = 0;
+  float bias = 0.0F;
+  int groups = 0;
+  const std::int32_t* group_starts = nullptr;
+  Number scale_type = Number::float32;
+  const void* scales = nullptr;
+  const std::int8_t* zero_points = nullptr;
+  Number minimum_type = Number::float32;
+  const void* minimums = nullptr;
+};
+
+// One layer's keys and values, and how they are attended to.
+//
+// keys: [page][kv_head][head_dim][key_stride], so that a vector holds one element of many keys.
+// values: [page][kv_head][page_size][value_stride].
+struct AttentionView {
+  float* keys = nullptr;
+  float* values = nullptr;
+  int page_size = 0;
+  int key_stride = 0;
+  int value_stride = 0;
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  float scale = 1.0F;
+  float softcap = 0.0F;  // 0: none
+  int window = 0;        // 0: all
+};
+
+enum class Activation : std::uint8_t { silu, gelu_tanh };
+
+struct KernelTable {
+  const char* name;
+  // out[rows, strip] = x[rows, columns] @ strip.T + bias; panel: (kPanel + 1) * kStrip floats.
+  void (*linear)(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
+                 const float* bias, float* out, std::size_t out_stride, float* panel);
+  // Attention of the query heads that share `kv_head`, for one token; scratch: see below.
+  void (*attend)(const AttentionView& view, const float* q, int position, const std::int32_t* pages,
+                 int kv_head, float* out, float* scratch);
+  void (*rms_norm)(const float* x, const float* weight, int runs, int size, float eps, float* out);
+  void (*gated_act)(const float* gate, const float* up, std::size_t n, Activation activation,
+                    float* out);
+  void (*softcap)(float* x, std::size_t n, float cap);
+};
+
+// Query heads that one pass over a page serves.
+constexpr int kHeadBlock = 4;
+
+inline std::size_t attend_scratch(const AttentionView& view) {
+  return static_cast<std::size_t>(kHeadBlock) * (view.key_stride + view.value_stride);
+}
+
+// `name` is "auto", "avx512", "avx2" or "portable"; nullptr where this processor lacks it.
+const KernelTable* find_kernels(const char* name);
+
+}  // namespace coldpress

@@ -1,0 +1,187 @@
+// Rows of activations times one strip of a packed matrix.
+//
+// Columns are expanded to float32 a panel at a time and every output adds its products in column
+// order with one multiply-add each. That order, and so the bits, is the same for one row and for
+// many, in whichever tile a row happens to fall.
+#include "simd.hpp"
+
+namespace coldpress::COLDPRESS_ISA {
+
+constexpr int kStripVecs = kStrip / kLanes;
+constexpr int kTileRows = 6;
+
+// How codes of the group that is being expanded become weights; one per vector of the strip.
+struct GroupNumbers {
+  Vec scale;
+  Vec shift;
+};
+
+enum class Shift : std::uint8_t { none, zero_point, minimum };
+
+template <Shift shift>
+inline Vec weigh(Vec code, const GroupNumbers& group) {
+  if constexpr (shift == Shift::zero_point) return mul(sub(code, group.shift), group.scale);
+  if constexpr (shift == Shift::minimum) return add(mul(code, group.scale), group.shift);
+  return mul(code, group.scale);
+}
+
+inline GroupNumbers group_numbers(const MatrixView& m, std::size_t index) {
+  GroupNumbers group{load_number(m.scale_type, m.scales, index), splat(0.0F)};
+  if (m.zero_points != nullptr) group.shift = load_int8(m.zero_points + index);
+  if (m.minimums != nullptr) group.shift = load_number(m.minimum_type, m.minimums, index);
+  return group;
+}
+
+// Columns [from, to), all of one group, of one vector of channels; panel points at column `from`.
+template <Shift shift>
+inline void expand_int8(const std::int8_t* codes, int count, GroupNumbers group, float* panel) {
+  for (int k = 0; k < count; ++k)
+    store(panel + k * kStrip, weigh<shift>(load_int8(codes + k * kStrip), group));
+}
+
+template <Shift shift>
+inline void expand_int4(const std::uint8_t* codes, int from, int to, NibbleTable table,
+                        GroupNumbers group, float* panel) {
+  Vec low;
+  Vec high;
+  int k = from;
+  if (k % 2 == 1) {
+    load_nibbles(codes + k / 2 * kStrip, table, low, high);
+    store(panel, weigh<shift>(high, group));
+    panel += kStrip;
+    ++k;
+  }
+  for (; k < to; k += 2, panel += 2 * kStrip) {
+    load_nibbles(codes + k / 2 * kStrip, table, low, high);
+    store(panel, weigh<shift>(low, group));
+    // A group that ends on an even column: the next group, or nobody, overwrites this one.
+    store(panel + kStrip, weigh<shift>(high, group));
+  }
+}
+
+template <Shift shift>
+inline void expand_group(const MatrixView& m, const std::uint8_t* codes, std::size_t numbers,
+                         int from, int to, float* panel) {
+  const NibbleTable table = nibble_table(m.bias);
+  for (int v = 0; v < kStripVecs; ++v) {
+    const GroupNumbers group = group_numbers(m, numbers + v * kLanes);
+    if (m.codes_type == Codes::int4) {
+      expand_int4<shift>(codes + v * kLanes, from, to, table, group, panel + v * kLanes);
+    } else {
+      const auto* bytes = reinterpret_cast<const std::int8_t*>(codes) + v * kLanes;
+      expand_int8<shift>(bytes + static_cast<std::size_t>(from) * kStrip, to - from, group,
+                         panel + v * kLanes);
+    }
+  }
+}
+
+// `group` is the group of column `from`; it is moved on to that of column `to`.
+void expand_integers(const MatrixView& m, int strip, int from, int to, int& group, float* panel) {
+  const std::uint8_t* codes = m.codes + strip * m.strip_bytes;
+  for (int k = from; k < to;) {
+    while (m.group_starts[group + 1] <= k) ++group;
+    const int end = m.group_starts[group + 1] < to ? m.group_starts[group + 1] : to;
+    const std::size_t numbers = (static_cast<std::size_t>(strip) * m.groups + group) * kStrip;
+    float* at = panel + (k - from) * kStrip;
+    if (m.zero_points != nullptr) {
+      expand_group<Shift::zero_point>(m, codes, numbers, k, end, at);
+    } else if (m.minimums != nullptr) {
+      expand_group<Shift::minimum>(m, codes, numbers, k, end, at);
+    } else {
+      expand_group<Shift::none>(m, codes, numbers, k, end, at);
+    }
+    k = end;
+  }
+}
+
+// float32 [to - from][kStrip]: in `panel`, or in the matrix itself where it is float32 already.
+const float* expand(const MatrixView& m, int strip, int from, int to, int& group, float* panel) {
+  if (m.codes_type != Codes::number) {
+    expand_integers(m, strip, from, to, group, panel);
+    return panel;
+  }
+  const std::size_t start = static_cast<std::size_t>(from) * kStrip;
+  const std::uint8_t* codes = m.codes + strip * m.strip_bytes;
+  if (m.number == Number::float32) return reinterpret_cast<const float*>(codes) + start;
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(codes) + start;
+  const int n = (to - from) * kStrip;
+  if (m.number == Number::float16) {
+    for (int i = 0; i < n; i += kLanes) store(panel + i, load_float16(halves + i));
+  } else {
+    for (int i = 0; i < n; i += kLanes) store(panel + i, load_bfloat16(halves + i));
+  }
+  return panel;
+}
+
+struct Tile {
+  const float* weights;  // [columns][kStrip]
+  const float* x;
+  std::size_t x_stride;
+  float* out;
+  std::size_t out_stride;
+  int columns;
+};
+
+// start: what the sums begin with, [vecs * kLanes]; nullptr to go on from what `out` holds.
+template <int rows, int vecs>
+inline void multiply(const Tile& t, const float* start) {
+  Vec sums[rows][vecs];
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vecs; ++v)
+      sums[r][v] = load((start != nullptr ? start : t.out + r * t.out_stride) + v * kLanes);
+  for (int k = 0; k < t.columns; ++k) {
+    Vec w[vecs];
+    for (int v = 0; v < vecs; ++v) w[v] = load(t.weights + k * kStrip + v * kLanes);
+    for (int r = 0; r < rows; ++r) {
+      const Vec x = splat(t.x[r * t.x_stride + k]);
+      for (int v = 0; v < vecs; ++v) sums[r][v] = fma(w[v], x, sums[r][v]);
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vecs; ++v) store(t.out + r * t.out_stride + v * kLanes, sums[r][v]);
+}
+
+template <int rows>
+inline void multiply_strip(Tile tile, const float* start) {
+  // One row alone has few sums in flight: give it a wide tile where the registers allow.
+  constexpr int vecs = rows == 1 && kStripVecs >= 8 ? 8 : kTileVecs;
+  for (int v = 0; v < kStripVecs; v += vecs) {
+    multiply<rows, vecs>(tile, start);
+    tile.weights += vecs * kLanes;
+    tile.out += vecs * kLanes;
+    if (start != nullptr) start += vecs * kLanes;
+  }
+}
+
+inline void multiply_rows(Tile tile, int rows, const float* start) {
+  while (rows >= kTileRows) {
+    multiply_strip<kTileRows>(tile, start);
+    tile.x += kTileRows * tile.x_stride;
+    tile.out += kTileRows * tile.out_stride;
+    rows -= kTileRows;
+  }
+  switch (rows) {
+    case 5: return multiply_strip<5>(tile, start);
+    case 4: return multiply_strip<4>(tile, start);
+    case 3: return multiply_strip<3>(tile, start);
+    case 2: return multiply_strip<2>(tile, start);
+    case 1: return multiply_strip<1>(tile, start);
+    default: return;
+  }
+}
+
+void linear(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
+            const float* bias, float* out, std::size_t out_stride, float* panel) {
+  static constexpr float kZeros[kStrip] = {};
+  const float* start = bias != nullptr ? bias + strip * kStrip : kZeros;
+  out += strip * kStrip;
+  int group = 0;
+  for (int k = 0; k < m.columns; k += kPanel) {
+    const int end = k + kPanel < m.columns ? k + kPanel : m.columns;
+    const float* weights = expand(m, strip, k, end, group, panel);
+    multiply_rows({weights, x + k, x_stride, out, out_stride, end - k}, rows,
+                  k == 0 ? start : nullptr);
+  }
+}
+
+}  // namespace coldpress::COLDPRESS_ISA

@@ -1,0 +1,184 @@
+#include "matrix.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace coldpress {
+
+namespace {
+
+std::size_t width(Number type) { return type == Number::float32 ? 4 : 2; }
+
+float from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+float from_float16(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
+  const std::uint32_t magnitude = half & 0x7FFFU;
+  if (magnitude >= 0x7C00U) return from_bits(sign | 0x7F800000U | ((magnitude & 0x3FFU) << 13));
+  // The multiplication moves the exponent bias from 15 to 127, subnormal numbers included.
+  const float value = from_bits(magnitude << 13) * from_bits(0x77800000U);
+  return sign != 0 ? -value : value;
+}
+
+// from [lanes, columns] to [columns, kStrip], the missing lanes left zero.
+template <class T>
+void transpose_strip(const T* from, int lanes, int columns, T* to) {
+  constexpr int kBlock = 64;
+  for (int k0 = 0; k0 < columns; k0 += kBlock) {
+    const int k1 = std::min(k0 + kBlock, columns);
+    for (int lane = 0; lane < lanes; ++lane) {
+      const T* row = from + static_cast<std::size_t>(lane) * columns;
+      for (int k = k0; k < k1; ++k) to[static_cast<std::size_t>(k) * kStrip + lane] = row[k];
+    }
+  }
+}
+
+void transpose_strip(Number type, const void* from, std::size_t start, int lanes, int columns,
+                     void* to, std::size_t to_start) {
+  if (type == Number::float32) {
+    transpose_strip(static_cast<const std::uint32_t*>(from) + start, lanes, columns,
+                    static_cast<std::uint32_t*>(to) + to_start);
+  } else {
+    transpose_strip(static_cast<const std::uint16_t*>(from) + start, lanes, columns,
+                    static_cast<std::uint16_t*>(to) + to_start);
+  }
+}
+
+}  // namespace
+
+float read_number(Numbers numbers, std::size_t index) {
+  if (numbers.type == Number::float32) return static_cast<const float*>(numbers.data)[index];
+  const std::uint16_t bits = static_cast<const std::uint16_t*>(numbers.data)[index];
+  if (numbers.type == Number::float16) return from_float16(bits);
+  return from_bits(static_cast<std::uint32_t>(bits) << 16);
+}
+
+Matrix::Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool)
+    : rows_(rows), columns_(columns), codes_type_(Codes::number), number_(numbers.type) {
+  strip_bytes_ = static_cast<std::size_t>(columns) * kStrip * width(number_);
+  codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
+  pool.run(strips(), [&](int strip, int) { pack_numbers(numbers.data, strip); });
+}
+
+Matrix::Matrix(int rows, int columns, IntegerSource source, ThreadPool& pool)
+    : rows_(rows),
+      columns_(columns),
+      codes_type_(source.num_bits <= 4 ? Codes::int4 : Codes::int8),
+      unsigned_codes_(source.minimum.data != nullptr),
+      group_starts_(std::move(source.group_starts)),
+      column_order_(std::move(source.column_order)),
+      scale_type_(source.scale.type),
+      minimum_type_(source.minimum.type) {
+  const std::size_t stored = codes_type_ == Codes::int4 ? (columns + 1) / 2 : columns;
+  strip_bytes_ = stored * kStrip;
+  codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
+  const std::size_t numbers = strips() * (group_starts_.size() - 1) * kStrip;
+  scales_ = Memory<std::uint8_t>(numbers * width(scale_type_));
+  if (source.zero_point != nullptr) zero_points_ = Memory<std::int8_t>(numbers);
+  if (unsigned_codes_) minimums_ = Memory<std::uint8_t>(numbers * width(minimum_type_));
+  pool.run(strips(), [&](int strip, int) {
+    pack_codes(source, strip);
+    pack_groups(source, strip);
+  });
+}
+
+void Matrix::pack_numbers(const void* numbers, int strip) {
+  const int lanes = std::min(kStrip, rows_ - strip * kStrip);
+  const std::size_t start = static_cast<std::size_t>(strip) * kStrip * columns_;
+  transpose_strip(number_, numbers, start, lanes, columns_, codes_.data(), start);
+}
+
+void Matrix::pack_codes(const IntegerSource& source, int strip) {
+  std::uint8_t* to = codes_.data() + strip * strip_bytes_;
+  const int lanes = std::min(kStrip, rows_ - strip * kStrip);
+  const std::uint8_t bias = unsigned_codes_ ? 0 : 8;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const std::int8_t* row =
+        source.codes + (static_cast<std::size_t>(strip) * kStrip + lane) * columns_;
+    const auto code = [&](int k) {
+      return static_cast<std::uint8_t>(row[column_order_.empty() ? k : column_order_[k]]);
+    };
+    if (codes_type_ == Codes::int8) {
+      for (int k = 0; k < columns_; ++k) to[static_cast<std::size_t>(k) * kStrip + lane] = code(k);
+      continue;
+    }
+    for (int k = 0; k < columns_; k += 2) {
+      const std::uint8_t low = (code(k) + bias) & 15;
+      const std::uint8_t high = k + 1 < columns_ ? (code(k + 1) + bias) & 15 : 0;
+      to[static_cast<std::size_t>(k / 2) * kStrip + lane] =
+          static_cast<std::uint8_t>(low | high << 4);
+    }
+  }
+}
+
+void Matrix::pack_groups(const IntegerSource& source, int strip) {
+  const int lanes = std::min(kStrip, rows_ - strip * kStrip);
+  const int groups = static_cast<int>(group_starts_.size()) - 1;
+  const std::size_t start = static_cast<std::size_t>(strip) * kStrip * groups;
+  transpose_strip(scale_type_, source.scale.data, start, lanes, groups, scales_.data(), start);
+  if (!zero_points_.empty())
+    transpose_strip(source.zero_point + start, lanes, groups, zero_points_.data() + start);
+  if (!minimums_.empty())
+    transpose_strip(minimum_type_, source.minimum.data, start, lanes, groups, minimums_.data(),
+                    start);
+}
+
+std::size_t Matrix::bytes() const {
+  return codes_.bytes() + scales_.bytes() + zero_points_.bytes() + minimums_.bytes();
+}
+
+MatrixView Matrix::view() const {
+  MatrixView view;
+  view.rows = rows_;
+  view.columns = columns_;
+  view.codes_type = codes_type_;
+  view.number = number_;
+  view.codes = codes_.data();
+  view.strip_bytes = strip_bytes_;
+  view.bias = unsigned_codes_ ? 0.0F : 8.0F;
+  view.groups = group_starts_.empty() ? 0 : static_cast<int>(group_starts_.size()) - 1;
+  view.group_starts = group_starts_.data();
+  view.scale_type = scale_type_;
+  view.scales = scales_.data();
+  view.zero_points = zero_points_.empty() ? nullptr : zero_points_.data();
+  view.minimum_type = minimum_type_;
+  view.minimums = minimums_.empty() ? nullptr : minimums_.data();
+  return view;
+}
+
+float Matrix::code_at(std::size_t strip, int column, int lane) const {
+  const std::uint8_t* codes = codes_.data() + strip * strip_bytes_;
+  const std::size_t at = static_cast<std::size_t>(column) * kStrip + lane;
+  if (codes_type_ == Codes::number) return read_number({number_, codes}, at);
+  if (codes_type_ == Codes::int8) return static_cast<float>(static_cast<std::int8_t>(codes[at]));
+  const int pair = codes[static_cast<std::size_t>(column / 2) * kStrip + lane];
+  const int nibble = column % 2 == 0 ? pair & 15 : pair >> 4;
+  return static_cast<float>(nibble - (unsigned_codes_ ? 0 : 8));
+}
+
+void Matrix::dequantize_row(int row, float* out) const {
+  const std::size_t strip = row / kStrip;
+  const int lane = row % kStrip;
+  if (codes_type_ == Codes::number) {
+    for (int k = 0; k < columns_; ++k) out[k] = code_at(strip, k, lane);
+    return;
+  }
+  const std::size_t groups = group_starts_.size() - 1;
+  for (std::size_t group = 0; group < groups; ++group) {
+    const std::size_t at = (strip * groups + group) * kStrip + lane;
+    const float scale = read_number({scale_type_, scales_.data()}, at);
+    const float zero = zero_points_.empty() ? 0.0F : zero_points_.data()[at];
+    const float minimum =
+        minimums_.empty() ? 0.0F : read_number({minimum_type_, minimums_.data()}, at);
+    for (int k = group_starts_[group]; k < group_starts_[group + 1]; ++k) {
+      const float value = (code_at(strip, k, lane) - zero) * scale;
+      out[column_order_.empty() ? k : column_order_[k]] = minimums_.empty() ? value : value + minimum;
+    }
+  }
+}
+
+}  // namespace coldpress

@@ -1,0 +1,70 @@
+// A weight in the layout that the kernels stream; made once, when a model is loaded.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.hpp"
+#include "memory.hpp"
+#include "thread_pool.hpp"
+
+namespace coldpress {
+
+// Floating-point numbers of one of three types, as they lie in someone else's array.
+struct Numbers {
+  Number type = Number::float32;
+  const void* data = nullptr;  // nullptr: none
+};
+
+// float32 value of element `index`.
+float read_number(Numbers numbers, std::size_t index);
+
+struct IntegerSource {
+  int num_bits = 8;
+  const std::int8_t* codes = nullptr;             // [rows, columns]
+  Numbers scale;                                  // [rows, groups]
+  const std::int8_t* zero_point = nullptr;        // [rows, groups]
+  Numbers minimum;                                // [rows, groups]
+  std::vector<std::int32_t> group_starts;         // [groups + 1]
+  std::vector<std::int32_t> column_order;         // [columns]: packed column k is this one; or empty
+};
+
+class Matrix {
+ public:
+  // numbers: [rows, columns].
+  Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool);
+  Matrix(int rows, int columns, IntegerSource source, ThreadPool& pool);
+
+  int rows() const { return rows_; }
+  int columns() const { return columns_; }
+  int strips() const { return (rows_ + kStrip - 1) / kStrip; }
+  std::size_t bytes() const;
+  // The order in which the kernels want x's columns; empty where it is the natural one.
+  const std::vector<std::int32_t>& column_order() const { return column_order_; }
+  MatrixView view() const;
+  // float32 [columns], in the natural order.
+  void dequantize_row(int row, float* out) const;
+
+ private:
+  void pack_numbers(const void* numbers, int strip);
+  void pack_codes(const IntegerSource& source, int strip);
+  void pack_groups(const IntegerSource& source, int strip);
+  float code_at(std::size_t strip, int column, int lane) const;
+
+  int rows_;
+  int columns_;
+  Codes codes_type_;
+  Number number_ = Number::float32;
+  bool unsigned_codes_ = false;
+  std::size_t strip_bytes_;
+  Memory<std::uint8_t> codes_;
+  std::vector<std::int32_t> group_starts_;
+  std::vector<std::int32_t> column_order_;
+  Number scale_type_ = Number::float32;
+  Memory<std::uint8_t> scales_;
+  Memory<std::int8_t> zero_points_;
+  Number minimum_type_ = Number::float32;
+  Memory<std::uint8_t> minimums_;
+};
+
+}  // namespace coldpress

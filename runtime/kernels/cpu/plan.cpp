@@ -1,0 +1,249 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace coldpress {
+
+namespace {
+
+// Rows that share one expansion of a strip: many enough to pay for it, few enough for the cache.
+constexpr int kRowBlock = 96;
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string("malformed step: ") + what);
+}
+
+}  // namespace
+
+Plan::Plan(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels)
+    : pool_(std::move(pool)),
+      kernels_(kernels),
+      scratch_(pool_->size()),
+      scratch_size_(static_cast<std::size_t>(kPanel + 1) * kStrip) {}
+
+Plan::BufferId Plan::add_buffer(int width, bool selected) {
+  buffers_.push_back({width, round_up(width, kStrip), selected, 0, {}});
+  return static_cast<BufferId>(buffers_.size()) - 1;
+}
+
+int Plan::add_rope_table(std::vector<double> frequencies, double attention_factor) {
+  rope_tables_.push_back({std::move(frequencies), attention_factor, {}, {}});
+  return static_cast<int>(rope_tables_.size()) - 1;
+}
+
+int Plan::count(const Batch& batch, BufferId out) const {
+  return buffers_[out].selected ? batch.selected : batch.tokens;
+}
+
+void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table) {
+  ops_.push_back([this, out, table](const Batch& batch) {
+    for_rows(batch.tokens, 8 * static_cast<std::size_t>(table->columns()), [&](int t) {
+      table->dequantize_row(batch.token_ids[t], buffers_[out].row(t));
+    });
+  });
+}
+
+void Plan::add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps) {
+  ops_.push_back([this, out, x, weight = std::move(weight), eps](const Batch& batch) {
+    const int size = static_cast<int>(weight.size());
+    const int runs = buffers_[x].width / size;
+    for_rows(count(batch, out), buffers_[x].width, [&](int row) {
+      kernels_.rms_norm(buffers_[x].row(row), weight.data(), runs, size, eps,
+                        buffers_[out].row(row));
+    });
+  });
+}
+
+void Plan::add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix) {
+  ops_.push_back([this, out, x, matrix](const Batch& batch) {
+    const std::vector<std::int32_t>& order = matrix->column_order();
+    for_rows(count(batch, out), order.size(), [&](int row) {
+      const float* from = buffers_[x].row(row);
+      float* to = buffers_[out].row(row);
+      for (std::size_t k = 0; k < order.size(); ++k) to[k] = from[order[k]];
+    });
+  });
+}
+
+void Plan::add_linear(BufferId x, std::vector<Projection> projections) {
+  struct Part {
+    BufferId out;
+    std::shared_ptr<const Matrix> matrix;
+    MatrixView view;
+    Memory<float> bias;
+    int first_strip;
+  };
+  // std::function copies what it holds; the parts are shared instead.
+  auto parts = std::make_shared<std::vector<Part>>();
+  int strips = 0;
+  for (Projection& projection : projections) {
+    Part part{projection.out, projection.matrix, projection.matrix->view(), {}, strips};
+    strips += part.matrix->strips();
+    if (!projection.bias.empty()) {
+      part.bias = Memory<float>(static_cast<std::size_t>(part.matrix->strips()) * kStrip);
+      std::copy(projection.bias.begin(), projection.bias.end(), part.bias.data());
+    }
+    parts->push_back(std::move(part));
+  }
+  ops_.push_back([this, x, parts, strips](const Batch& batch) {
+    const int rows = count(batch, parts->front().out);
+    const int blocks = (rows + kRowBlock - 1) / kRowBlock;
+    pool_->run(blocks * strips, [&](int piece, int thread) {
+      const int strip = piece % strips;
+      const int first = piece / strips * kRowBlock;
+      auto part = parts->rbegin();
+      while (part->first_strip > strip) ++part;
+      const Buffer& out = buffers_[part->out];
+      const float* bias = part->bias.empty() ? nullptr : part->bias.data();
+      kernels_.linear(part->view, strip - part->first_strip, buffers_[x].row(first),
+                      buffers_[x].stride, std::min(kRowBlock, rows - first), bias, out.row(first),
+                      out.stride, scratch_[thread].data());
+    });
+  });
+}
+
+void Plan::add_rope(BufferId out, BufferId x, int heads, int head_dim, int table) {
+  ops_.push_back([this, out, x, heads, head_dim, table](const Batch& batch) {
+    const RopeTable& rope = rope_tables_[table];
+    const int half = static_cast<int>(rope.frequencies.size());
+    for_rows(batch.tokens, buffers_[x].width, [&](int t) {
+      const float* cosines = rope.cosines.data() + static_cast<std::size_t>(t) * half;
+      const float* sines = rope.sines.data() + static_cast<std::size_t>(t) * half;
+      const float* from = buffers_[x].row(t);
+      float* to = buffers_[out].row(t);
+      for (int h = 0; h < heads; ++h, from += head_dim, to += head_dim) {
+        for (int i = 0; i < half; ++i) {
+          to[i] = from[i] * cosines[i] - from[i + half] * sines[i];
+          to[i + half] = from[i + half] * cosines[i] + from[i] * sines[i];
+        }
+        for (int i = 2 * half; i < head_dim; ++i) to[i] = from[i];
+      }
+    });
+  });
+}
+
+void Plan::add_gated_act(BufferId out, BufferId gate, BufferId up, Activation activation) {
+  ops_.push_back([this, out, gate, up, activation](const Batch& batch) {
+    for_rows(count(batch, out), 4 * buffers_[out].stride, [&](int row) {
+      kernels_.gated_act(buffers_[gate].row(row), buffers_[up].row(row), buffers_[out].stride,
+                         activation, buffers_[out].row(row));
+    });
+  });
+}
+
+void Plan::add_add(BufferId out, BufferId a, BufferId b) {
+  ops_.push_back([this, out, a, b](const Batch& batch) {
+    for_rows(count(batch, out), buffers_[out].stride, [&](int row) {
+      const float* left = buffers_[a].row(row);
+      const float* right = buffers_[b].row(row);
+      float* to = buffers_[out].row(row);
+      for (int i = 0; i < buffers_[out].width; ++i) to[i] = left[i] + right[i];
+    });
+  });
+}
+
+void Plan::add_select_rows(BufferId out, BufferId x) {
+  ops_.push_back([this, out, x](const Batch& batch) {
+    for (int r = 0; r < batch.selected; ++r)
+      std::copy_n(buffers_[x].row(batch.logit_rows[r]), buffers_[x].width, buffers_[out].row(r));
+  });
+}
+
+void Plan::add_softcap(BufferId x, float cap) {
+  ops_.push_back([this, x, cap](const Batch& batch) {
+    for_rows(count(batch, x), 8 * buffers_[x].stride, [&](int row) {
+      kernels_.softcap(buffers_[x].row(row), buffers_[x].stride, cap);
+    });
+  });
+}
+
+void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
+  num_pages_ = num_pages;
+  page_size_ = page_size;
+  vocab_size_ = vocab_size;
+  const std::size_t key_stride = round_up(page_size, kPad);
+  for (Cache& cache : caches_) {
+    const std::size_t heads = static_cast<std::size_t>(num_pages) * cache.kv_heads;
+    cache.keys = Memory<float>(heads * cache.head_dim * key_stride);
+    cache.values = Memory<float>(heads * page_size * round_up(cache.head_dim, kPad));
+    const std::size_t attend = kHeadBlock * (key_stride + round_up(cache.head_dim, kPad));
+    scratch_size_ = std::max(scratch_size_, attend);
+  }
+  for (Memory<float>& scratch : scratch_) scratch = Memory<float>(scratch_size_);
+  reserve(tokens, 1);
+}
+
+std::size_t Plan::cache_bytes() const {
+  std::size_t bytes = 0;
+  for (const Cache& cache : caches_) bytes += cache.keys.bytes() + cache.values.bytes();
+  return bytes;
+}
+
+void Plan::reserve(int tokens, int selected) {
+  for (Buffer& buffer : buffers_) {
+    const int rows = buffer.selected ? selected : tokens;
+    if (rows <= buffer.capacity) continue;
+    buffer.data = Memory<float>(rows * buffer.stride);
+    buffer.capacity = rows;
+  }
+}
+
+void Plan::check(const Batch& batch) const {
+  require(num_pages_ > 0, "the plan has no pool yet");
+  require(batch.query_starts[0] == 0 && batch.query_starts[batch.sequences] == batch.tokens,
+          "query_starts do not cover the tokens");
+  for (int s = 0; s < batch.sequences; ++s) {
+    const int first = batch.query_starts[s];
+    const int end = batch.query_starts[s + 1];
+    require(first <= end && end <= batch.tokens, "query_starts are not ascending");
+    int last = -1;
+    for (int t = first; t < end; ++t) {
+      require(batch.positions[t] >= 0, "a position is negative");
+      require(batch.token_ids[t] >= 0 && batch.token_ids[t] < vocab_size_,
+              "a token id is outside the vocabulary");
+      last = std::max(last, batch.positions[t]);
+    }
+    require(last < 0 || last / page_size_ < batch.pages, "a position has no page");
+    for (int p = 0; last >= 0 && p <= last / page_size_; ++p) {
+      const std::int32_t page = batch.page_table[static_cast<std::size_t>(s) * batch.pages + p];
+      require(page >= 0 && page < num_pages_, "a page is outside the pool");
+    }
+  }
+  for (int r = 0; r < batch.selected; ++r)
+    require(batch.logit_rows[r] >= 0 && batch.logit_rows[r] < batch.tokens,
+            "a logit row is outside the step");
+}
+
+void Plan::locate_sequences(const Batch& batch) {
+  sequence_of_.resize(batch.tokens);
+  for (int s = 0; s < batch.sequences; ++s)
+    std::fill(sequence_of_.begin() + batch.query_starts[s],
+              sequence_of_.begin() + batch.query_starts[s + 1], s);
+}
+
+void Plan::fill_rope_table(RopeTable& table, const Batch& batch) {
+  const std::size_t half = table.frequencies.size();
+  table.cosines.resize(batch.tokens * half);
+  table.sines.resize(batch.tokens * half);
+  for_rows(batch.tokens, 64 * half, [&](int t) {
+    for (std::size_t i = 0; i < half; ++i) {
+      const double angle = batch.positions[t] * table.frequencies[i];
+      table.cosines[t * half + i] = static_cast<float>(std::cos(angle) * table.attention_factor);
+      table.sines[t * half + i] = static_cast<float>(std::sin(angle) * table.attention_factor);
+    }
+  });
+}
+
+void Plan::step(const Batch& batch) {
+  check(batch);
+  reserve(batch.tokens, batch.selected);
+  locate_sequences(batch);
+  for (RopeTable& table : rope_tables_) fill_rope_table(table, batch);
+  for (const Op& op : ops_) op(batch);
+}
+
+}  // namespace coldpress

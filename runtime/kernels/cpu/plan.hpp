@@ -1,0 +1,132 @@
+// A Program lowered to native ops over buffers: one call of step() runs them all.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels.hpp"
+#include "matrix.hpp"
+#include "memory.hpp"
+#include "thread_pool.hpp"
+
+namespace coldpress {
+
+// One step's input, as runtime.engine.batch.StepBatch describes it.
+struct Batch {
+  const std::int32_t* token_ids;
+  const std::int32_t* positions;
+  int tokens;
+  const std::int32_t* query_starts;
+  const std::int32_t* page_table;  // [sequences, pages]
+  int sequences;
+  int pages;
+  const std::int32_t* logit_rows;
+  int selected;
+};
+
+class Plan {
+ public:
+  using BufferId = int;
+  struct Projection {
+    BufferId out;
+    std::shared_ptr<const Matrix> matrix;
+    std::vector<float> bias;  // [rows], or empty
+  };
+
+  Plan(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels);
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // float32 [tokens, width], or [selected rows, width].
+  BufferId add_buffer(int width, bool selected);
+  // A rotary embedding; frequencies are radians per position, float64 [dimension / 2].
+  int add_rope_table(std::vector<double> frequencies, double attention_factor);
+  int add_cache(int kv_heads, int head_dim);
+
+  void add_embed(BufferId out, std::shared_ptr<const Matrix> table);
+  void add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps);
+  // x's columns in the order that `matrix` wants them.
+  void add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix);
+  void add_linear(BufferId x, std::vector<Projection> projections);
+  void add_rope(BufferId out, BufferId x, int heads, int head_dim, int table);
+  // `view` without its pointers and strides, which belong to cache `cache`.
+  void add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cache, AttentionView view);
+  void add_gated_act(BufferId out, BufferId gate, BufferId up, Activation activation);
+  void add_add(BufferId out, BufferId a, BufferId b);
+  void add_select_rows(BufferId out, BufferId x);
+  void add_softcap(BufferId x, float cap);
+
+  // Takes the memory of the KV pool and of steps of up to `tokens` tokens (larger ones grow it).
+  void allocate(int num_pages, int page_size, int tokens, int vocab_size);
+  // Throws std::invalid_argument where the batch points outside the pool, the table or itself.
+  void step(const Batch& batch);
+
+  const float* rows(BufferId id) const { return buffers_[id].data.data(); }
+  std::size_t stride(BufferId id) const { return buffers_[id].stride; }
+  int width(BufferId id) const { return buffers_[id].width; }
+  std::size_t cache_bytes() const;
+
+ private:
+  struct Buffer {
+    int width;
+    std::size_t stride;
+    bool selected;
+    int capacity = 0;
+    Memory<float> data;
+    float* row(std::size_t i) const { return data.data() + i * stride; }
+  };
+  struct RopeTable {
+    std::vector<double> frequencies;
+    double attention_factor;
+    std::vector<float> cosines;  // [tokens, dimension / 2]
+    std::vector<float> sines;
+  };
+  struct Cache {
+    int kv_heads;
+    int head_dim;
+    Memory<float> keys;
+    Memory<float> values;
+  };
+  using Op = std::function<void(const Batch&)>;
+
+  void check(const Batch& batch) const;
+  void reserve(int tokens, int selected);
+  void locate_sequences(const Batch& batch);
+  void fill_rope_table(RopeTable& table, const Batch& batch);
+  int count(const Batch& batch, BufferId out) const;
+  const std::int32_t* pages_of(const Batch& batch, int token) const;
+  void store_token(const Cache& cache, const AttentionView& view, const Batch& batch, int token,
+                   const float* k, const float* v) const;
+  // work(row) for every row; rows are handed out in runs of about `grain` / cost_of_row.
+  template <class F>
+  void for_rows(int rows, std::size_t cost_of_row, F&& work);
+
+  std::shared_ptr<ThreadPool> pool_;
+  const KernelTable& kernels_;
+  std::vector<Buffer> buffers_;
+  std::vector<RopeTable> rope_tables_;
+  std::vector<Cache> caches_;
+  std::vector<Op> ops_;
+  std::vector<int> sequence_of_;
+  std::vector<Memory<float>> scratch_;  // one per thread
+  std::size_t scratch_size_;
+  int num_pages_ = 0;
+  int page_size_ = 0;
+  int vocab_size_ = 0;
+};
+
+template <class F>
+void Plan::for_rows(int rows, std::size_t cost_of_row, F&& work) {
+  constexpr std::size_t kGrain = 1 << 14;  // elements: some microseconds, far above a hand-over
+  const std::size_t run = cost_of_row >= kGrain ? 1 : kGrain / (cost_of_row + 1) + 1;
+  const int per_piece = static_cast<int>(run);
+  pool_->run((rows + per_piece - 1) / per_piece, [&](int piece, int) {
+    const int last = std::min(rows, (piece + 1) * per_piece);
+    for (int row = piece * per_piece; row < last; ++row) work(row);
+  });
+}
+
+}  // namespace coldpress

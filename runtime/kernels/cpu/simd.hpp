@@ -1,0 +1,235 @@
+// One vector of float32, in whichever instruction set this file is compiled for.
+//
+// Multiply-add is spelled out (and contraction is off), so that a sum has the same bits in every
+// tile shape that computes it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef COLDPRESS_ISA
+#define COLDPRESS_ISA portable
+#endif
+
+namespace coldpress::COLDPRESS_ISA {
+
+#if defined(__AVX512F__)
+
+using Vec = __m512;
+constexpr int kLanes = 16;
+constexpr int kTileVecs = 4;
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+inline Vec splat(float a) { return _mm512_set1_ps(a); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+// a < b ? x : y, lane by lane.
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+// 2 ** n for whole n in [-126, 127].
+inline Vec power_of_two(Vec n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0F), n); }
+inline Vec load_float16(const std::uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Vec load_bfloat16(const std::uint16_t* p) {
+  const __m512i wide =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline Vec load_int8(const std::int8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+// The 16 values that a nibble can mean; the permutation looks at the low four bits alone.
+using NibbleTable = __m512;
+inline NibbleTable nibble_table(float bias) {
+  const __m512 all = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_sub_ps(all, _mm512_set1_ps(bias));
+}
+inline void load_nibbles(const std::uint8_t* p, NibbleTable table, Vec& low, Vec& high) {
+  const __m512i bytes =
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  low = _mm512_permutexvar_ps(bytes, table);
+  high = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
+}
+
+#elif defined(__AVX2__)
+
+using Vec = __m256;
+constexpr int kLanes = 8;
+constexpr int kTileVecs = 2;
+
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+inline Vec splat(float a) { return _mm256_set1_ps(a); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+inline Vec power_of_two(Vec n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Vec load_float16(const std::uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load_bfloat16(const std::uint16_t* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline Vec load_int8(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+using NibbleTable = __m256;
+inline NibbleTable nibble_table(float bias) { return _mm256_set1_ps(bias); }
+inline void load_nibbles(const std::uint8_t* p, NibbleTable bias, Vec& low, Vec& high) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  low = sub(_mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15))), bias);
+  high = sub(_mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4)), bias);
+}
+
+#else
+
+constexpr int kLanes = 4;
+constexpr int kTileVecs = 4;
+typedef float Vec __attribute__((vector_size(16)));
+typedef std::int32_t IntVec __attribute__((vector_size(16)));
+
+inline Vec load(const float* p) {
+  Vec a;
+  std::memcpy(&a, p, sizeof a);
+  return a;
+}
+inline void store(float* p, Vec a) { std::memcpy(p, &a, sizeof a); }
+inline Vec splat(float a) { return Vec{a, a, a, a}; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
+inline Vec div(Vec a, Vec b) { return a / b; }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
+inline Vec power_of_two(Vec n) {
+  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec a;
+  std::memcpy(&a, &exponent, sizeof a);
+  return a;
+}
+inline float bits_to_float(std::uint32_t bits) {
+  float a;
+  std::memcpy(&a, &bits, sizeof a);
+  return a;
+}
+inline float float16_to_float(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
+  const std::uint32_t magnitude = half & 0x7FFFU;
+  if (magnitude >= 0x7C00U) return bits_to_float(sign | 0x7F800000U | ((magnitude & 0x3FFU) << 13));
+  // The multiplication moves the exponent bias from 15 to 127, subnormal numbers included.
+  const float value = bits_to_float(magnitude << 13) * bits_to_float(0x77800000U);
+  return sign != 0 ? -value : value;
+}
+inline Vec load_float16(const std::uint16_t* p) {
+  return Vec{float16_to_float(p[0]), float16_to_float(p[1]), float16_to_float(p[2]),
+             float16_to_float(p[3])};
+}
+inline Vec load_bfloat16(const std::uint16_t* p) {
+  const IntVec wide = IntVec{p[0], p[1], p[2], p[3]} << 16;
+  Vec a;
+  std::memcpy(&a, &wide, sizeof a);
+  return a;
+}
+inline Vec load_int8(const std::int8_t* p) {
+  return __builtin_convertvector((IntVec{p[0], p[1], p[2], p[3]}), Vec);
+}
+using NibbleTable = Vec;
+inline NibbleTable nibble_table(float bias) { return splat(bias); }
+inline void load_nibbles(const std::uint8_t* p, NibbleTable bias, Vec& low, Vec& high) {
+  const IntVec bytes = {p[0], p[1], p[2], p[3]};
+  low = __builtin_convertvector(bytes & 15, Vec) - bias;
+  high = __builtin_convertvector(bytes >> 4, Vec) - bias;
+}
+
+#endif
+
+// Lane by lane from the first to the last: the one order in which lanes are ever summed.
+inline float sum_lanes(Vec a) {
+  float lanes[kLanes];
+  store(lanes, a);
+  float sum = lanes[0];
+  for (int i = 1; i < kLanes; ++i) sum += lanes[i];
+  return sum;
+}
+
+inline float max_lanes(Vec a) {
+  float lanes[kLanes];
+  store(lanes, a);
+  float most = lanes[0];
+  for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
+  return most;
+}
+
+inline Vec load_number(Number type, const void* base, std::size_t index) {
+  switch (type) {
+    case Number::float16:
+      return load_float16(static_cast<const std::uint16_t*>(base) + index);
+    case Number::bfloat16:
+      return load_bfloat16(static_cast<const std::uint16_t*>(base) + index);
+    default:
+      return load(static_cast<const float*>(base) + index);
+  }
+}
+
+// e ** x to about 1e-7, relative; 0 below -87, where float32 runs out of normal numbers.
+inline Vec exp(Vec x) {
+  const Vec floor = splat(-87.0F);
+  const Vec clamped = min(max(x, floor), splat(88.0F));
+  const Vec magic = splat(12582912.0F);  // 1.5 * 2**23: adding it rounds to a whole number
+  const Vec n = sub(fma(clamped, splat(1.44269504F), magic), magic);
+  const Vec r = fma(n, splat(2.12194440e-4F), fma(n, splat(-0.693359375F), clamped));
+  Vec p = splat(1.0F / 5040.0F);
+  p = fma(p, r, splat(1.0F / 720.0F));
+  p = fma(p, r, splat(1.0F / 120.0F));
+  p = fma(p, r, splat(1.0F / 24.0F));
+  p = fma(p, r, splat(1.0F / 6.0F));
+  p = fma(p, r, splat(0.5F));
+  p = fma(p, r, splat(1.0F));
+  p = fma(p, r, splat(1.0F));
+  return select_less(x, floor, splat(0.0F), mul(p, power_of_two(n)));
+}
+
+// Near zero the quotient would lose the small numbers' digits; there the series is exact enough.
+inline Vec tanh(Vec x) {
+  const Vec e = exp(mul(splat(2.0F), x));
+  const Vec far = sub(splat(1.0F), div(splat(2.0F), add(e, splat(1.0F))));
+  const Vec s = mul(x, x);
+  Vec p = splat(62.0F / 2835.0F);
+  p = fma(p, s, splat(-17.0F / 315.0F));
+  p = fma(p, s, splat(2.0F / 15.0F));
+  p = fma(p, s, splat(-1.0F / 3.0F));
+  const Vec near = fma(mul(p, s), x, x);
+  return select_less(s, splat(0.0625F), near, far);
+}
+
+}  // namespace coldpress::COLDPRESS_ISA

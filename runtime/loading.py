@@ -1,0 +1,87 @@
+"""From a Model to an Executor with a page pool of a sensible size."""
+
+from typing import Literal
+
+from compile.model import Model
+from compile.program import Attend, Program
+from quant.format.errors import InputError
+from runtime.engine.batch import Executor
+from runtime.machine import available_memory_bytes
+
+Backend = Literal["cpu", "torch"]
+DEFAULT_CONTEXTS = 16
+"""Full contexts that the pool holds by default, memory permitting."""
+DEFAULT_SHARE = 4
+"""The default pool takes at most this part (one over it) of the memory that is free."""
+PAD = 16
+"""The cpu executor pads pages and heads to whole vectors."""
+
+
+def load_executor(
+    model: Model,
+    *,
+    backend: str = "cpu",
+    num_pages: int | None = None,
+    context_tokens: int | None = None,
+    kv_cache_bytes: int | None = None,
+    page_size: int = 32,
+    threads: int | None = None,
+    max_step_tokens: int = 256,
+) -> Executor:
+    """Load the weights of `model` and make its page pool.
+
+    The pool has `num_pages`; or holds `context_tokens` tokens; or fills `kv_cache_bytes`; or, where
+    none is given, holds 16 full contexts or fills a quarter of the free memory (of the container,
+    where there is one), whichever is less. Memory is touched only when a page is first used.
+
+    Raises InputError for a backend that does not exist or a pool without a page,
+    UnsupportedModelError before any weight is read, MissingExtraError where torch is missing.
+    """
+    if backend not in ("cpu", "torch"):
+        raise InputError(f"backend {backend!r} does not exist; choose cpu or torch")
+    if num_pages is None:
+        num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size)
+    if num_pages < 2:
+        raise InputError(
+            f"a pool of {num_pages} pages holds no sequence, because page 0 is reserved; "
+            "give the KV cache more memory"
+        )
+    if backend == "torch":
+        from runtime.executors.torch import TorchExecutor
+
+        return TorchExecutor(model, num_pages=num_pages, page_size=page_size)
+    from runtime.executors.cpu import CpuExecutor
+
+    return CpuExecutor(
+        model,
+        num_pages=num_pages,
+        page_size=page_size,
+        threads=threads,
+        max_step_tokens=max_step_tokens,
+    )
+
+
+def kv_bytes_per_page(program: Program, page_size: int) -> int:
+    """Bytes of one page over all layers: float32 keys and values, as the cpu executor keeps them."""
+    floats = 0
+    for op in program.ops:
+        if isinstance(op, Attend):
+            keys = op.head_dim * _padded(page_size)
+            values = _padded(op.head_dim) * page_size
+            floats += op.kv_heads * (keys + values)
+    return 4 * floats
+
+
+def _pages(program: Program, tokens: int | None, size: int | None, page_size: int) -> int:
+    if tokens is not None:
+        return -(-tokens // page_size) + 1
+    page_bytes = kv_bytes_per_page(program, page_size)
+    if size is not None:
+        return size // page_bytes
+    wanted = -(-DEFAULT_CONTEXTS * program.sizes.max_positions // page_size) + 1
+    free = available_memory_bytes()
+    return min(wanted, free // DEFAULT_SHARE // page_bytes) if free else wanted
+
+
+def _padded(n: int) -> int:
+    return -(-n // PAD) * PAD

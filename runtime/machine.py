@@ -1,0 +1,71 @@
+"""What this process may use of the machine: a container's limits count, not the host's size."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+
+
+def available_threads() -> int:
+    """Cores by affinity, or fewer where a cgroup grants less time than that; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quotas = [quota for folder in _cgroups() if (quota := _quota(folder)) is not None]
+    return max(1, int(min([float(cores or 1), *quotas])))
+
+
+def available_memory_bytes() -> int:
+    """Bytes that can be taken without swapping or passing a cgroup's limit; 0 if unknown."""
+    free = [room for folder in _cgroups() if (room := _room(folder)) is not None]
+    host = _host_available_bytes()
+    return max(0, min([*free, *([] if host is None else [host])], default=0))
+
+
+def _cgroups() -> Iterator[Path]:
+    """Folders of our cgroup and all above it, for every controller of versions 1 and 2."""
+    yield from (CGROUP_ROOT, CGROUP_ROOT / "cpu", CGROUP_ROOT / "memory")
+    for line in _read(PROC / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        folder = CGROUP_ROOT / controllers / path.lstrip("/")
+        while folder != CGROUP_ROOT:
+            yield folder
+            folder = folder.parent
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores' worth of time, or None for no limit."""
+    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    if not quota or quota == "max" or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _room(folder: Path) -> int | None:
+    """Limit less use, or None for no limit. Cached files count as used here, which is cautious."""
+    for limit, use in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        text = _read(folder / limit)
+        if text and text != "max":
+            return int(text) - int(_read(folder / use) or 0)
+    return None
+
+
+def _host_available_bytes() -> int | None:
+    for line in _read(PROC / "meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
