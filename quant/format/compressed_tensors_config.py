@@ -13,6 +13,8 @@ from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Sc
 
 LAYOUT_VERSION = "0.20.0"
 """The release of compressed-tensors whose layout we write."""
+FIRST_DENSE_VERSION = (0, 18)
+"""Earlier releases started each word with a new code, so words of 3, 5, 6 or 7 bits had a gap."""
 
 READABLE_FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 
@@ -23,6 +25,9 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
     `modules` must name every linear layer of the model (without `.weight`), also those left in
     floating point: what is not quantized is listed in `ignore`. `lm_head` is ignored unless it is
     quantized, since a tied one has no tensor but is still a module.
+
+    vLLM loads any mixture. transformers 5 loads every symmetric one, and an asymmetric scheme only
+    where it is the only one.
     """
     by_scheme: dict[IntScheme, list[str]] = {}
     for name, scheme in modules.items():
@@ -45,7 +50,7 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
         }
         for i, (scheme, names) in enumerate(by_scheme.items())
     }
-    return {
+    config = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -57,6 +62,11 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
         "sparsity_config": {},
         "transform_config": {},
     }
+    if len(by_scheme) == 1 and not next(iter(by_scheme)).symmetric:
+        # transformers 5 takes packed zero points only when it unpacks weights as it loads, and
+        # that way knows one scheme alone. Servers ignore the key.
+        config["dequantize"] = True
+    return config
 
 
 def _weight_args(scheme: IntScheme) -> dict[str, Any]:
@@ -88,6 +98,8 @@ class SchemeTable:
     where: str
     groups: tuple[tuple[tuple[str, ...], StoredScheme], ...]
     ignore: tuple[str, ...]
+    dense_words: bool
+    """The writer surely packed a dense stream of bits."""
 
     def lookup(self, module: str) -> StoredScheme | None:
         """Exact names come before patterns, patterns before class names; `ignore` beats all."""
@@ -132,7 +144,12 @@ def parse_config(config: Mapping[str, Any], where: str) -> SchemeTable:
         if (stored := _stored_scheme(name, group, config.get("format"), where)) is not None
     )
     ignore = _strings(config.get("ignore") or [], f"{where}: quantization_config.ignore")
-    return SchemeTable(where, table, ignore)
+    return SchemeTable(where, table, ignore, _packs_densely(config.get("version")))
+
+
+def _packs_densely(version: Any) -> bool:
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", str(version))
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= FIRST_DENSE_VERSION
 
 
 def _stored_scheme(
