@@ -11,33 +11,50 @@ Ids = npt.NDArray[np.intp]
 _SMALLEST_TEMPERATURE = 1e-30
 """Below it float32 division by the temperature is not defined; every gap is infinite already."""
 
+_RUN = 256
+"""Weights per partial sum."""
 
-def largest(values: Float32, count: int) -> Ids:
-    """Indices of the `count` largest values, largest first, lowest index first on ties."""
-    count = min(count, values.size)
+
+def heaviest(values: Float32, count: int) -> Ids:
+    """Indices of the `count` largest values, ascending; the lowest index wins a tie."""
+    if count >= values.size:
+        return np.arange(values.size)
     if count == 0:
         return np.empty(0, np.intp)
     place = values.size - count
-    threshold = np.partition(values, place)[place]
-    indices = np.flatnonzero(values >= threshold)
-    order = np.argsort(-values[indices], kind="stable")
-    return indices[order][:count]
+    return _above(values, np.partition(values, place)[place], count)
+
+
+def largest(values: Float32, count: int) -> Ids:
+    """Indices of the `count` largest values, largest first; the lowest index wins a tie."""
+    indices = heaviest(values, count)
+    return indices[np.argsort(-values[indices], kind="stable")]
 
 
 def nucleus(weights: Float32, top_p: float) -> Ids:
-    """Indices of the fewest largest weights that hold `top_p` of the sum, largest first.
+    """Indices, ascending, of the fewest largest weights that hold `top_p` of the sum.
 
     `weights` are not normalised, their maximum is 1. Sorting a vocabulary is slow and a nucleus
     is mostly small, so only weights above a falling cutoff are sorted. (Holtzman et al. 2020)
     """
     goal = top_p * float(weights.sum(dtype=np.float64))
-    for cutoff in (1e-3, 1e-6, 1e-12, 0.0):
+    for cutoff in (1e-2, 1e-4, 1e-8, 0.0):
         indices = np.flatnonzero(weights >= cutoff)
-        if float(weights[indices].sum(dtype=np.float64)) >= goal:
+        kept = weights[indices]
+        if float(kept.sum(dtype=np.float64)) >= goal:
             break
-    indices = indices[np.argsort(-weights[indices], kind="stable")]
-    count = int(np.searchsorted(np.cumsum(weights[indices], dtype=np.float64), goal)) + 1
-    return indices[:count]
+    descending = np.sort(kept)[::-1]
+    count = int(np.searchsorted(np.cumsum(descending, dtype=np.float64), goal)) + 1
+    if count >= kept.size:
+        return indices
+    return indices[_above(kept, descending[count - 1], count)]
+
+
+def _above(values: Float32, threshold: np.float32, count: int) -> Ids:
+    """Indices of the values above the `count`-th largest, and the first ones that equal it."""
+    above = np.flatnonzero(values > threshold)
+    ties = np.flatnonzero(values == threshold)[: count - above.size]
+    return np.sort(np.concatenate([above, ties]))
 
 
 def draw_token(logits: Float32, params: SamplingParams, uniform: float) -> int:
@@ -47,7 +64,7 @@ def draw_token(logits: Float32, params: SamplingParams, uniform: float) -> int:
     """
     ids = None
     if 0 < params.top_k < logits.size:
-        ids = largest(logits, params.top_k)
+        ids = heaviest(logits, params.top_k)
         logits = logits[ids]
     with np.errstate(over="ignore", under="ignore"):
         gaps = (logits - logits.max()) / np.float32(max(params.temperature, _SMALLEST_TEMPERATURE))
@@ -63,11 +80,22 @@ def draw_token(logits: Float32, params: SamplingParams, uniform: float) -> int:
 
 
 def place_of(weights: Float32, uniform: float) -> int:
-    """Index whose share of the running sum holds `uniform`; never one of weight 0."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    total = cumulative[-1]
-    target = min(uniform * total, np.nextafter(total, 0.0))
-    return int(np.searchsorted(cumulative, target, side="right"))
+    """Index whose share of the running sum holds `uniform`; never one of weight 0.
+
+    Two levels, because a running sum over a whole vocabulary costs more than all the rest.
+    """
+    exact = weights.astype(np.float64)
+    run_ends = np.cumsum(np.add.reduceat(exact, np.arange(0, exact.size, _RUN)))
+    target = _below(uniform * run_ends[-1], run_ends[-1])
+    run = int(np.searchsorted(run_ends, target, side="right"))
+    within = np.cumsum(exact[run * _RUN : (run + 1) * _RUN])
+    rest = target - (run_ends[run - 1] if run else 0.0)
+    return run * _RUN + int(np.searchsorted(within, _below(rest, within[-1]), side="right"))
+
+
+def _below(value: float, limit: float) -> float:
+    """`value`, or where rounding took it there, the largest number below `limit`."""
+    return min(value, float(np.nextafter(limit, 0.0)))
 
 
 def log_probabilities(logits: Float32, token_id: int, count: int) -> TokenLogprobs:

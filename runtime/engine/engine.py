@@ -194,8 +194,8 @@ class Engine:
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         del self._sequences[sequence.request.request_id]
-        self._scheduler.remove(sequence)
         self._counters.finished[reason] += 1
+        self._scheduler.remove(sequence)
 
     def _new_scheduler(self) -> Scheduler:
         pool = PagePool(self._executor.num_pages, self._executor.page_size)

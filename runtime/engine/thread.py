@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from runtime.engine.engine import Engine, ExecutorFailed
-from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
+from runtime.engine.request import Request, RequestError, TokenEvent
 from runtime.engine.stats import EngineStats
 from runtime.engine.validate import duplicate_request, queue_full
 
@@ -31,9 +31,8 @@ class EngineThread:
         self._clock = clock
         self._wake = threading.Condition()
         self._inbox: dict[str, Request] = {}
-        self._aborts: list[str] = []
+        self._aborts: set[str] = set()
         self._listeners: dict[str, Listener] = {}
-        self._stats = engine.stats
         self._last_progress = clock()
         self._draining = False
         self._stopping = False
@@ -62,7 +61,7 @@ class EngineThread:
                 raise RequestError("the server is shutting down", code="shutting_down")
             if request.request_id in self._listeners:
                 raise duplicate_request(request.request_id)
-            num_waiting = self._stats.num_waiting + len(self._inbox)
+            num_waiting = self._engine.num_waiting + len(self._inbox)
             if num_waiting >= self._engine.max_waiting:
                 raise queue_full(num_waiting, self._engine.max_waiting)
             if not self._listeners:
@@ -74,14 +73,15 @@ class EngineThread:
     def abort(self, request_id: str) -> None:
         """End a request soon; its listener gets the "abort". Unknown ids are ignored."""
         with self._wake:
-            self._aborts.append(request_id)
-            self._wake.notify()
+            if request_id in self._listeners:
+                self._aborts.add(request_id)
+                self._wake.notify()
 
     def stats(self) -> EngineStats:
-        """As of the end of the last step; requests not yet handed over count as waiting."""
+        """Of this moment, perhaps amid a step; requests not yet handed over count as waiting."""
         with self._wake:
-            num_waiting = self._stats.num_waiting + len(self._inbox)
-            return replace(self._stats, num_waiting=num_waiting)
+            stats = self._engine.stats
+            return replace(stats, num_waiting=stats.num_waiting + len(self._inbox))
 
     def shutdown(self, drain_seconds: float = 30.0) -> bool:
         """Take no more requests, let the live ones finish, then end the rest with an error event.
@@ -100,60 +100,53 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            while self._take_commands():
-                self._step()
-                with self._wake:
-                    self._stats = self._engine.stats
-                    self._last_progress = self._clock()
+            while self._wait_for_work():
+                self._turn()
+                self._last_progress = self._clock()
         finally:
             with self._wake:
                 self._draining = True
                 live = tuple(self._listeners)
-            self._fail(live, "The server stopped before the answer was complete.")
-            with self._wake:
-                self._stats = self._engine.stats
+            self._engine.reset()
+            self._deliver_error(live, "The server stopped before the answer was complete.")
 
-    def _take_commands(self) -> bool:
-        """Wait for work, hand it to the engine; False when it is time to end."""
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is some; False when it is time to end."""
         with self._wake:
             self._wake.wait_for(
                 lambda: self._inbox or self._aborts or self._engine.has_work or self._draining
             )
-            if self._stopping or (self._draining and not self._listeners):
-                return False
-            aborts, self._aborts = self._aborts, []
-            never_started = [name for name in aborts if self._inbox.pop(name, None) is not None]
-            while self._inbox and self._engine.num_waiting < self._engine.max_waiting:
-                self._engine.add(self._inbox.pop(next(iter(self._inbox))))
-            self._stats = self._engine.stats
-        events = [TokenEvent(name, None, "abort") for name in never_started]
-        events += [event for name in aborts if (event := self._engine.abort(name)) is not None]
-        self._deliver(events)
-        return True
+            return not self._stopping and not (self._draining and not self._listeners)
 
-    def _step(self) -> None:
+    def _turn(self) -> None:
+        """One step, with what came in before it; a failure ends requests, never the thread."""
         try:
-            events = self._engine.step()
+            self._deliver(self._take_commands())
+            self._deliver(self._engine.step())
         except ExecutorFailed as failure:
             _log.exception("an engine step failed and was rolled back")
-            self._fail(failure.request_ids, f"The model could not run this step: {failure}")
+            for request_id in failure.request_ids:
+                self._engine.abort(request_id, "error")
+            self._deliver_error(failure.request_ids, f"The model could not run: {failure}")
         except Exception as bug:
             _log.exception("the engine failed; every live request ends and it starts afresh")
             self._engine.reset()
             with self._wake:
                 started = tuple(name for name in self._listeners if name not in self._inbox)
-            self._fail(started, f"The engine failed: {bug}")
-        else:
-            self._deliver(events)
+            self._deliver_error(started, f"The engine failed: {bug}")
 
-    def _fail(self, request_ids: tuple[str, ...], error: str) -> None:
-        reason: FinishReason = "error"
-        for request_id in request_ids:
-            self._engine.abort(request_id, reason)
+    def _take_commands(self) -> list[TokenEvent]:
+        """Hand new requests to the engine while its queue has room; carry out the aborts."""
         with self._wake:
-            for request_id in request_ids:
-                self._inbox.pop(request_id, None)
-        self._deliver([TokenEvent(name, None, reason, error=error) for name in request_ids])
+            aborts, self._aborts = self._aborts, set()
+            never_started = [name for name in aborts if self._inbox.pop(name, None) is not None]
+            while self._inbox and self._engine.num_waiting < self._engine.max_waiting:
+                self._engine.add(self._inbox.pop(next(iter(self._inbox))))
+        events = [TokenEvent(name, None, "abort") for name in never_started]
+        return events + [event for name in aborts if (event := self._engine.abort(name))]
+
+    def _deliver_error(self, request_ids: tuple[str, ...], error: str) -> None:
+        self._deliver([TokenEvent(name, None, "error", error=error) for name in request_ids])
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         """Call listeners outside the lock; one that raises loses its request, nobody else's."""
@@ -161,13 +154,18 @@ class EngineThread:
             with self._wake:
                 listener = self._listeners.get(event.request_id)
                 if event.finish_reason is not None:
-                    self._listeners.pop(event.request_id, None)
-            if listener is None:
-                continue
+                    self._forget(event.request_id)
             try:
-                listener(event)
+                if listener is not None:
+                    listener(event)
             except Exception:
                 _log.exception("a listener failed; its request is aborted")
-                with self._wake:
-                    self._listeners.pop(event.request_id, None)
-                self._engine.abort(event.request_id)
+                if event.finish_reason is None:
+                    with self._wake:
+                        self._forget(event.request_id)
+                    self._engine.abort(event.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        """The id is free again; an abort still on its way must not meet its next owner."""
+        self._listeners.pop(request_id, None)
+        self._aborts.discard(request_id)
