@@ -1,0 +1,57 @@
+"""Do two Programs compute the same, whatever their weights are stored in?"""
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+from compile.program import Attend, Op, Program, RopeSpec
+
+RELATIVE_TOLERANCE = 1e-6
+"""Containers keep real numbers in float32, whose relative rounding is below 1.2e-7."""
+IGNORED = {"scheme", "weight", "scaling"}
+
+
+def program_differences(reference: Program, stored: Program, most: int = 8) -> list[str]:
+    """Sentences, at most `most`, on what `stored` computes differently; empty when nothing."""
+    if reference.sizes != stored.sizes:
+        return [f"the model has the sizes {stored.sizes} instead of {reference.sizes}"]
+    if len(reference.ops) != len(stored.ops):
+        return [f"the program has {len(stored.ops)} ops instead of {len(reference.ops)}"]
+    limit = reference.sizes.max_positions
+    sentences = []
+    for theirs, ours in zip(reference.ops, stored.ops, strict=True):
+        theirs, ours = _without_vain_window(theirs, limit), _without_vain_window(ours, limit)
+        if type(theirs) is not type(ours):
+            sentences.append(f"op {ours.out} is {type(ours).__name__}, not {type(theirs).__name__}")
+            continue
+        for field in fields(theirs):
+            a, b = getattr(theirs, field.name), getattr(ours, field.name)
+            if field.name not in IGNORED and not _same(a, b):
+                sentences.append(f"op {ours.out} has {field.name} {b} instead of {a}")
+    return sentences[:most]
+
+
+def _without_vain_window(op: Op, max_positions: int) -> Op:
+    """A window that is as wide as the longest context hides nothing."""
+    if isinstance(op, Attend) and op.window is not None and op.window >= max_positions:
+        return replace(op, window=None)
+    return op
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, RopeSpec) and isinstance(b, RopeSpec):
+        return (
+            a.dimension == b.dimension
+            and _same(a.theta, b.theta)
+            and _same(a.attention_factor, b.attention_factor)
+            and _same(_factors(a), _factors(b))
+        )
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _factors(rope: RopeSpec) -> tuple[float, ...]:
+    return (1.0,) * (rope.dimension // 2) if rope.factors is None else rope.factors

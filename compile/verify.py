@@ -1,0 +1,206 @@
+"""The proof that an artifact means the same numbers as the checkpoint it was built from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.compare import TensorState, compare_weights
+from compile.families.decoder import EMBEDDINGS, HEAD
+from compile.manifest import MANIFEST, FileProblem, check_files, read_manifest
+from compile.model import Model
+from compile.open_model import open_model
+from compile.same_program import program_differences
+from quant.format.errors import InputError
+
+LogitsOf = Callable[[Model, Sequence[int]], npt.NDArray[np.float32]]
+"""Logits [T, vocab] of every token of a prompt."""
+Progress = Callable[[int, int, str], None]
+"""Called with done, total and what: bytes while files are digested, then tensors."""
+
+PROBE_TOKENS = 32
+SAME_NUMBERS_BOUND = 0.01
+ROUNDED_NUMBERS_BOUND = 0.05
+
+
+@dataclass(frozen=True)
+class LogitsCheck:
+    """Logits of a fixed probe prompt, in the artifact and in the reference.
+
+    bound: the largest `max_difference` that passes, None where integers were made at build time:
+    how much that costs is for an evaluation to say. top1: share of tokens with the same argmax.
+    """
+
+    tokens: int
+    max_difference: float
+    mean_kld: float
+    top1: float
+    bound: float | None
+
+    @property
+    def passed(self) -> bool:
+        finite = np.isfinite(self.max_difference)
+        return bool(finite and (self.bound is None or self.max_difference <= self.bound))
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked and what was found; `failures` is empty when all of it holds."""
+
+    artifact: str
+    against: str | None
+    files_checked: int
+    file_problems: tuple[FileProblem, ...] = ()
+    program_differences: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    tensors: tuple[TensorState, ...] = ()
+    logits: LogitsCheck | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tensors in each state."""
+        states = [tensor.state for tensor in self.tensors]
+        return {state: states.count(state) for state in sorted(set(states))}
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for each thing that does not hold."""
+        different = [tensor.name for tensor in self.tensors if tensor.state == "different"]
+        sentences = [f"file {p.path} is {p.problem} ({p.detail})" for p in self.file_problems]
+        sentences += self.program_differences
+        sentences += [f"tensor {name} is missing" for name in self.missing]
+        sentences += [f"tensor {name} is not in the reference" for name in self.unexpected]
+        sentences += [f"tensor {name} holds other numbers" for name in different]
+        if self.logits is not None and not self.logits.passed:
+            found, bound = self.logits.max_difference, self.logits.bound
+            sentences.append(f"logits differ by {found:.4g}, more than {bound}")
+        return sentences
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        extra = {"passed": self.passed, "failures": self.failures, "counts": self.counts}
+        return asdict(self) | extra
+
+
+def verify(
+    artifact: Path,
+    against: Path | None = None,
+    logits: LogitsOf | None = None,
+    on_progress: Progress | None = None,
+) -> VerifyReport:
+    """Digests of every file that the manifest lists; with `against`, every tensor and the logits.
+
+    `logits` is handed in because a Program is run by the runtime; it is called with one model at a
+    time. Raises InputError when there is nothing to check, and whatever opening a model raises.
+    """
+    has_manifest = artifact.is_dir() and (artifact / MANIFEST).exists()
+    if against is None and not has_manifest:
+        raise InputError(
+            f"{artifact}: has no {MANIFEST}; name the checkpoint that it must equal with --against"
+        )
+    problems: list[FileProblem] = []
+    files_checked = 0
+    if has_manifest:
+        manifest = read_manifest(artifact)
+        problems, files_checked = check_files(artifact, manifest, on_progress), len(manifest.files)
+    found = VerifyReport(str(artifact), None, files_checked, tuple(problems))
+    if against is None or problems:
+        return found
+    return _against(found, open_model(artifact), open_model(against), logits, on_progress)
+
+
+def _against(
+    found: VerifyReport,
+    stored: Model,
+    reference: Model,
+    logits: LogitsOf | None,
+    on_progress: Progress | None,
+) -> VerifyReport:
+    pairs, missing, unexpected = match_names(reference, stored)
+    differences = program_differences(reference.program, stored.program)
+    tensors = []
+    for done, (ours, theirs) in enumerate(pairs):
+        if on_progress is not None:
+            on_progress(done, len(pairs), theirs)
+        weights = reference.weights.load(theirs), stored.weights.load(ours)
+        tensors.append(compare_weights(theirs, *weights))
+    if on_progress is not None:
+        on_progress(len(pairs), len(pairs), "tensors")
+    comparable = not differences and not missing and not unexpected
+    check = None
+    if logits is not None and comparable:
+        check = check_logits(reference, stored, logits, {tensor.state for tensor in tensors})
+    return VerifyReport(
+        artifact=found.artifact,
+        against=str(reference.path),
+        files_checked=found.files_checked,
+        program_differences=tuple(differences),
+        missing=missing,
+        unexpected=unexpected,
+        tensors=tuple(tensors),
+        logits=check,
+        notes=(*stored.notes, *reference.notes),
+    )
+
+
+def match_names(
+    reference: Model, stored: Model
+) -> tuple[list[tuple[str, str]], tuple[str, ...], tuple[str, ...]]:
+    """(pairs of a stored and a reference name, missing, unexpected). Where one side ties its head
+    and the other stores it, the stored head must equal the table."""
+    ours, theirs = stored.program.weights(), reference.program.weights()
+    pairs = [(name, name) for name in theirs if name in ours]
+    missing, unexpected = theirs.keys() - ours.keys(), ours.keys() - theirs.keys()
+    if HEAD in missing and stored.program.tied_embeddings:
+        pairs.append((EMBEDDINGS, HEAD))
+        missing = missing - {HEAD}
+    if HEAD in unexpected and reference.program.tied_embeddings:
+        pairs.append((HEAD, EMBEDDINGS))
+        unexpected = unexpected - {HEAD}
+    return pairs, tuple(sorted(missing)), tuple(sorted(unexpected))
+
+
+def check_logits(
+    reference: Model, stored: Model, logits_of: LogitsOf, states: set[str]
+) -> LogitsCheck:
+    """Bounds are shares of the standard deviation of the reference logits. The same numbers may
+    be summed in another order, which in float32 stays far below one part in a hundred; rounding
+    weights to 16 bits moves each by at most 2**-9 of itself, and the logits by a few such parts."""
+    tokens = probe_tokens(reference)
+    expected = logits_of(reference, tokens).astype(np.float64)
+    found = logits_of(stored, tokens).astype(np.float64)
+    bound: float | None = SAME_NUMBERS_BOUND * float(expected.std())
+    if states & {"requantized", "different"}:
+        bound = None
+    elif "rounded" in states:
+        bound = ROUNDED_NUMBERS_BOUND * float(expected.std())
+    log_p, log_q = _log_softmax(expected), _log_softmax(found)
+    return LogitsCheck(
+        tokens=len(tokens),
+        max_difference=float(np.abs(found - expected).max()),
+        mean_kld=float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
+        top1=float((expected.argmax(-1) == found.argmax(-1)).mean()),
+        bound=bound,
+    )
+
+
+def probe_tokens(model: Model) -> list[int]:
+    """The same tokens on every machine, spread over the vocabulary."""
+    sizes = model.program.sizes
+    count = min(PROBE_TOKENS, sizes.max_positions)
+    return [(i + 1) * 2_654_435_761 % (1 << 32) % sizes.vocab_size for i in range(count)]
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max(-1, keepdims=True)
+    normalized: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normalized
