@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from coldpress.loading import cores, open_artifact, open_executor, payload_bytes
+from coldpress.loading import open_artifact, open_executor, payload_bytes
 from quant.format.errors import InputError
 
 
@@ -24,8 +24,9 @@ def bench(
     Raises InputError when prompt and output do not fit the model's context.
     """
     from runtime.bench import measure, read_bytes_per_second, resident_bytes
+    from runtime.machine import available_threads
 
-    threads = cores() if threads is None else threads
+    threads = available_threads() if threads is None else threads
     model, _ = open_artifact(artifact)
     longest = prompt_tokens + output_tokens
     limit = model.program.sizes.max_positions

@@ -1,6 +1,7 @@
 """What people and machines see: results on stdout; progress, notes and errors on stderr."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,8 @@ class Console:
         else:
             from rich.console import Console as RichConsole
 
-            RichConsole().print(shown)
+            # In a file or a pipe nothing is gained by folding lines to a window's width.
+            RichConsole(width=None if sys.stdout.isatty() else 160).print(shown)
 
     def note(self, text: str) -> None:
         """One line of news for people, on stderr."""

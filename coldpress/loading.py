@@ -1,6 +1,5 @@
 """Opens an artifact for the commands: the model, its tokenizer, an executor that runs it."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +12,7 @@ if TYPE_CHECKING:
     from runtime.service import GenerationService
     from runtime.text.tokenizer import Tokenizer
 
-PAGE_SIZE = 16
-DEFAULT_CONTEXT = 4096
-POOL_CONTEXTS = 4
-"""Contexts of full length that the page pool of a service holds at once."""
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PAGE_SIZE = 32
 
 
 def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
@@ -56,28 +47,31 @@ def open_service(
     backend: str = "cpu",
     threads: int | None = None,
     context: int | None = None,
+    kv_cache_bytes: int | None = None,
     max_running: int = 16,
     max_waiting: int = 256,
     name: str | None = None,
 ) -> "tuple[GenerationService, Callable[[], None]]":
-    """A service that answers from `path`, and what closes it."""
+    """A service that answers from `path`, and what closes it.
+
+    context: longest prompt and answer together; the model's own by default. kv_cache_bytes: memory
+    of the page pool; sixteen contexts, or a quarter of the free memory, by default.
+    """
     from runtime.engine.engine import Engine
     from runtime.engine.thread import EngineThread
+    from runtime.loading import load_executor
     from runtime.service import GenerationService, usable_positions
     from runtime.text.generation_config import load_sampling_defaults
     from runtime.text.template import load_template
 
     model, tokenizer = open_artifact(path)
-    longest = model.program.sizes.max_positions
-    tokens = min(longest, DEFAULT_CONTEXT) if context is None else context
-    if tokens > longest:
-        raise InputError(
-            f"a context of {tokens} tokens is longer than the model's {longest}; lower --context"
-        )
     template = load_template(model)
-    executor = open_executor(
-        model, backend=backend, tokens=tokens, sequences=POOL_CONTEXTS, threads=threads
-    )
+    longest = model.program.sizes.max_positions
+    if context is not None and context > longest:
+        raise InputError(
+            f"a context of {context} tokens is longer than the model's {longest}; lower --context"
+        )
+    executor = load_executor(model, backend=backend, kv_cache_bytes=kv_cache_bytes, threads=threads)
     engine = EngineThread(Engine(executor, max_running=max_running, max_waiting=max_waiting))
 
     def close() -> None:
@@ -89,7 +83,7 @@ def open_service(
         tokenizer,
         template,
         name or default_name(path),
-        min(tokens, usable_positions(executor)),
+        min(context or longest, usable_positions(executor)),
         load_sampling_defaults(model),
     )
     return service, close

@@ -36,10 +36,10 @@ def quantize(
 
     Raises InputError, before the first weight is read, for a recipe or model that cannot work.
     """
-    from quant.recipe import load_recipe
     from quant.run import quantize_checkpoint
 
     from coldpress.evaluation import evaluate_files
+    from quant.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     with _assembled(output, overwrite) as (work, staging):

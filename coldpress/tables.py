@@ -3,19 +3,21 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from coldpress.jsonable import to_jsonable
 
 
-def pairs_table(title: str, value: Any) -> Table:
+def pairs_table(title: str, value: Any) -> Group:
     """One row per figure; nested mappings become dotted names, long lists their length."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, item in _flatten("", to_jsonable(value)):
         table.add_row(key, show(key, item))
-    return table
+    return Group(Text(title, style="italic"), table)
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, backend_option, json_option, pass_console, threads_option
+from coldpress.options import PATH, Size, backend_option, json_option, pass_console, threads_option
 
 
 @click.command("serve")
@@ -20,6 +20,7 @@ from coldpress.options import PATH, backend_option, json_option, pass_console, t
 )
 @click.option("--name", help="Name of the model in requests; its file name by default.")
 @click.option("--context", type=click.IntRange(2), help="Longest prompt and answer, in tokens.")
+@click.option("--kv-cache", type=Size(), help="Memory of the KV cache, such as 2GB.")
 @click.option(
     "--max-running",
     type=click.IntRange(1),
@@ -45,6 +46,7 @@ def command(
     port: int,
     name: str | None,
     context: int | None,
+    kv_cache: int | None,
     max_running: int,
     max_waiting: int,
     backend: str,
@@ -62,6 +64,7 @@ def command(
         backend=backend,
         threads=threads,
         context=context,
+        kv_cache_bytes=kv_cache,
         max_running=max_running,
         max_waiting=max_waiting,
         name=name,

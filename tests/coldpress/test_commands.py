@@ -1,0 +1,173 @@
+"""Commands that read a model, on a tiny one."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from coldpress.cli import run
+from compile.manifest import check_files, read_manifest
+from tests.coldpress.conftest import Run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_eval_prints_the_documented_json(
+    tiny: Path, tiny_gguf: Path, text_file: Path, run_json: Run
+) -> None:
+    value = run_json("eval", tiny_gguf, "--text", text_file, "--baseline", tiny, "--window", 64)
+    assert {"perplexity", "tokens", "kld", "top1", "ppl_ratio", "bits_per_weight", "bytes"} <= set(
+        value
+    )
+    assert set(value["kld"]) == {"mean", "se", "p99", "max"}
+    assert set(value["top1"]) == {"mean", "se"}
+    assert value["tokens"] % 63 == 0
+    assert value["bytes"] == (tiny_gguf / "model.gguf").stat().st_size
+    assert value["ppl_ratio"] == pytest.approx(value["perplexity"] / value["baseline_perplexity"])
+    # Eight bits lose something, but not much.
+    assert 0 < value["kld"]["mean"] < 0.01
+
+
+def test_eval_agrees_with_the_oracle(tiny: Path, text_file: Path, run_json: Run) -> None:
+    args = ["eval", tiny, "--text", text_file, "--window", 64, "--max-tokens", 256]
+    cpu, torch = run_json(*args), run_json(*args, "--backend", "torch")
+    # Losses differ by rounding in float32 alone.
+    assert math.log(cpu["perplexity"]) == pytest.approx(math.log(torch["perplexity"]), abs=1e-4)
+    assert cpu["tokens"] == torch["tokens"] == 4 * 63
+
+
+def test_a_missed_gate_still_prints_the_figures(
+    tiny: Path, text_file: Path, run_json: Run, capsys: Capture
+) -> None:
+    args = ["eval", tiny, "--text", text_file, "--window", 64]
+    value = run_json(*args, "--gate", "perplexity<1", code=1)
+    assert value["perplexity"] > 1
+    assert run([*map(str, args), "--gate", "perplexity<1"]) == 1
+    assert "perplexity<1 (measured" in capsys.readouterr().err
+    run_json(*args, "--gate", "perplexity>1", "--gate", "bytes>10")
+
+
+def test_eval_refuses_a_text_shorter_than_a_window(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("two words")
+    assert run(["eval", str(tiny), "--text", str(path), "--window", "64"]) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe\x00"])
+def test_eval_refuses_what_is_no_text(
+    content: bytes, tiny: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    assert run(["eval", str(tiny), "--text", str(path)]) == 2
+    assert "bad.txt" in capsys.readouterr().err
+
+
+def test_bench_prints_the_documented_json(tiny_gguf: Path, run_json: Run) -> None:
+    value = run_json(
+        *("bench", tiny_gguf, "--concurrency", "1,3", "--prompt-tokens", 20),
+        *("--output-tokens", 5, "--threads", 1),
+    )
+    assert set(value) == {"model", "threads", "limits", "runs", "resident_bytes"}
+    assert [one["concurrency"] for one in value["runs"]] == [1, 3]
+    for one in value["runs"]:
+        assert {"prefill_tokens_per_second", "decode_tokens_per_second", "ttft_ms", "tpot_ms"} <= (
+            set(one)
+        )
+        assert one["ttft_ms"]["p50"] <= one["ttft_ms"]["p99"]
+        assert one["decode_tokens_per_second"] > 0
+    assert value["threads"] == 1
+
+
+def test_bench_refuses_what_the_context_cannot_hold(tiny: Path, capsys: Capture) -> None:
+    assert run(["bench", str(tiny), "--prompt-tokens", "200", "--output-tokens", "100"]) == 2
+    assert "200 + 100" in capsys.readouterr().err
+
+
+def test_inspect_counts_every_tensor(tiny: Path, tiny_gguf: Path, run_json: Run) -> None:
+    value, built = run_json("inspect", tiny), run_json("inspect", tiny_gguf)
+    assert value["parameters"] == built["parameters"]
+    assert sum(value["tensors_by_scheme"].values()) == len(value["tensors"])
+    stored = sum(tensor["bytes"] for tensor in value["tensors"])
+    assert 0 < value["bytes"] - stored < 10_000, "all but the header is accounted for"
+    assert built["manifest"]["kind"] == "gguf"
+
+
+def test_plan_build_is_what_build_makes(tiny: Path, tiny_gguf: Path, run_json: Run) -> None:
+    value = run_json("plan", tiny, "--target", "gguf:q8_0")
+    assert value["bytes"] == (tiny_gguf / "model.gguf").stat().st_size
+    assert all(tensor["reason"] for tensor in value["tensors"])
+
+
+def test_plan_wants_one_question(tiny: Path) -> None:
+    assert run(["plan", str(tiny)]) == 2
+    assert run(["plan", str(tiny), "--target", "gguf", "--recipe", "x"]) == 2
+
+
+def test_run_answers_once(tiny: Path, tiny_gguf: Path, run_json: Run, capsys: Capture) -> None:
+    value = run_json("run", tiny_gguf, "the press", "--raw", "--max-tokens", 5)
+    assert value["completion_tokens"] <= 5 and value["prompt_tokens"] > 0
+    assert run(["run", str(tiny_gguf), "the press", "--raw", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out == value["text"] + "\n"
+
+
+def test_run_reads_its_prompt_from_a_pipe(
+    tiny_gguf: Path, run_json: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    given = run_json("run", tiny_gguf, "the press", "--max-tokens", 4)
+    monkeypatch.setattr("sys.stdin", io.StringIO("the press"))
+    assert run_json("run", tiny_gguf, "--max-tokens", 4)["text"] == given["text"]
+
+
+def test_run_refuses_a_prompt_longer_than_the_context(tiny: Path, capsys: Capture) -> None:
+    assert run(["run", str(tiny), "press " * 400]) == 2
+    err = capsys.readouterr().err
+    assert "256" in err and len(err.splitlines()) == 1
+
+
+def test_build_makes_a_whole_artifact(tiny: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny_gguf)
+    assert check_files(tiny_gguf, manifest) == []
+    assert {"model.gguf", "tokenizer.json", "generation_config.json"} <= set(manifest.files)
+    assert list(manifest.parents[0]["files"]) and manifest.parents[0]["name"] == tiny.name
+    again = tmp_path / "again"
+    assert run(["build", str(tiny), "-o", str(again), "--target", "gguf:q8_0"]) == 0
+    for path in tiny_gguf.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_build_replaces_only_its_own_work(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    args = ["build", str(tiny), "-o", str(out), "--target", "gguf"]
+    assert run(args) == 0
+    assert run(args) == 2
+    assert "exists" in capsys.readouterr().err
+    assert run([*args, "--overwrite"]) == 0
+    (out / "manifest.json").unlink()
+    assert run([*args, "--overwrite"]) == 2
+    assert "not replaced" in capsys.readouterr().err
+    assert (out / "model.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["eval", "{missing}", "--text", "{text}"],
+        ["bench", "{missing}"],
+        ["inspect", "{missing}"],
+        ["run", "{missing}", "hello"],
+        ["serve", "{missing}"],
+        ["build", "{missing}", "-o", "{out}", "--target", "gguf"],
+        ["plan", "{missing}", "--target", "gguf"],
+    ],
+)
+def test_a_missing_model_is_one_sentence(
+    args: list[str], text_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    known = {"missing": tmp_path / "missing", "text": text_file, "out": tmp_path / "out"}
+    assert run([part.format(**known) for part in args]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "missing" in err and len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
