@@ -3,6 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example of a property pays for imports, and a busy machine for the rest: time is the
+# business of pytest-timeout.
+settings.register_profile("coldpress", deadline=None)
+settings.load_profile("coldpress")
 
 
 @pytest.fixture(scope="session")
