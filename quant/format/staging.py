@@ -13,7 +13,7 @@ from pathlib import Path
 from quant.format.errors import InputError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _STAGING_NAME = re.compile(
     r"^\.(?P<final>.+)\.(?P<kind>partial|old)-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]{8}$"
 )
@@ -44,21 +44,31 @@ def staged_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
-def write_file_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds the old content or the new one, never a part."""
-    path = Path(path)
-    aside = _sibling(path, "partial")
-    with disk_errors(path):
+@contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """A name beside `final` to write a file under; it becomes `final` when the block ends well.
+
+    Like `staged_directory`, but an existing file is replaced, as a whole or not at all.
+    """
+    final = Path(os.path.abspath(final))  # noqa: PTH100
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(final)
+        aside = _sibling(final, "partial")
         try:
-            with aside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-            _sync(path.parent)
+            yield aside
+            _sync(aside)
+            aside.replace(final)
+            _sync(final.parent)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def write_file_atomically(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds the old content or the new one, never a part."""
+    with staged_file(path) as aside:
+        aside.write_bytes(data)
 
 
 def is_staging(path: Path) -> bool:
@@ -147,8 +157,10 @@ def _remove_stale(final: Path) -> None:
             continue
         if match["kind"] == "old" and not final.exists():
             path.rename(final)
-        else:
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
