@@ -13,7 +13,7 @@ from compile.to_gguf.plan import GgufPlan, GgufRow, plan_weights
 from quant.format.checkpoint import open_checkpoint
 from quant.format.gguf_blocks import FLOATS, encode
 from quant.format.gguf_rounding import round_to
-from quant.format.gguf_writer import GgufWriter
+from quant.format.gguf_writer import gguf_writer
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 
 Progress = Callable[[int, int, str], None]
@@ -58,7 +58,7 @@ def build_weights(
 ) -> GgufBuild:
     """`build_gguf` of weights that are open already; `directory` holds the tokenizer."""
     plan = plan_weights(source, config, directory, type_name)
-    with GgufWriter(output_file, plan.layout) as writer:
+    with gguf_writer(output_file, plan.layout) as writer:
         for done, row in enumerate(plan.rows):
             if on_progress is not None:
                 on_progress(done, len(plan.rows), row.tensor)

@@ -4,22 +4,19 @@ The file is written beside its destination and renamed when complete. Its header
 that what a killed run leaves behind does not even begin like a GGUF file.
 """
 
-import contextlib
-import os
-import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from quant.format.errors import InputError
 from quant.format.gguf_file import ARRAY, BOOL, SCALARS, STRING
 from quant.format.gguf_types import GgmlType
+from quant.format.staging import require_free_bytes, staged_file
 
 ALIGNMENT = 32
 MAX_NAME_LENGTH = 63
@@ -77,74 +74,41 @@ class GgufLayout:
 
 
 class GgufWriter:
-    """Writes a layout's tensors in its order; use as a context manager.
+    """Writes a layout's tensors in its order; use it through `gguf_writer`."""
 
-    Leaving the block without an error checks that every tensor was written and puts the finished
-    file in place; leaving it with one removes what was written. Raises InputError where the disk
-    is too small or cannot be written.
-    """
-
-    def __init__(self, path: Path | str, layout: GgufLayout) -> None:
-        self.path, self.layout = Path(path), layout
-        self._aside = self.path.with_name(f".{self.path.name}.partial")
+    def __init__(self, file: BinaryIO, layout: GgufLayout) -> None:
+        self._file, self.layout = file, layout
         self._written = 0
-
-    def __enter__(self) -> "GgufWriter":
-        try:
-            free = shutil.disk_usage(self.path.parent).free
-            if free < self.layout.file_bytes:
-                needed = f"{self.layout.file_bytes} bytes are needed and {free} are free"
-                raise InputError(f"{self.path}: the disk is too full: {needed}")
-            self._file: BinaryIO = self._aside.open("wb")
-            self._file.seek(len(self.layout.header))
-        except OSError as error:
-            raise self._refused(error) from None
-        return self
+        self._file.seek(len(layout.header))
 
     def write(self, name: str, data: npt.NDArray[np.uint8]) -> None:
         """The bytes of the next tensor of the layout, of any array shape."""
         slot = self.layout.slots[self._written]
         assert slot.name == name, f"{slot.name} comes before {name}"
         assert data.nbytes == slot.nbytes, f"{name} has {data.nbytes} bytes, not {slot.nbytes}"
-        try:
-            self._file.write(np.ascontiguousarray(data).data)
-            self._file.write(b"\0" * (_aligned(slot.nbytes) - slot.nbytes))
-        except OSError as error:
-            raise self._refused(error) from None
+        self._file.write(np.ascontiguousarray(data).data)
+        self._file.write(b"\0" * (_aligned(slot.nbytes) - slot.nbytes))
         self._written += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        except OSError as problem:
-            raise self._refused(problem) from None
-        finally:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._aside.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the header; every tensor is there."""
         assert self._written == len(self.layout.slots), "every tensor is written before the end"
         self._file.seek(0)
         self._file.write(self.layout.header)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._aside.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
-    def _refused(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot be written: {error.strerror or error}")
+
+@contextmanager
+def gguf_writer(path: Path | str, layout: GgufLayout) -> Iterator[GgufWriter]:
+    """A writer of the file at `path`, which appears when the block ends without an error.
+
+    Raises InputError where the disk is too small, full, or cannot be written.
+    """
+    path = Path(path)
+    require_free_bytes(path, layout.file_bytes)
+    with staged_file(path) as aside, aside.open("xb") as file:
+        writer = GgufWriter(file, layout)
+        yield writer
+        writer.finish()
 
 
 def _aligned(size: int) -> int:

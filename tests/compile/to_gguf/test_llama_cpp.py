@@ -1,0 +1,128 @@
+"""What llama.cpp itself makes of our files: the same logits, the same tokens."""
+
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from compile.to_gguf import build_gguf
+from tests.tiny import TEXT, tiny_checkpoint
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROMPT = [1, 300, 17, 42, 255, 8, 100, 311, 9, 64, 5, 201]
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tied": True}),
+    "llama-biases": ("llama", {"bias": True}),
+    "llama-ungrouped": ("llama", {"kv_heads": 4}),
+    "llama-wide-heads": ("llama", {"head_dim": 32}),
+    "llama-llama3-rope": ("llama", {"rope_scaling": LLAMA3}),
+    "llama-linear-rope": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "llama-yarn-rope": ("llama", {"rope_scaling": YARN}),
+    "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 32}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tied": True}),
+    "qwen2-yarn-rope": ("qwen2", {"rope_scaling": YARN}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3-tied": ("qwen3", {"tied": True}),
+}
+LOGIT_NOISE = 1e-4
+"""float32 sums of at most 128 products of size one in another order, a few hundred in a row."""
+
+
+def open_llama(path: Path) -> Any:
+    exact_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    threads = {"n_threads": 1, "n_threads_batch": 1}
+    return llama_cpp.Llama(
+        str(path), n_ctx=64, logits_all=True, verbose=False, **exact_cache, **threads
+    )
+
+
+def transformers_logits(directory: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        logits: npt.NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
+    return logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    family, options = CASES[case]
+    directory = tiny_checkpoint(tmp_path / "model", family, dtype="float32", **options)
+    build_gguf(directory, tmp_path / "model.gguf")
+    model = open_llama(tmp_path / "model.gguf")
+    model.eval(PROMPT)
+    ours = np.array(model.scores[: len(PROMPT)])
+    reference = transformers_logits(directory, PROMPT)
+
+    assert np.abs(ours - reference).max() < LOGIT_NOISE
+    assert (ours.argmax(axis=1) == reference.argmax(axis=1)).all()
+
+
+def test_blocks_are_read_as_the_numbers_that_they_hold(tmp_path: Path) -> None:
+    """llama.cpp rounds activations to 8 bits before it multiplies them with blocks: about 1/250 of
+    each product at random, so the mean distance stays far below one rounding of the weights."""
+    directory = tiny_checkpoint(tmp_path / "model", "llama")
+    reference = transformers_logits(directory, PROMPT)
+    for name in ("q8_0", "q5_0"):
+        build_gguf(directory, tmp_path / f"{name}.gguf", name)
+        model = open_llama(tmp_path / f"{name}.gguf")
+        model.eval(PROMPT)
+        distance = np.abs(np.array(model.scores[: len(PROMPT)]) - reference)
+        assert distance.mean() < {"q8_0": 0.03, "q5_0": 0.12}[name] * reference.std()
+
+
+@pytest.fixture(scope="module")
+def tokenizing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    from tokenizers import Tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizing")
+    directory = tiny_checkpoint(folder / "model", "llama", tied=True)
+    build_gguf(directory, folder / "model.gguf")
+    vocabulary = llama_cpp.Llama(str(folder / "model.gguf"), vocab_only=True, verbose=False)
+    yield Tokenizer.from_file(str(directory / "tokenizer.json")), vocabulary
+
+
+def test_text_gets_the_same_tokens(tokenizing: tuple[Any, Any]) -> None:
+    tokenizer, vocabulary = tokenizing
+    for text in corpus(300):
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        found = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
+        assert found == expected, text
+
+
+def corpus(count: int) -> list[str]:
+    """Strings of words, spaces, digits, scripts, emoji, newlines and special tokens, in any mix."""
+    pieces = [
+        *TEXT.split(),
+        *(" ", "  ", "    ", "\n", "\n\n", "\t", "\r\n", " \n "),
+        *("1", "23", "456", "7890", "3.14", "1,000,000", "٣٤", "²"),
+        *("日本語", "中文。", "한국어", "Привет", "naïve", "Ünïcödé", "שלום", "हिन्दी", "ﬁ"),
+        *("🙂", "👩‍👩‍👧", "🇩🇪", "\u200b", "\u00a0", "\u3000"),
+        *("don't", "I'll", "WE'RE", "it's", "'s", "!!!", "...", "—", "<|", "|>", "(a+b)*c"),
+        *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>\n"),
+    ]
+    draw = random.Random(0)
+    return [
+        draw.choice(("", " ")).join(draw.choices(pieces, k=draw.randint(1, 12)))
+        for _ in range(count)
+    ]
