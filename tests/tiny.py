@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from compile.families import build_program
 from compile.model import Model
-from quant.format.scheme import FloatScheme, Scheme
+from quant.format.compressed_tensors import encode_weight, quantization_config
+from quant.format.rounding import absmax_scale, minmax_scale, quantize_codes, zero_point_for
+from quant.format.scheme import FloatScheme, IntScheme, Scheme
 from quant.format.tensor import QuantizedTensor, Weight
 
 ARCHITECTURES = {
@@ -177,6 +179,38 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, npt.NDAr
     return tensors
 
 
+def round_to_nearest(values: npt.NDArray[Any], scheme: IntScheme) -> QuantizedTensor:
+    """A matrix in `scheme`, its scales in the dtype of `values`; groups must divide the columns."""
+    rows, columns = values.shape
+    grouped = values.astype(np.float32).reshape(rows, scheme.groups(columns), -1)
+    low, high = grouped.min(2), grouped.max(2)
+    if scheme.symmetric:
+        scale = absmax_scale(np.abs(grouped).max(2), scheme.num_bits).astype(values.dtype)
+        zero_point = None
+    else:
+        scale = minmax_scale(low, high, scheme.num_bits).astype(values.dtype)
+        zero_point = zero_point_for(low, scale.astype(np.float32), scheme.num_bits)
+    codes = quantize_codes(
+        grouped,
+        scale.astype(np.float32)[..., None],
+        None if zero_point is None else zero_point[..., None],
+        scheme.qmin,
+        scheme.qmax,
+    )
+    stored_zero = None if zero_point is None else zero_point.astype(np.int8)
+    return QuantizedTensor(scheme, codes.astype(np.int8).reshape(rows, -1), scale, stored_zero)
+
+
+def tiny_weights(
+    config: Mapping[str, Any], seed: int = 0, scheme: IntScheme | None = None
+) -> dict[str, Weight]:
+    """`tiny_tensors`, with every linear layer but the head in `scheme` if one is given."""
+    return {
+        name: round_to_nearest(values, scheme) if scheme and "_proj.weight" in name else values
+        for name, values in tiny_tensors(config, seed).items()
+    }
+
+
 @dataclass(frozen=True)
 class TinySource:
     """A WeightSource over weights in memory."""
@@ -203,12 +237,13 @@ def tiny_model(
     family: str = "llama",
     *,
     seed: int = 0,
+    scheme: IntScheme | None = None,
     weights: Mapping[str, Weight] | None = None,
     **options: Any,
 ) -> Model:
     """A Model in memory, the one of `tiny_checkpoint`; `weights` replaces some by name."""
     config = tiny_config(family, **options)
-    source = TinySource({**tiny_tensors(config, seed), **(weights or {})})
+    source = TinySource({**tiny_weights(config, seed, scheme), **(weights or {})})
     program = build_program(config, source.scheme, lambda name: name in source.names())
     return Model(Path("memory"), "huggingface", program, source, config, None, None)
 
@@ -235,15 +270,34 @@ def write_tokenizer(directory: Path, vocab: int = 384) -> None:
 
 
 def tiny_checkpoint(
-    directory: Path, family: str = "llama", *, seed: int = 0, **options: Any
+    directory: Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    scheme: IntScheme | None = None,
+    **options: Any,
 ) -> Path:
-    """Write a checkpoint into `directory` (made if missing); `options` go to `tiny_config`."""
+    """Write a checkpoint into `directory` (made if missing); `options` go to `tiny_config`.
+
+    With `scheme`, every linear layer but the head is stored in it, in compressed-tensors form.
+    """
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     config = tiny_config(family, **options)
+    stored: dict[str, npt.NDArray[Any]] = {}
+    for name, weight in tiny_weights(config, seed, scheme).items():
+        if isinstance(weight, QuantizedTensor):
+            stored |= encode_weight(name.removesuffix(".weight"), weight)
+        else:
+            stored[name] = weight
+    if scheme is not None:
+        linears = [name for name in tiny_shapes(config) if name.endswith("_proj.weight")]
+        config["quantization_config"] = quantization_config(
+            {name.removesuffix(".weight"): scheme for name in linears}
+        )
     write_json(directory / "config.json", config)
-    save_file(tiny_tensors(config, seed), directory / "model.safetensors", {"format": "pt"})
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
     write_tokenizer(directory, config["vocab_size"])
     return directory
 
