@@ -199,7 +199,7 @@ def _exact_float16(
     wide = values.astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         narrow = wide.astype(np.float16)
-    inexact = (narrow.astype(np.float32) != wide) & (used | ~np.isfinite(wide))
+    inexact = ((narrow.astype(np.float32) != wide) & used) | ~np.isfinite(wide)
     if inexact.any():
         example = wide[inexact][0]
         raise UnsupportedModelError(
