@@ -2,7 +2,7 @@
 
     import coldpress
 
-    coldpress.quantize("model/", "model-int4/", recipe="gptq-int4-g64")
+    coldpress.quantize("model/", "model-int4/", recipe="w4a16")
     coldpress.build("model-int4/", "model-gguf/")
     coldpress.LLM("model-gguf/").generate(["The capital of France is"])
 

@@ -67,7 +67,7 @@ def evaluate(
     text: Path | str,
     *,
     baseline: Path | str | None = None,
-    window: int = 1024,
+    window: int | None = None,
     backend: str = "cpu",
     threads: int | None = None,
     on_progress: Progress | None = None,

@@ -24,8 +24,8 @@ from quant.format.errors import CheckFailedError, ColdpressError, MissingExtraEr
 
 QUESTION = "What is the capital of France?"
 EXPECTED = "Paris"
-RECIPE = "gptq-int4-g64"
-CALIBRATION_SETTINGS: tuple[str, ...] = ()
+RECIPE = "w4a16"
+RECIPE_CHANGES = ("calibration.samples=32", "calibration.tokens=256")
 """Enough for a 135M model, and quick."""
 WINDOW = 512
 EVALUATION_TOKENS = 8 * WINDOW
@@ -84,7 +84,7 @@ def run_demo(console: Console, directory: Path) -> Outcome:
             original,
             checkpoint,
             recipe=RECIPE,
-            overrides=CALIBRATION_SETTINGS,
+            overrides=RECIPE_CHANGES,
             calibration="self",
             overwrite=True,
             on_progress=on_progress,
@@ -93,7 +93,7 @@ def run_demo(console: Console, directory: Path) -> Outcome:
         build(checkpoint, artifact, target="gguf", overwrite=True, on_progress=on_progress)
     with watch.step("verifying") as on_progress:
         report = verify(artifact, against=checkpoint, on_progress=on_progress)
-        if not report.ok:
+        if not report.passed:
             raise CheckFailedError(f"{artifact} did not pass: {'; '.join(report.failures)}")
     with watch.step("evaluating"):
         rows = _rows(original, checkpoint, artifact)

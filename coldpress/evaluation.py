@@ -21,7 +21,7 @@ def evaluate_files(
     text: str,
     *,
     baseline: Path | None = None,
-    window: int = 1024,
+    window: int | None = None,
     max_tokens: int | None = None,
     backend: str = "cpu",
     threads: int | None = None,
@@ -29,9 +29,9 @@ def evaluate_files(
 ) -> Figures:
     """Perplexity of `artifact` on `text` and, with a baseline, the distance to it.
 
-    Raises InputError when the two do not share a tokenizer, or the text is too short.
+    window: tokens; 1024 by default, or the shorter context where that is less. Raises InputError when the two do not share a tokenizer, or the text is too short.
     """
-    from runtime.evaluate import evaluate
+    from runtime.evaluate import WINDOW_TOKENS, evaluate
 
     model, tokenizer = open_artifact(artifact)
     token_ids = tokenizer.encode(text)[:max_tokens]
@@ -43,6 +43,9 @@ def evaluate_files(
                 f"{artifact} and {baseline} split the text into different tokens; "
                 "compare models that share a tokenizer"
             )
+    if window is None:
+        opened = [model] if other is None else [model, other]
+        window = min(WINDOW_TOKENS, *(one.program.sizes.max_positions for one in opened))
     executor = open_executor(model, backend=backend, tokens=window, threads=threads)
     reference = None
     try:

@@ -62,6 +62,16 @@ def gate_option(function: F) -> F:
     )(function)
 
 
+def gate_text_option(function: F) -> F:
+    """What gates are judged on where nothing is evaluated otherwise."""
+    return click.option(
+        "--gate-text",
+        type=PATH,
+        help="UTF-8 text that gates are judged on, against the input; Python's language "
+        "reference by default.",
+    )(function)
+
+
 def backend_option(function: F) -> F:
     """Which executor runs the Program."""
     return click.option(

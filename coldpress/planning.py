@@ -37,7 +37,6 @@ def plan_build(checkpoint: Path, target: str) -> dict[str, Any]:
 def plan_quantize(model: Path, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The JSON of `coldpress plan --recipe`."""
     from quant.preflight import plan_quantization
-
     from quant.recipe import load_recipe
 
     planned: dict[str, Any] = to_jsonable(plan_quantization(model, load_recipe(recipe, overrides)))

@@ -4,12 +4,14 @@ Each writes its directory aside and moves it into place when the manifest, its l
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from coldpress.evaluation import evaluate_files, sizes
 from coldpress.jsonable import to_jsonable
 from compile.manifest import MANIFEST, describe_source, write_manifest
 from quant.format.checkpoint import TEXT_FILES
@@ -18,6 +20,7 @@ from quant.format.staging import staged_directory
 
 Progress = Callable[[int, int, str], None]
 
+PAYLOAD = "model.gguf"
 TOOLS = ("coldpress", "numpy", "gguf", "torch", "transformers", "tokenizers")
 
 
@@ -38,7 +41,6 @@ def quantize(
     """
     from quant.run import quantize_checkpoint
 
-    from coldpress.evaluation import evaluate_files
     from quant.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -72,27 +74,47 @@ def build(
     *,
     target: str,
     overwrite: bool = False,
+    evaluation_text: str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write an artifact directory: the container, the text side's files, a manifest.
 
-    Raises InputError for an unknown target, or a checkpoint that the target cannot carry.
+    With a text, the artifact is evaluated against the checkpoint. Raises InputError for an unknown
+    target, or a checkpoint that the target cannot carry.
     """
     type_name = gguf_type(target)
     from compile.to_gguf.build import build_gguf
 
     with _assembled(output, overwrite) as (work, staging):
         work.mkdir()
-        built = build_gguf(checkpoint, work / "model.gguf", type_name, on_progress)
+        built = build_gguf(checkpoint, work / PAYLOAD, type_name, on_progress)
         for name in TEXT_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, work / name)
+        evaluation = None
+        if evaluation_text is not None:
+            evaluation = evaluate_files(
+                work, evaluation_text, baseline=checkpoint, on_progress=on_progress
+            )
+        size, bits_per_weight = sizes(work)
         _flatten(work, staging)
         write_manifest(
-            staging, "gguf", parents=[describe_source(checkpoint)], tools=tool_versions()
+            staging,
+            "gguf",
+            parents=[describe_source(checkpoint)],
+            modules={row.tensor: row.type.name for row in built.rows},
+            tools=tool_versions(),
+            evaluation=evaluation,
         )
-    report = to_jsonable(built)
-    return {**report, "output": str(output), "bytes": (output / "model.gguf").stat().st_size}
+    return {
+        "output": str(output),
+        "target": target,
+        "bytes": size,
+        "bits_per_weight": bits_per_weight,
+        "tensors_by_type": dict(Counter(row.type.name for row in built.rows)),
+        "notes": list(built.notes),
+        "evaluation": evaluation,
+    }
 
 
 def gguf_type(target: str) -> str:

@@ -1,1 +1,39 @@
-"""Verification with logits: the executors that `compile` may not import are handed to it here."""
+"""Verification with logits: `compile` may not import the runtime, so it is handed an executor."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from coldpress.loading import open_executor
+
+if TYPE_CHECKING:
+    from compile.model import Model
+    from compile.verify import VerifyReport
+
+
+def verify(
+    artifact: Path,
+    *,
+    against: Path | None = None,
+    logits: bool = True,
+    backend: str = "cpu",
+    threads: int | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> "VerifyReport":
+    """Digests; with `against`, every integer and, if `logits`, the logits of a fixed prompt."""
+    from compile.verify import verify as check
+
+    def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        from runtime.evaluate import chunk_batch
+
+        executor = open_executor(model, backend=backend, tokens=len(tokens), threads=threads)
+        try:
+            ids = np.asarray(tokens, np.int32)
+            return executor.step(chunk_batch(executor, ids, 0, len(ids))).copy()
+        finally:
+            executor.close()
+
+    return check(artifact, against, logits_of if logits else None, on_progress)

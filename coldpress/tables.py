@@ -1,13 +1,16 @@
 """Tables for people. Machines get the same figures as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from coldpress.jsonable import to_jsonable
+
+if TYPE_CHECKING:
+    from compile.verify import VerifyReport
 
 
 def pairs_table(title: str, value: Any) -> Group:
@@ -29,6 +32,26 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         table.add_row(*(show(name, cell) for name, cell in zip(columns, row, strict=True)))
+    return table
+
+
+def verify_table(report: "VerifyReport") -> Table:
+    """One row per check, with what was found."""
+    table = Table(title=report.artifact, title_justify="left")
+    for column in ("check", "passed", "found"):
+        table.add_column(column, overflow="fold")
+    files = report.files_checked
+    table.add_row("files", show("", not report.file_problems), f"{files} digests")
+    if report.against is not None:
+        same = not report.program_differences
+        table.add_row("program", show("", same), f"against {report.against}")
+        whole = not (report.missing or report.unexpected or report.counts.get("different"))
+        counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
+        table.add_row("tensors", show("", whole), counts)
+    if report.logits is not None:
+        check = report.logits
+        found = f"max difference {check.max_difference:.3g}, KLD {check.mean_kld:.2g}"
+        table.add_row("logits", show("", check.passed), f"{found}, top-1 {check.top1:.1%}")
     return table
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from quant.format.errors import FileFormatError, InputError
 
+GATE_CHARACTERS = 100_000
+
 
 def read_text(path: Path) -> str:
     """The whole of a UTF-8 text file. Raises InputError for anything else."""
@@ -25,3 +27,8 @@ def builtin_text() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def text_for_gates(path: Path | None) -> str:
+    """The user's text; a part of the built-in one, long enough for a gate, where there is none."""
+    return read_text(path) if path is not None else builtin_text()[:GATE_CHARACTERS]

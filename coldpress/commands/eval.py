@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=PATH)
 @click.option("--text", type=PATH, required=True, help="UTF-8 text to predict.")
 @click.option("--baseline", type=PATH, help="Model to compare with: usually the float original.")
-@click.option("--window", type=click.IntRange(2), default=1024, show_default=True, help="Tokens.")
+@click.option("--window", type=click.IntRange(2), help="Tokens; 1024, or a shorter context.")
 @click.option("--max-tokens", type=click.IntRange(2), help="Use only this much of the text.")
 @backend_option
 @threads_option
@@ -37,7 +37,7 @@ def command(
     artifact: Path,
     text: Path,
     baseline: Path | None,
-    window: int,
+    window: int | None,
     max_tokens: int | None,
     backend: str,
     threads: int | None,

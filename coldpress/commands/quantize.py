@@ -7,7 +7,7 @@ import click
 
 from coldpress.console import Console
 from coldpress.gates import check_gates, parse_gates
-from coldpress.options import PATH, gate_option, json_option, pass_console
+from coldpress.options import PATH, gate_option, gate_text_option, json_option, pass_console
 
 
 @click.command("quantize")
@@ -22,7 +22,7 @@ from coldpress.options import PATH, gate_option, json_option, pass_console
     help="Text, JSONL or Parquet file, a datasets name, or 'self': the model's own writing.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
-@click.option("--gate-text", type=PATH, help="Text that gates are judged on; built-in by default.")
+@gate_text_option
 @gate_option
 @json_option
 @pass_console
@@ -40,12 +40,10 @@ def command(
     """Quantize the Hugging Face checkpoint MODEL by a recipe."""
     from coldpress.pressing import quantize
     from coldpress.tables import pairs_table
-    from coldpress.texts import builtin_text, read_text
+    from coldpress.texts import text_for_gates
 
     wanted = parse_gates(gates)
-    text = None
-    if wanted:
-        text = builtin_text() if gate_text is None else read_text(gate_text)
+    text = text_for_gates(gate_text) if wanted else None
     with console.progress("quantizing") as on_progress:
         outcome = quantize(
             model,

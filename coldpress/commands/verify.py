@@ -8,6 +8,9 @@ from coldpress.console import Console
 from coldpress.options import PATH, json_option, pass_console
 from quant.format.errors import CheckFailedError
 
+SHOWN = 3
+"""Failures named in the closing sentence; all of them are in the JSON."""
+
 
 @click.command("verify")
 @click.argument("artifact", type=PATH)
@@ -18,10 +21,13 @@ from quant.format.errors import CheckFailedError
 def command(console: Console, artifact: Path, against: Path | None, logits: bool) -> None:
     """Check ARTIFACT: digests of its files; with --against, every integer, then the logits."""
     from coldpress.proving import verify
-    from coldpress.tables import checks_table
+    from coldpress.tables import verify_table
 
     with console.progress("verifying") as on_progress:
         report = verify(artifact, against=against, logits=logits, on_progress=on_progress)
-    console.result(report, lambda: checks_table(str(artifact), report))
-    if not report.ok:
-        raise CheckFailedError(f"{artifact} did not pass: {'; '.join(report.failures)}")
+    console.result(report.to_json(), lambda: verify_table(report))
+    if not report.passed:
+        problems = "; ".join(report.failures[:SHOWN])
+        more = len(report.failures) - SHOWN
+        rest = f"; and {more} more" if more > 0 else ""
+        raise CheckFailedError(f"{artifact} did not pass: {problems}{rest}")

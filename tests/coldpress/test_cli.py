@@ -143,7 +143,7 @@ def test_unknown_target_names_the_known_ones(tmp_path: Path, capsys: Capture) ->
 @pytest.mark.parametrize(
     "args",
     [
-        ["quantize", "{model}", "-o", "{out}", "--recipe", "gptq-int4-g64", "--gate", "kld"],
+        ["quantize", "{model}", "-o", "{out}", "--recipe", "w4a16", "--gate", "kld"],
         ["eval", "{model}", "--text", "{text}", "--gate", "kld<=0.1"],
     ],
 )

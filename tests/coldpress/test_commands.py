@@ -8,6 +8,7 @@ import pytest
 from coldpress.cli import run
 from compile.manifest import check_files, read_manifest
 from tests.coldpress.conftest import Run
+from tests.tiny import tiny_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 
@@ -171,3 +172,47 @@ def test_a_missing_model_is_one_sentence(
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "missing" in err and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_passes_what_build_made(tiny: Path, tiny_gguf: Path, run_json: Run) -> None:
+    value = run_json("verify", tiny_gguf)
+    assert value["passed"] and value["tensors"] == []
+    value = run_json("verify", tiny_gguf, "--against", tiny)
+    assert value["passed"] and value["logits"]["tokens"] > 0
+    assert run_json("verify", tiny_gguf, "--against", tiny, "--no-logits")["logits"] is None
+
+
+def test_verify_names_the_file_that_changed(
+    tiny: Path, tmp_path: Path, run_json: Run, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    assert run(["build", str(tiny), "-o", str(out), "--target", "gguf"]) == 0
+    damaged = bytearray((out / "model.gguf").read_bytes())
+    damaged[-1] ^= 1
+    (out / "model.gguf").write_bytes(damaged)
+    assert run_json("verify", out, code=1)["file_problems"][0]["path"] == "model.gguf"
+    assert run(["verify", str(out)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "model.gguf" in err
+
+
+def test_verify_tells_another_model(tiny_gguf: Path, tmp_path: Path, run_json: Run) -> None:
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    value = run_json("verify", tiny_gguf, "--against", other, code=1)
+    assert not value["passed"] and value["failures"]
+
+
+def test_verify_without_anything_to_check_against(tiny: Path) -> None:
+    assert run(["verify", str(tiny)]) == 2
+
+
+def test_build_is_gated_against_its_checkpoint(
+    tiny: Path, text_file: Path, tmp_path: Path, run_json: Run
+) -> None:
+    args = ["build", tiny, "--target", "gguf:q4_0", "--gate-text", text_file]
+    passed = run_json(*args, "-o", tmp_path / "a", "--gate", "kld<=10")
+    assert 0 < passed["evaluation"]["kld"]["mean"] < 10
+    assert passed["evaluation"]["window"] == 256, "the context of the model"
+    missed = run_json(*args, "-o", tmp_path / "b", "--gate", "kld<=1e-9", code=1)
+    assert missed["evaluation"] == passed["evaluation"]
+    assert read_manifest(tmp_path / "b").evaluation == passed["evaluation"]

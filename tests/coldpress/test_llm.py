@@ -95,7 +95,7 @@ def test_serving_needs_no_torch(
     "args",
     [
         ["run", "{model}", "hello", "--backend", "torch"],
-        ["quantize", "{model}", "-o", "{out}", "--recipe", "rtn-int4-g64"],
+        ["quantize", "{model}", "-o", "{out}", "--recipe", "w4a16"],
     ],
 )
 def test_what_needs_torch_says_which_extra(args: list[str], tiny: Path, tmp_path: Path) -> None:
