@@ -1,0 +1,71 @@
+"""What reaches the first decoder layer: hidden states, and the arguments of every layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quant.format.errors import UnsupportedModelError
+from quant.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class LayerArguments:
+    """Everything but the hidden states that the model hands to one decoder layer."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Recorder:
+    """Stands in for the forward of one decoder layer: notes its arguments, passes states on."""
+
+    def __init__(self, as_tuple: bool) -> None:
+        self.hidden: torch.Tensor | None = None
+        self.arguments: LayerArguments | None = None
+        self._as_tuple = as_tuple
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        rest = dict(kwargs)
+        states = args[0] if args else rest.pop("hidden_states")
+        self.hidden = states
+        self.arguments = LayerArguments(args[1:], rest)
+        return (states,) if self._as_tuple else states
+
+
+@torch.no_grad()
+def capture_inputs(
+    skeleton: Skeleton, tokens: torch.Tensor
+) -> tuple[torch.Tensor, list[LayerArguments]]:
+    """(hidden states [samples, tokens, hidden] before layer 0, arguments of each layer).
+
+    tokens: int64 [samples, tokens]. The embeddings must be loaded. The arguments are those of one
+    sample, which broadcast over others of the same length.
+    """
+    recorders = _record(skeleton, tokens[:1])
+    arguments = [r.arguments for r in recorders if r.arguments is not None]
+    if len(arguments) != len(skeleton.layers):
+        raise UnsupportedModelError("the model did not call each of its decoder layers once")
+    parts = [_record(skeleton, sample[None])[0].hidden for sample in tokens]
+    return torch.cat([part for part in parts if part is not None]), arguments
+
+
+def _record(skeleton: Skeleton, tokens: torch.Tensor) -> list[_Recorder]:
+    """Some models take a layer's output as it is, others its first element: shapes tell which."""
+    for as_tuple in (False, True):
+        recorders = [_Recorder(as_tuple) for _ in skeleton.layers]
+        for layer, recorder in zip(skeleton.layers, recorders, strict=True):
+            layer.forward = recorder
+        try:
+            skeleton.model.base_model(input_ids=tokens, use_cache=False)
+        except (TypeError, IndexError, AttributeError, RuntimeError):
+            if as_tuple:
+                raise
+            continue
+        finally:
+            for layer in skeleton.layers:
+                del layer.forward
+        first, last = recorders[0].hidden, recorders[-1].hidden
+        if first is not None and last is not None and first.shape == last.shape:
+            return recorders
+    raise UnsupportedModelError("the model's decoder layers do not pass hidden states along")

@@ -1,0 +1,55 @@
+"""How much memory quantizing takes, and how many samples go through a layer at once.
+
+The answer depends on the model and the recipe alone, never on what the machine has free: batches
+change the order of sums, and the same input must give the same bytes everywhere.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from quant.recipe import CalibrationSpec, Recipe
+
+if TYPE_CHECKING:
+    from quant.skeleton import Skeleton
+
+_WIDE_TENSORS = 3
+_HIDDEN_TENSORS = 8
+_HESSIAN_COPIES = 5
+_WEIGHT_COPIES = 8
+
+
+def samples_per_batch(skeleton: "Skeleton", calibration: CalibrationSpec) -> int:
+    """Samples whose activations inside one layer fit `memory_mib`; at least one."""
+    room = calibration.memory_mib << 20
+    return max(1, room // (_bytes_per_token(skeleton) * calibration.tokens))
+
+
+def peak_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
+    """Estimate: what stays, one layer, its widest linear being rounded, and activations."""
+    item = skeleton.compute_dtype.itemsize
+    sizes = {name: math.prod(shape) for name, shape in skeleton.expected_tensors().items()}
+    inside = f"{skeleton.layers_name}."
+    outer = sum(size for name, size in sizes.items() if not name.startswith(inside))
+    layer = sum(size for name, size in sizes.items() if name.startswith(inside))
+    layer //= len(skeleton.layers)
+    linears = skeleton.linears().values()
+    widest = max(linear.in_features for linear in linears)
+    largest = max(linear.in_features * linear.out_features for linear in linears)
+    rounding = _HESSIAN_COPIES * 8 * widest**2 + _WEIGHT_COPIES * 4 * largest
+    if not recipe.needs_calibration:
+        return item * (outer + layer) + _WEIGHT_COPIES * 4 * largest
+    calibration = recipe.calibration
+    tokens = calibration.samples * calibration.tokens
+    batch = min(samples_per_batch(skeleton, calibration), calibration.samples)
+    carried = 2 * tokens * skeleton.hidden_size * item
+    passing = batch * calibration.tokens * _bytes_per_token(skeleton)
+    return item * (outer + layer) + rounding + carried + passing
+
+
+def _bytes_per_token(skeleton: "Skeleton") -> int:
+    """What one token needs inside a layer: some tensors as wide as the widest linear, some as the
+    hidden state, and the hidden state again in float32 where norms work."""
+    item = skeleton.compute_dtype.itemsize
+    wide = max(max(m.in_features, m.out_features) for m in skeleton.linears().values())
+    hidden = skeleton.hidden_size
+    return item * (_WIDE_TENSORS * wide + _HIDDEN_TENSORS * hidden) + 8 * hidden

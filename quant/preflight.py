@@ -1,0 +1,176 @@
+"""What quantizing would do, from config.json and safetensors headers alone.
+
+Everything that can go wrong without reading a weight goes wrong here, before anything expensive.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quant.extras import require
+from quant.format.checkpoint import Checkpoint, open_checkpoint
+from quant.format.errors import UnsupportedModelError
+from quant.format.packing import packed_words
+from quant.format.scheme import IntScheme, Scheme
+from quant.memory import peak_bytes, samples_per_batch
+from quant.recipe import Recipe
+from quant.resolve import Resolution, resolve
+from quant.tasks import LinearTask
+
+if TYPE_CHECKING:
+    from quant.skeleton import Skeleton
+
+_DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+"""Endings of tensors in old checkpoints that follow from the config and are not weights."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output. `bytes`: payload of everything it is stored as."""
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """tensors: in the order in which they are written. total_bytes: payload of the safetensors
+    files, exact but for their headers. notes: what the reader should know, a sentence each."""
+
+    model: str
+    tensors: tuple[TensorPlan, ...]
+    total_bytes: int
+    source_bytes: int
+    peak_memory_bytes: int
+    samples_per_batch: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with the opened things that it was made from, ready to be carried out.
+
+    left_out: stored tensors that are not written, and why.
+    """
+
+    plan: Plan
+    source: Checkpoint
+    skeleton: "Skeleton"
+    resolution: Resolution
+    left_out: Mapping[str, str]
+
+
+def plan_quantization(model: Path, recipe: Recipe) -> Plan:
+    """What `quantize_checkpoint` would write for the checkpoint in the directory `model`.
+
+    Raises InputError, UnsupportedModelError or RecipeError for what could not work.
+    """
+    return prepare(model, recipe).plan
+
+
+def prepare(model: Path, recipe: Recipe) -> Prepared:
+    """Open the checkpoint, check it against its architecture and the recipe, and plan."""
+    source = open_checkpoint(model)
+    if source.quant_method is not None:
+        raise UnsupportedModelError(
+            f"{model}: is already quantized ({source.quant_method}); start from the original "
+            "checkpoint, since rounding twice loses twice"
+        )
+    require("torch", "quantizing")
+    from quant.skeleton import build_skeleton, weight_dtype
+
+    skeleton = build_skeleton(model, source.config)
+    left_out = _close_books(source, skeleton)
+    widths = {name: linear.in_features for name, linear in skeleton.linears().items()}
+    if not widths:
+        raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
+    resolution = resolve(recipe, widths, skeleton.outer_linears())
+    scale_bytes = 4 if weight_dtype(source.config) == "float32" else 2
+    tensors = _tensor_plans(source, resolution, left_out, scale_bytes)
+    plan = Plan(
+        model=str(model),
+        tensors=tensors,
+        total_bytes=sum(tensor.bytes for tensor in tensors),
+        source_bytes=sum(source.stored_bytes(name) for name in source.names()),
+        peak_memory_bytes=peak_bytes(skeleton, recipe),
+        samples_per_batch=samples_per_batch(skeleton, recipe.calibration),
+        notes=tuple(_notes(resolution, left_out)),
+    )
+    return Prepared(plan, source, skeleton, resolution, left_out)
+
+
+def stored_bytes(shape: tuple[int, ...], scheme: IntScheme, scale_bytes: int) -> int:
+    """Payload of one pack-quantized weight [out, in]: codes, scales, zero points and its shape."""
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    words = rows * packed_words(columns, scheme.num_bits)
+    if not scheme.symmetric:
+        words += packed_words(rows, scheme.num_bits) * groups
+    return 4 * words + rows * groups * scale_bytes + 16
+
+
+def _close_books(source: Checkpoint, skeleton: "Skeleton") -> dict[str, str]:
+    """Each stored tensor belongs to the architecture, and the other way round; returns those that
+    are left out. Raises UnsupportedModelError naming the first that does not fit."""
+    expected, tied = skeleton.expected_tensors(), skeleton.tied_names()
+    left_out = {}
+    for name in source.names():
+        if name in expected:
+            continue
+        if name in tied:
+            left_out[name] = f"the same table as {tied[name]}, stored once"
+        elif name.endswith(_DERIVED):
+            left_out[name] = "follows from config.json"
+        else:
+            raise UnsupportedModelError(
+                f"{source.path}: tensor '{name}' has no place in the architecture that "
+                "config.json names"
+            )
+    for name, shape in expected.items():
+        if name not in source.names():
+            raise UnsupportedModelError(f"{source.path}: tensor '{name}' is missing")
+        if source.shape(name) != shape:
+            raise UnsupportedModelError(
+                f"{source.path}: tensor '{name}' has shape {list(source.shape(name))} where "
+                f"config.json says {list(shape)}"
+            )
+    return left_out
+
+
+def _tensor_plans(
+    source: Checkpoint, resolution: Resolution, left_out: Mapping[str, str], scale_bytes: int
+) -> tuple[TensorPlan, ...]:
+    plans = []
+    for name in source.names():
+        if name in left_out:
+            continue
+        module, shape = name.removesuffix(".weight"), source.shape(name)
+        task = resolution.tasks.get(module) if name.endswith(".weight") else None
+        scheme: Scheme = source.scheme(name) if task is None else task.scheme
+        if isinstance(scheme, IntScheme):
+            size = stored_bytes(shape, scheme, scale_bytes)
+        else:
+            size = math.prod(shape) * scheme.num_bits // 8
+        plans.append(TensorPlan(name, shape, str(scheme), size, _why(module, task, resolution)))
+    return tuple(plans)
+
+
+def _why(module: str, task: LinearTask | None, resolution: Resolution) -> str:
+    if task is not None:
+        return f"{task.algorithm}: {resolution.reasons[module]}"
+    return resolution.kept.get(module, "not a linear of a decoder layer")
+
+
+def _notes(resolution: Resolution, left_out: Mapping[str, str]) -> list[str]:
+    notes = [f"{name} is left out: {why}" for name, why in left_out.items()]
+    schemes = {task.scheme for task in resolution.tasks.values()}
+    if len(schemes) > 1 and any(not scheme.symmetric for scheme in schemes):
+        notes.append(
+            "an asymmetric scheme is mixed with others: vLLM loads that, transformers does not"
+        )
+    return notes

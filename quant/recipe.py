@@ -1,0 +1,181 @@
+"""Recipes: what to quantize and how, as data. Read from YAML, checked before anything else."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quant.format.errors import RecipeError
+from quant.tasks import Algorithm, Deviation
+
+GroupSize = Literal[32, 64, 128, "channel"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SchemeSpec(_Strict):
+    """The integers asked for. A group size may shrink to fit a model: see `quant.resolve`."""
+
+    num_bits: Literal[4, 8] = 4
+    symmetric: bool = True
+    group_size: GroupSize = 64
+
+
+class GptqSpec(_Strict):
+    """damping: share of the mean diagonal added to the Hessian before it is factored.
+
+    activation_order: "static" visits columns by falling activation and keeps the plain layout.
+    refits: how often scales are fitted again under the whole Hessian, with one more pass each.
+    """
+
+    damping: float = Field(0.01, gt=0.0, le=1.0)
+    activation_order: Literal["static", "none"] = "static"
+    refits: int = Field(1, ge=0, le=8)
+
+
+class CalibrationSpec(_Strict):
+    """samples x tokens of text, without padding; `seed` picks windows, or samples `self` text.
+
+    memory_mib: room for the activations of one forward; more samples than fit go in batches.
+    """
+
+    samples: int = Field(128, ge=1, le=65536)
+    tokens: int = Field(512, ge=8, le=131072)
+    seed: int = Field(0, ge=0, lt=2**63)
+    memory_mib: int = Field(4096, ge=1)
+
+
+class Override(_Strict):
+    """What differs for the linears that match `pattern`; later overrides win over earlier ones."""
+
+    pattern: str = Field(min_length=1)
+    scheme: SchemeSpec | None = None
+    algorithm: Algorithm | None = None
+
+
+class Recipe(_Strict):
+    """Which linears become which integers.
+
+    targets, ignore and patterns of overrides: module names with `*` and `?`, or `re:` and a regular
+    expression that matches the whole name. scale_search: choose scales by weighted error rather
+    than by the largest magnitude. allow: deviations that are recorded and do not end the run.
+    """
+
+    description: str = ""
+    algorithm: Algorithm = "gptq"
+    scheme: SchemeSpec = SchemeSpec()
+    scale_search: bool = True
+    gptq: GptqSpec = GptqSpec()
+    targets: tuple[str, ...] = Field(("*",), min_length=1, strict=False)
+    ignore: tuple[str, ...] = Field(("lm_head",), strict=False)
+    overrides: tuple[Override, ...] = Field((), strict=False)
+    calibration: CalibrationSpec = CalibrationSpec()
+    allow: tuple[Deviation, ...] = Field((), strict=False)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """False when every linear is rounded to nearest by its weights alone."""
+        return self.algorithm != "rtn" or any(o.algorithm == "gptq" for o in self.overrides)
+
+
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A shipped recipe by name, or a YAML file by path, with `key.sub=value` applied first.
+
+    Raises RecipeError for an unknown name, key or value.
+    """
+    where, text = _read(recipe)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise RecipeError(f"{where}: is not valid YAML ({problem})") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: holds no mapping of recipe keys")
+    for override in overrides:
+        _apply(data, override)
+    return parse_recipe(data, where)
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from plain data. Raises RecipeError naming the key and the nearest valid one."""
+    try:
+        return Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in files("recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def _read(recipe: str | Path) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read ({error})") from error
+    names = recipe_names()
+    if str(recipe) not in names:
+        close = difflib.get_close_matches(str(recipe), names, n=1, cutoff=0.0)
+        raise RecipeError(
+            f"'{recipe}' is neither a file nor a shipped recipe; did you mean "
+            f"'{close[0] if close else ''}'? Shipped are {', '.join(names)}"
+        )
+    return str(recipe), (files("recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set a dotted key; its value is read as YAML, so 4 is a number and [a, b] a list."""
+    key, equals, value = override.partition("=")
+    if not equals or not all(part for part in key.split(".")):
+        raise RecipeError(f"'{override}': write it as key=value, e.g. scheme.group_size=128")
+    *owners, last = key.split(".")
+    for owner in owners:
+        inner = data.setdefault(owner, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"'{override}': '{owner}' holds no keys")
+        data = inner
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"'{override}': the value is not valid YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as a sentence."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(path[:-1])
+        close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
+        return f"unknown key '{key}'; did you mean '{'.'.join([*path[:-1], *close])}'?"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"'{key}' is {first['input']!r}: {message}"
+
+
+def _valid_keys(path: list[str]) -> list[str]:
+    owners: dict[str, type[BaseModel]] = {
+        "scheme": SchemeSpec,
+        "gptq": GptqSpec,
+        "calibration": CalibrationSpec,
+        "overrides": Override,
+    }
+    owner: type[BaseModel] = Recipe
+    for part in path:
+        owner = owners.get(part, owner)
+    return list(owner.model_fields)

@@ -1,0 +1,45 @@
+"""What a run did, module by module; written beside the weights as quantization_report.json."""
+
+from dataclasses import dataclass
+
+REPORT_NAME = "quantization_report.json"
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """How one linear ended up.
+
+    state: "as asked" | "damping raised to X" | "fallback rtn: WHY" | "kept in 16 bit: WHY".
+
+    weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without
+    calibration. dead_columns: inputs that were zero for every calibration token.
+    """
+
+    module: str
+    scheme: str
+    algorithm: str
+    state: str
+    weight_error: float | None
+    output_error: float | None
+    damping: float | None
+    dead_columns: int
+    tokens: int
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """bytes: size of the safetensors files. bits_per_weight: of everything that is stored."""
+
+    version: int
+    model: str
+    recipe: dict[str, object]
+    calibration: dict[str, object]
+    threads: int
+    bytes: int
+    parameters: int
+    bits_per_weight: float
+    seconds: float
+    notes: tuple[str, ...]
+    modules: tuple[ModuleReport, ...]

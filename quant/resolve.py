@@ -1,0 +1,124 @@
+"""From a recipe and a model's linears to one task per linear, before any weight is read."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from quant.format.errors import RecipeError
+from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.recipe import GroupSize, Recipe, SchemeSpec
+from quant.tasks import Algorithm, LinearTask
+
+GROUP_SIZES = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """tasks: by module name. kept: why each other linear stays as it is. reasons: why each task
+    has the scheme that it has."""
+
+    tasks: dict[str, LinearTask]
+    kept: dict[str, str]
+    reasons: dict[str, str]
+
+
+def resolve(recipe: Recipe, widths: Mapping[str, int], others: Iterable[str]) -> Resolution:
+    """Decide for every linear of the decoder layers.
+
+    widths: input width by module name. others: linears outside the layers, such as lm_head, which
+    patterns may name but which stay in 16 bit. Raises RecipeError for a pattern that matches
+    nothing, or targets that are all ignored.
+
+    Group size: all linears of one scheme get the same size, the largest of 128, 64 and 32 that is
+    not above the one asked for and divides the width of each of them; servers then build every
+    fused layer from one scheme. A width that even 32 does not divide is left out of that choice and
+    gets one scale per row.
+    """
+    outside = set(others)
+    _require_matches(recipe, [*widths, *outside])
+    kept: dict[str, str] = {}
+    asked: dict[str, tuple[SchemeSpec, Algorithm]] = {}
+    for module in widths:
+        if not _any_match(recipe.targets, module):
+            kept[module] = "no target pattern matches"
+        elif ignored := next((p for p in recipe.ignore if matches(p, module)), None):
+            kept[module] = f"ignored by '{ignored}'"
+        else:
+            asked[module] = _asked(recipe, module)
+    if not asked:
+        raise RecipeError("the recipe quantizes nothing: every target is ignored")
+    for module in outside:
+        kept[module] = "outside the decoder layers"
+    tasks, reasons = {}, {}
+    sizes = _common_sizes(asked, widths)
+    for module, (spec, algorithm) in asked.items():
+        size = _fit(sizes[spec], widths[module])
+        granularity = PerChannel() if size == "channel" else PerGroup(size)
+        scheme = IntScheme(spec.num_bits, spec.symmetric, granularity)
+        tasks[module] = LinearTask(module, scheme, algorithm)
+        reasons[module] = _reason(spec.group_size, size, widths[module])
+    return Resolution(tasks, kept, reasons)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """True when `pattern` (see Recipe) names `module`. Raises RecipeError for a bad expression."""
+    if not pattern.startswith("re:"):
+        return fnmatchcase(module, pattern)
+    try:
+        return re.fullmatch(pattern[3:], module) is not None
+    except re.error as error:
+        raise RecipeError(f"pattern '{pattern}' is no regular expression ({error})") from error
+
+
+def _any_match(patterns: Iterable[str], module: str) -> bool:
+    return any(matches(pattern, module) for pattern in patterns)
+
+
+def _require_matches(recipe: Recipe, modules: list[str]) -> None:
+    patterns = [
+        *(("targets", p) for p in recipe.targets),
+        *(("ignore", p) for p in recipe.ignore),
+        *(("overrides", o.pattern) for o in recipe.overrides),
+    ]
+    for key, pattern in patterns:
+        if not any(matches(pattern, module) for module in modules):
+            raise RecipeError(
+                f"pattern '{pattern}' under '{key}' matches no linear of the model; its linears "
+                f"have names like '{modules[0]}'"
+            )
+
+
+def _asked(recipe: Recipe, module: str) -> tuple[SchemeSpec, Algorithm]:
+    spec, algorithm = recipe.scheme, recipe.algorithm
+    for override in recipe.overrides:
+        if matches(override.pattern, module):
+            spec = override.scheme or spec
+            algorithm = override.algorithm or algorithm
+    return spec, algorithm
+
+
+def _common_sizes(
+    asked: Mapping[str, tuple[SchemeSpec, Algorithm]], widths: Mapping[str, int]
+) -> dict[SchemeSpec, GroupSize]:
+    common: dict[SchemeSpec, GroupSize] = {}
+    for module, (spec, _) in asked.items():
+        size = common.get(spec, spec.group_size)
+        fitted = _fit(size, widths[module])
+        common[spec] = size if fitted == "channel" else fitted
+    return common
+
+
+def _fit(size: GroupSize, width: int) -> GroupSize:
+    """The largest group size up to `size` that divides `width`, or "channel"."""
+    if size == "channel":
+        return size
+    return next((s for s in GROUP_SIZES if s <= size and width % s == 0), "channel")
+
+
+def _reason(asked: GroupSize, got: GroupSize, width: int) -> str:
+    if asked == got:
+        return "as the recipe asks"
+    if got == "channel":
+        return f"one scale per row: no group of {asked} or less divides {width} columns"
+    return f"groups of {got}: {asked} does not divide every linear of this scheme"

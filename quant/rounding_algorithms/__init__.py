@@ -1,0 +1,1 @@
+"""Rounding algorithms: pure functions from (weight, statistics, scheme) to stored numbers."""

@@ -1,0 +1,63 @@
+"""The damped Hessian, factored: what GPTQ needs of it, with a ladder of dampings on failure."""
+
+from dataclasses import dataclass
+
+import torch
+
+_LARGEST_DAMPING = 1.0
+
+
+class NotPositiveDefiniteError(Exception):
+    """No damping on the ladder made the Hessian positive definite; the message says how far."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """upper: float32 [in, in], upper triangular U with inverse(H) = U^T U, in visiting order.
+
+    order: int64 [in], the column visited at each step. damping: the share that it took.
+    """
+
+    upper: torch.Tensor
+    order: torch.Tensor
+    damping: float
+
+
+def visiting_order(diagonal: torch.Tensor, by_activation: bool) -> torch.Tensor:
+    """Columns by falling mean square input, ties by index; or as they lie."""
+    if by_activation:
+        return torch.argsort(diagonal, descending=True, stable=True)
+    return torch.arange(len(diagonal))
+
+
+def factor(hessian: torch.Tensor, damping: float, by_activation: bool) -> Factor:
+    """Factor `hessian` [in, in] after adding `damping` times its mean diagonal to the diagonal.
+
+    The damping doubles on failure, up to 1. Dead columns (zero diagonal) are given a one: alone in
+    their row, they neither take nor give error. Raises NotPositiveDefiniteError.
+    """
+    order = visiting_order(hessian.diagonal(), by_activation)
+    permuted = hessian.double()[order][:, order]
+    diagonal = permuted.diagonal()
+    dead = diagonal == 0
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.tensor(1.0).double()
+    diagonal[dead] = mean
+    share = damping
+    while True:
+        damped = permuted.clone()
+        damped.diagonal().add_(share * mean)
+        upper = _inverse_factor(damped)
+        if upper is not None:
+            return Factor(upper.float(), order, share)
+        if share >= _LARGEST_DAMPING:
+            raise NotPositiveDefiniteError(f"not positive definite with damping {share:g}")
+        share = min(2.0 * share, _LARGEST_DAMPING)
+
+
+def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
+    """U, or None. With columns reversed, cholesky gives H = R R^T with R upper; U = inverse(R)."""
+    lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    if int(info) != 0 or not bool(torch.isfinite(lower).all()):
+        return None
+    identity = torch.eye(len(matrix), dtype=matrix.dtype)
+    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)

@@ -1,0 +1,44 @@
+"""Scales in closed form for codes that are already chosen, under the whole Hessian."""
+
+import torch
+
+from quant.format.scheme import IntScheme
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, stored_scale
+from quant.rounding_algorithms.scales import grouped
+
+_RIDGE = 1e-6
+
+
+def refit_grid(
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    grid: Grid,
+    hessian: torch.Tensor,
+    scheme: IntScheme,
+    dtype: ScaleDtype,
+) -> Grid:
+    """The scales that minimise (w - q) H (w - q)^T of each row, zero points and codes unchanged.
+
+    With c_g the steps (code - zero) of group g, a row's scales s solve A s = b, where
+    A[g, h] = c_g H c_h and b[g] = c_g H w. A scale that comes out negative keeps its old value.
+    """
+    size = scheme.group_size(weight.shape[1])
+    steps = codes - grid.zero.repeat_interleave(size, dim=1)
+    matrix = _group_products(steps, hessian, scheme)
+    target = (grouped(weight @ hessian, scheme) * grouped(steps, scheme)).sum(-1)
+    ridge = matrix.diagonal(dim1=1, dim2=2).mean(-1) * _RIDGE + torch.finfo(torch.float32).tiny
+    matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    scale = torch.linalg.solve(matrix.double(), target.double()).float()
+    usable = torch.isfinite(scale) & (scale > 0)
+    return Grid(stored_scale(torch.where(usable, scale, grid.scale), dtype), grid.zero)
+
+
+def _group_products(steps: torch.Tensor, hessian: torch.Tensor, scheme: IntScheme) -> torch.Tensor:
+    """float32 [out, groups, groups]: c_g H c_h of each row."""
+    parts = grouped(steps, scheme)
+    rows, count, size = parts.shape
+    products = torch.empty(rows, count, count)
+    for g in range(count):
+        spread = parts[:, g] @ hessian[g * size : (g + 1) * size]
+        products[:, g] = (grouped(spread, scheme) * parts).sum(-1)
+    return products

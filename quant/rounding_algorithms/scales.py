@@ -1,0 +1,98 @@
+"""Scales and zero points chosen by weighted error rather than by the largest magnitude."""
+
+import torch
+
+from quant.format.scheme import IntScheme
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, nearest_codes, stored_scale
+
+_SHRINK_STEPS = 25
+_SMALLEST_SHRINK = 0.5
+_REFIT_ROUNDS = 3
+
+
+def grouped(weight: torch.Tensor, scheme: IntScheme) -> torch.Tensor:
+    """weight [out, in] as [out, groups, group_size]. The group size must divide the row."""
+    rows, columns = weight.shape
+    size = scheme.group_size(columns)
+    assert columns % size == 0, f"group size {size} does not divide {columns} columns"
+    return weight.reshape(rows, columns // size, size)
+
+
+def full_range_grid(
+    weight: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype, shrink: float = 1.0
+) -> Grid:
+    """The grid that spans `shrink` of each group's range.
+
+    Symmetric: nothing is clipped at 1.0. Asymmetric: the range is widened to include zero, so that
+    zero stays exact.
+    """
+    groups = grouped(weight, scheme)
+    if scheme.symmetric:
+        scale = stored_scale(groups.abs().amax(-1) * (shrink / scheme.qmax), dtype)
+        return Grid(scale, torch.zeros_like(scale))
+    low = groups.amin(-1).clamp(max=0.0)
+    high = groups.amax(-1).clamp(min=0.0)
+    scale = stored_scale((high - low) * (shrink / (scheme.qmax - scheme.qmin)), dtype)
+    zero = torch.round(scheme.qmin - shrink * low / scale)
+    return Grid(scale, zero.clamp_(scheme.qmin, scheme.qmax))
+
+
+def search_grid(
+    weight: torch.Tensor, importance: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype
+) -> Grid:
+    """The grid of least error sum(importance * (weight - rounded)**2), per group.
+
+    weight: float32 [out, in]; importance: float32 [in], not negative. Shrink factors are tried from
+    1 downwards, then codes and scale are refined in turn (weighted least squares). Only a strict
+    improvement replaces a grid, so ties keep the largest scale and the result is deterministic.
+    """
+    groups = grouped(weight, scheme)
+    h = grouped(importance[None, :], scheme)
+    best = full_range_grid(weight, scheme, dtype)
+    best_error = _group_error(groups, h, best, scheme)
+    for step in range(1, _SHRINK_STEPS):
+        shrink = 1.0 - (1.0 - _SMALLEST_SHRINK) * step / (_SHRINK_STEPS - 1)
+        candidate = full_range_grid(weight, scheme, dtype, shrink)
+        best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
+    for _ in range(_REFIT_ROUNDS):
+        candidate = _least_squares_grid(groups, h, best, scheme, dtype)
+        best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
+        if not scheme.symmetric:
+            for shift in (-1.0, 1.0):
+                zero = (best.zero + shift).clamp_(scheme.qmin, scheme.qmax)
+                candidate = _least_squares_grid(groups, h, Grid(best.scale, zero), scheme, dtype)
+                best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
+    return best
+
+
+def _keep_better(
+    groups: torch.Tensor,
+    h: torch.Tensor,
+    scheme: IntScheme,
+    best: Grid,
+    best_error: torch.Tensor,
+    candidate: Grid,
+) -> tuple[Grid, torch.Tensor]:
+    error = _group_error(groups, h, candidate, scheme)
+    better = error < best_error
+    return best.where(better, candidate), torch.where(better, error, best_error)
+
+
+def _group_error(
+    groups: torch.Tensor, h: torch.Tensor, grid: Grid, scheme: IntScheme
+) -> torch.Tensor:
+    wide = Grid(grid.scale[..., None], grid.zero[..., None])
+    difference = decode(nearest_codes(groups, wide, scheme), wide).sub_(groups)
+    return difference.square_().mul_(h).sum(-1)
+
+
+def _least_squares_grid(
+    groups: torch.Tensor, h: torch.Tensor, grid: Grid, scheme: IntScheme, dtype: ScaleDtype
+) -> Grid:
+    """The best scale for the codes that `grid` gives: sum(h*w*c) / sum(h*c*c), c = code - zero."""
+    wide = Grid(grid.scale[..., None], grid.zero[..., None])
+    steps = nearest_codes(groups, wide, scheme).sub_(wide.zero)
+    weighted = steps * h
+    norm = (weighted * steps).sum(-1)
+    scale = (weighted * groups).sum(-1) / torch.where(norm > 0, norm, torch.ones_like(norm))
+    return Grid(stored_scale(torch.where(scale > 0, scale, grid.scale), dtype), grid.zero)

@@ -1,0 +1,263 @@
+"""From a checkpoint and a recipe to a quantized checkpoint, complete or not at all."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quant.calibration import (
+    CalibrationSet,
+    CalibrationSource,
+    gather,
+    parse_source,
+)
+from quant.format.compressed_tensors import encode_weight, quantization_config
+from quant.format.errors import FileFormatError
+from quant.format.safetensors_writer import ShardedWriter
+from quant.format.scheme import Scheme
+from quant.format.staging import require_free_bytes, staged_directory
+from quant.format.tensor import QuantizedTensor
+from quant.preflight import Prepared, prepare
+from quant.recipe import Recipe
+from quant.report import REPORT_NAME, REPORT_VERSION, ModuleReport, QuantizeReport
+from quant.tasks import LinearTask, RoundingSettings
+
+if TYPE_CHECKING:
+    from quant.rounding_algorithms.result import Rounded
+
+Progress = Callable[[int, int, str], None]
+
+_HEADER_BYTES_PER_TENSOR = 512
+
+
+@dataclass
+class _Run:
+    """What the steps of one run share."""
+
+    prepared: Prepared
+    recipe: Recipe
+    settings: RoundingSettings
+    calibration: CalibrationSet | None
+    on_progress: Progress
+
+    @property
+    def tasks(self) -> Mapping[str, LinearTask]:
+        return self.prepared.resolution.tasks
+
+
+def quantize_checkpoint(
+    model: Path,
+    output: Path,
+    recipe: Recipe,
+    calibration: CalibrationSource | str = "self",
+    *,
+    on_progress: Progress | None = None,
+    overwrite: bool = False,
+) -> QuantizeReport:
+    """Write the checkpoint in `model`, quantized by `recipe`, to the new directory `output`.
+
+    The result is a compressed-tensors checkpoint with tokenizer files and a report; nothing appears
+    at `output` unless all of it is there. The same input, thread count and library versions give
+    the same bytes; global random state is left alone. `calibration` is not read for recipes that
+    do not need it.
+
+    Raises InputError (or a kind of it) before any weight is read when the model, recipe or text
+    cannot work; CheckFailedError when a module ends otherwise than asked and the recipe's `allow`
+    does not name that.
+    """
+    began = time.monotonic()
+    model, output = Path(model), Path(output)
+    source = parse_source(calibration) if isinstance(calibration, str) else calibration
+    prepared = prepare(model, recipe)
+    tensors = len(prepared.plan.tensors)
+    require_free_bytes(output, 2 * prepared.plan.total_bytes + tensors * _HEADER_BYTES_PER_TENSOR)
+    progress = on_progress or _silent
+    with staged_directory(output, overwrite=overwrite) as staging:
+        data = None
+        if recipe.needs_calibration:
+            spec = recipe.calibration
+            data = gather(source, model, prepared.skeleton, spec, progress)
+        run = _Run(prepared, recipe, _settings(prepared, recipe), data, progress)
+        modules = _write_weights(run, staging)
+        _write_config(prepared, staging)
+        for path in prepared.source.files():
+            shutil.copyfile(path, staging / path.name)
+        report = _report(run, modules, staging)
+        _write_json(staging / REPORT_NAME, _lasting(report))
+    return replace(report, seconds=round(time.monotonic() - began, 3))
+
+
+def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
+    from quant.skeleton import weight_dtype
+
+    return RoundingSettings(
+        damping=recipe.gptq.damping,
+        by_activation=recipe.gptq.activation_order == "static",
+        scale_search=recipe.scale_search,
+        refits=recipe.gptq.refits,
+        scale_dtype=weight_dtype(prepared.source.config),
+        allowed=frozenset(recipe.allow),
+    )
+
+
+def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
+    """Round layer by layer; then copy what stays as it is. Each source tensor is read in turn."""
+    source, layers = run.prepared.source, len(run.prepared.skeleton.layers)
+    modules: list[ModuleReport] = []
+    written: set[str] = set()
+    with ShardedWriter(directory) as writer:
+        run.on_progress(0, layers, "layers")
+        for index, rounded in enumerate(_rounded_layers(run)):
+            for module, result in rounded.items():
+                for name, array in encode_weight(module, result.tensor).items():
+                    writer.add(name, array)
+                written.add(f"{module}.weight")
+                modules.append(_module_report(run, module, result))
+            run.on_progress(index + 1, layers, "layers")
+        assert written == {f"{module}.weight" for module in run.tasks}
+        for tensor in run.prepared.plan.tensors:
+            if tensor.name not in written:
+                value = source.load(tensor.name)
+                assert not isinstance(value, QuantizedTensor)
+                writer.add(tensor.name, value)
+        _check_left_out(run.prepared)
+    return modules
+
+
+def _rounded_layers(run: _Run) -> Iterator[dict[str, "Rounded"]]:
+    import torch
+
+    from quant.layers import quantize_layers, round_layers_alone
+
+    prepared = run.prepared
+    if run.calibration is None:
+        return round_layers_alone(prepared.skeleton, prepared.source, run.tasks, run.settings)
+    return quantize_layers(
+        prepared.skeleton,
+        prepared.source,
+        torch.from_numpy(run.calibration.tokens),
+        run.tasks,
+        run.settings,
+        prepared.plan.samples_per_batch,
+    )
+
+
+def _check_left_out(prepared: Prepared) -> None:
+    """A tied tensor that is stored twice may be stored once only if both copies agree."""
+    source, tied = prepared.source, prepared.skeleton.tied_names()
+    for name in prepared.left_out:
+        if name not in tied:
+            continue
+        copy, kept = source.load_raw(name), source.load_raw(tied[name])
+        if copy.dtype != kept.dtype or copy.tobytes() != kept.tobytes():
+            raise FileFormatError(
+                source.path,
+                f"'{name}' differs from '{tied[name]}', though config.json ties them; set "
+                "tie_word_embeddings to false to keep both",
+            )
+
+
+def _module_report(run: _Run, module: str, result: "Rounded") -> ModuleReport:
+    task = run.tasks[module]
+    tokens = 0 if run.calibration is None else run.calibration.tokens.size
+    reached = result.output_error is not None
+    return ModuleReport(
+        module=module,
+        scheme=str(task.scheme),
+        algorithm=task.algorithm,
+        state=result.state,
+        weight_error=result.weight_error,
+        output_error=result.output_error,
+        damping=result.damping,
+        dead_columns=result.dead_columns,
+        tokens=tokens if reached else 0,
+        digest=result.tensor.digest(),
+    )
+
+
+def _kept_report(prepared: Prepared) -> list[ModuleReport]:
+    source = prepared.source
+    return [
+        ModuleReport(
+            module=module,
+            scheme=str(source.scheme(f"{module}.weight")),
+            algorithm="none",
+            state=f"kept in 16 bit: {why}",
+            weight_error=None,
+            output_error=None,
+            damping=None,
+            dead_columns=0,
+            tokens=0,
+            digest=None,
+        )
+        for module, why in prepared.resolution.kept.items()
+        if f"{module}.weight" in source.names()
+    ]
+
+
+def _write_config(prepared: Prepared, directory: Path) -> None:
+    source = prepared.source
+    modules: dict[str, Scheme] = {
+        module: task.scheme for module, task in prepared.resolution.tasks.items()
+    }
+    for module in prepared.resolution.kept:
+        if f"{module}.weight" in source.names():
+            modules[module] = source.scheme(f"{module}.weight")
+    config = {**source.config, "quantization_config": quantization_config(modules)}
+    _write_json(directory / "config.json", config)
+
+
+def _report(run: _Run, modules: list[ModuleReport], directory: Path) -> QuantizeReport:
+    import torch
+
+    prepared, data = run.prepared, run.calibration
+    parameters = sum(_count(tensor.shape) for tensor in prepared.plan.tensors)
+    payload = prepared.plan.total_bytes
+    used: dict[str, object] = {"source": "none"}
+    if data is not None:
+        samples, tokens = data.tokens.shape
+        used = {
+            "source": data.source,
+            "sha256": data.sha256,
+            "samples": samples,
+            "tokens": tokens,
+            "seed": run.recipe.calibration.seed,
+        }
+    return QuantizeReport(
+        version=REPORT_VERSION,
+        model=prepared.source.path.name,
+        recipe=run.recipe.model_dump(mode="json"),
+        calibration=used,
+        threads=torch.get_num_threads(),
+        bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        parameters=parameters,
+        bits_per_weight=round(8 * payload / parameters, 4),
+        seconds=0.0,
+        notes=prepared.plan.notes,
+        modules=(*modules, *_kept_report(prepared)),
+    )
+
+
+def _lasting(report: QuantizeReport) -> dict[str, Any]:
+    """The report without what differs between two runs of the same thing."""
+    data = asdict(report)
+    del data["seconds"]
+    return data
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """Progress that nobody asked for."""
