@@ -62,7 +62,7 @@ def load_executor(
 
 
 def kv_bytes_per_page(program: Program, page_size: int) -> int:
-    """Bytes of one page over all layers: float32 keys and values, as the cpu executor keeps them."""
+    """Bytes of one page over all layers: float32 keys and values, as the cpu executor has them."""
     floats = 0
     for op in program.ops:
         if isinstance(op, Attend):

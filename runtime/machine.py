@@ -28,9 +28,7 @@ def _cgroups() -> Iterator[Path]:
     for line in _read(PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         folder = CGROUP_ROOT / controllers / path.lstrip("/")
-        while folder != CGROUP_ROOT:
-            yield folder
-            folder = folder.parent
+        yield from (each for each in (folder, *folder.parents) if CGROUP_ROOT in each.parents)
 
 
 def _quota(folder: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""A Program becomes a native Plan: the same ops in the same order, linears of one input together."""
+"""A Program becomes a native Plan: the same ops in order, linears of one input joined."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,0 +1,68 @@
+"""Packed weights hold exactly the numbers that they were packed from."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quant.format.tensor import QuantizedTensor, Weight
+from runtime.executors.cpu.weights import pack
+from runtime.kernels.cpu._native import Matrix, Plan
+from tests.runtime.kernels.harness import ISAS, POOLS, random_floats, run_rows
+from tests.runtime.kernels.weights import as_float32, quantized, weights
+
+
+@given(weights(), st.sampled_from([1, 2]))
+def test_a_packed_weight_is_worth_what_the_source_says(weight: Weight, threads: int) -> None:
+    packed = pack(weight, POOLS[threads]).matrix
+    assert packed.shape == weight.shape
+    np.testing.assert_array_equal(packed.dequantize(), as_float32(weight))
+
+
+def test_every_float16_is_read_right() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(512, 128)
+    packed = pack(halves, POOLS[2]).matrix
+    np.testing.assert_array_equal(packed.dequantize(), halves.astype(np.float32))
+
+
+def test_packed_integers_take_no_more_room_than_their_bits() -> None:
+    weight = quantized(128, 256, num_bits=4, group_size=64, kind="zero_point")
+    groups = 128 * 4
+    expected = 128 * 256 // 2 + groups * (2 + 1)
+    assert pack(weight, POOLS[1]).matrix.nbytes == expected
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_embedding_is_the_rows_of_its_table(isa: str) -> None:
+    """Columns of a scattered weight come back in their own order."""
+    weight = quantized(40, 24, group_size=8, kind="minimum", scattered=True)
+    table = pack(weight, POOLS[1]).matrix
+
+    def build(plan: Plan, _: int) -> int:
+        out = plan.add_buffer(24, False)
+        plan.add_embed(out, table)
+        return out
+
+    found = run_rows(random_floats((40, 3), 0), build, isa)
+    np.testing.assert_array_equal(found, weight.dequantize())
+
+
+def test_a_name_that_does_not_fit_the_items_is_refused() -> None:
+    with pytest.raises(ValueError, match="bfloat16"):
+        Matrix.from_numbers(np.zeros((2, 2), np.float32), "bfloat16", POOLS[1])
+
+
+def test_a_scattered_weight_is_sorted_by_group() -> None:
+    weight = quantized(4, 16, group_size=4, scattered=True)
+    packed = pack(weight, POOLS[1])
+    assert packed.column_order is not None and packed.matrix.reordered
+    groups = weight.column_groups()[packed.column_order]
+    assert (np.diff(groups) >= 0).all()
+
+
+def test_a_group_index_in_natural_order_asks_for_no_gather() -> None:
+    plain = quantized(4, 16, group_size=4)
+    indexed = QuantizedTensor(
+        plain.scheme, plain.codes, plain.scale, group_index=plain.column_groups()
+    )
+    assert pack(indexed, POOLS[1]).column_order is None

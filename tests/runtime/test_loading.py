@@ -1,0 +1,70 @@
+"""The rule by which a page pool gets its size, and the backends."""
+
+from typing import Any
+
+import pytest
+
+import runtime.loading
+from compile.program import Attend
+from quant.format.errors import InputError
+from runtime.executors.cpu import CpuExecutor
+from runtime.loading import kv_bytes_per_page, load_executor
+from tests.tiny import tiny_model
+
+MODEL = tiny_model()  # contexts of 256 tokens
+
+
+def with_free_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(runtime.loading, "available_memory_bytes", lambda: size)
+
+
+def pages(**options: Any) -> int:
+    executor = load_executor(MODEL, page_size=32, **options)
+    executor.close()
+    return executor.num_pages
+
+
+def test_a_page_is_what_the_pool_takes_for_it() -> None:
+    for page_size in (5, 16, 32):
+        executor = CpuExecutor(MODEL, num_pages=7, page_size=page_size)
+        assert executor.cache_bytes == 7 * kv_bytes_per_page(MODEL.program, page_size)
+
+
+def test_bytes_of_a_page_are_float32_keys_and_values() -> None:
+    layers = [op for op in MODEL.program.ops if isinstance(op, Attend)]
+    each = layers[0].kv_heads * layers[0].head_dim
+    assert kv_bytes_per_page(MODEL.program, 32) == len(layers) * 2 * each * 32 * 4
+
+
+def test_the_default_pool_holds_sixteen_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free_memory(monkeypatch, 1 << 40)
+    assert pages() == 16 * 256 // 32 + 1
+
+
+def test_little_memory_makes_the_default_pool_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free_memory(monkeypatch, 4 * 20 * kv_bytes_per_page(MODEL.program, 32))
+    assert pages() == 20
+
+
+def test_the_user_can_size_the_pool_in_tokens_bytes_or_pages() -> None:
+    assert pages(context_tokens=100) == 4 + 1
+    assert pages(kv_cache_bytes=9 * kv_bytes_per_page(MODEL.program, 32) + 5) == 9
+    assert pages(num_pages=3) == 3
+
+
+def test_a_pool_without_a_page_is_refused() -> None:
+    with pytest.raises(InputError, match="KV cache"):
+        load_executor(MODEL, kv_cache_bytes=100)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(InputError, match="abacus"):
+        load_executor(MODEL, backend="abacus")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_backends_make_executors_of_the_asked_size(backend: str) -> None:
+    executor = load_executor(MODEL, backend=backend, num_pages=5, page_size=16, threads=1)
+    assert (executor.num_pages, executor.page_size) == (5, 16)
+    assert (executor.vocab_size, executor.max_positions) == (384, 256)
+    executor.close()
