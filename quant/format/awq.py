@@ -29,24 +29,30 @@ from quant.format.codec import (
     require_usable_scale,
 )
 from quant.format.errors import FileFormatError, UnsupportedModelError
-from quant.format.packing import pack, unpack
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.format.tensor import QuantizedTensor
 
-ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
-INVERSE_ORDER = np.argsort(ORDER)
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _PARTS = ("qweight", "qzeros", "scales")
 _BITS = 4
 
 
 def pack_interleaved(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """[rows, 8k] nibbles -> [rows, k] words in AWQ's order."""
-    return pack(_reorder(codes, ORDER), _BITS)
+    """[out, in] nibbles -> [in, out / 8] words."""
+    eights = codes.reshape(codes.shape[0] // 8, 8, codes.shape[1])
+    words = np.zeros((eights.shape[0], eights.shape[2]), dtype=np.uint32)
+    for i, column in enumerate(ORDER):
+        words |= eights[:, column].astype(np.uint32) << np.uint32(_BITS * i)
+    return np.ascontiguousarray(words.T).view(np.int32)
 
 
 def unpack_interleaved(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-    """Inverse of `pack_interleaved`."""
-    return _reorder(unpack(words, _BITS, words.shape[1] * 8), INVERSE_ORDER)
+    """[in, out / 8] words -> [out, in] nibbles."""
+    turned = np.ascontiguousarray(words.T).view(np.uint32)
+    eights = np.empty((turned.shape[0], 8, turned.shape[1]), dtype=np.uint8)
+    for i, column in enumerate(ORDER):
+        eights[:, column] = (turned >> np.uint32(_BITS * i)) & np.uint32(15)
+    return eights.reshape(-1, turned.shape[1])
 
 
 def encode_weight(module: str, tensor: QuantizedTensor) -> dict[str, npt.NDArray[Any]]:
@@ -58,8 +64,8 @@ def encode_weight(module: str, tensor: QuantizedTensor) -> dict[str, npt.NDArray
     if zero is None:
         zero = np.zeros(tensor.scale.shape, dtype=np.int8)
     stored = {
-        "qweight": pack_interleaved(np.ascontiguousarray(as_unsigned(tensor.codes, _BITS).T)),
-        "qzeros": pack_interleaved(np.ascontiguousarray(as_unsigned(zero, _BITS).T)),
+        "qweight": pack_interleaved(as_unsigned(tensor.codes, _BITS)),
+        "qzeros": pack_interleaved(as_unsigned(zero, _BITS)),
         "scales": np.ascontiguousarray(tensor.scale.T),
     }
     return {f"{module}.{suffix}": array for suffix, array in stored.items()}
@@ -80,18 +86,17 @@ class AwqCodec:
 
     def decode(self, weight: PackedWeight, load: LoadRaw) -> QuantizedTensor:
         fault = Fault(self._where, weight.module)
-        codes = as_codes(unpack_interleaved(load(weight.parts["qweight"])).T, _BITS)
+        codes = as_codes(unpack_interleaved(load(weight.parts["qweight"])), _BITS)
         scale = np.ascontiguousarray(load(weight.parts["scales"]).T)
         require_usable_scale(scale, fault)
         zero_point = None
         if "qzeros" in weight.parts:
-            zeros = as_codes(unpack_interleaved(load(weight.parts["qzeros"])).T, _BITS)
-            zero_point = np.ascontiguousarray(zeros)
+            zero_point = as_codes(unpack_interleaved(load(weight.parts["qzeros"])), _BITS)
         if weight.scheme.symmetric and zero_point is not None:
             if zero_point.any():
                 raise fault.malformed("is symmetric, but has zero points other than 8")
             zero_point = None
-        return QuantizedTensor(weight.scheme, np.ascontiguousarray(codes), scale, zero_point)
+        return QuantizedTensor(weight.scheme, codes, scale, zero_point)
 
     def _describe(self, module: str, headers: Headers) -> PackedWeight:
         fault, parts = Fault(self._where, module), parts_of(module, headers, _PARTS)
@@ -109,11 +114,6 @@ class AwqCodec:
             zeros = require_part(headers, parts, "qzeros", ("int32",), fault)
             require_shape(zeros, (groups, rows // 8), "qzeros", fault)
         return PackedWeight(module, (rows, columns), self._scheme, parts)
-
-
-def _reorder(codes: npt.NDArray[np.uint8], order: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-    rows, columns = codes.shape
-    return codes.reshape(rows, columns // 8, 8)[..., order].reshape(rows, columns)
 
 
 def _scheme(config: Mapping[str, Any], where: str) -> IntScheme:

@@ -50,7 +50,7 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
         }
         for i, (scheme, names) in enumerate(by_scheme.items())
     }
-    config = {
+    config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",

@@ -59,7 +59,7 @@ def encode_weight(
             )
         stored_zero = stored_zero - np.uint8(1)
     stored = {
-        "qweight": pack(np.ascontiguousarray(as_unsigned(tensor.codes, bits).T), bits, axis=0),
+        "qweight": np.ascontiguousarray(pack(as_unsigned(tensor.codes, bits), bits).T),
         "qzeros": pack(np.ascontiguousarray(stored_zero.T), bits, axis=1),
         "scales": np.ascontiguousarray(tensor.scale.T),
         "g_idx": tensor.column_groups(),
@@ -85,16 +85,15 @@ class GptqCodec:
     def decode(self, weight: PackedWeight, load: LoadRaw) -> QuantizedTensor:
         fault, scheme = Fault(self._where, weight.module), weight.scheme
         rows, columns = weight.shape
-        words = load(weight.parts["qweight"])
-        codes = as_codes(unpack(words, scheme.num_bits, columns, axis=0).T, scheme.num_bits)
+        # Turned while packed: a transpose of words moves a fraction of the elements.
+        words = np.ascontiguousarray(load(weight.parts["qweight"]).T)
+        codes = as_codes(unpack(words, scheme.num_bits, columns), scheme.num_bits)
         scale = np.ascontiguousarray(load(weight.parts["scales"]).T)
         require_usable_scale(scale, fault)
         zeros = unpack(load(weight.parts["qzeros"]), scheme.num_bits, rows, axis=1).T
         zero_point = self._zero_point(zeros, scheme, fault)
         index = self._group_index(weight, load, fault)
-        return QuantizedTensor(
-            scheme, np.ascontiguousarray(codes), scale, zero_point, group_index=index
-        )
+        return QuantizedTensor(scheme, codes, scale, zero_point, group_index=index)
 
     def _describe(self, module: str, headers: Headers) -> PackedWeight:
         fault, parts = Fault(self._where, module), parts_of(module, headers, _PARTS)

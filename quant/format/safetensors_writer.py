@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
 from quant.format.safetensors_file import DTYPE_NAMES, TensorInfo
-from quant.format.staging import disk_errors
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 INDEX_NAME = "model.safetensors.index.json"
@@ -30,7 +29,7 @@ def shard_names(count: int) -> list[str]:
 
 
 class ShardedWriter:
-    """Adds tensors one by one to a directory that `staged_directory` made.
+    """Adds tensors one by one to a directory that `staged_directory` made, and that syncs it.
 
     Until `finish` every file has a name that no loader knows. As a context manager it finishes when
     the block ends well. Disk room needed: the checkpoint and one shard more.
@@ -48,34 +47,33 @@ class ShardedWriter:
         self._metadata = {"format": "pt", **(metadata or {})}
         self._spool: BinaryIO | None = None
         self._pending: dict[str, TensorInfo] = {}
+        self._pending_bytes = 0
         self._shards: list[list[str]] = []
+        self._added: set[str] = set()
         self._total_bytes = 0
         self._finished = False
 
     def add(self, name: str, array: npt.NDArray[Any]) -> None:
         """Append one tensor. Raises UnsupportedModelError for a dtype that safetensors lacks."""
         assert not self._finished, "add after finish"
-        assert name not in self._pending, f"tensor '{name}' was added twice"
-        assert not any(name in shard for shard in self._shards), f"tensor '{name}' was added twice"
+        assert name not in self._added, f"tensor '{name}' was added twice"
         if array.dtype not in DTYPE_NAMES:
             raise UnsupportedModelError(f"tensor '{name}': safetensors has no dtype {array.dtype}")
-        with disk_errors(self._directory):
-            if self._pending and self._spooled_bytes() + array.nbytes > self._max_shard_bytes:
-                self._close_shard()
-            self._append(name, np.ascontiguousarray(array).reshape(array.shape))
+        if self._pending and self._pending_bytes + array.nbytes > self._max_shard_bytes:
+            self._close_shard()
+        self._append(name, np.ascontiguousarray(array).reshape(array.shape))
 
     def finish(self) -> list[Path]:
         """Give the shards their names and write the index; returns the files written."""
         assert not self._finished, "finish was called twice"
-        with disk_errors(self._directory):
-            if self._pending or not self._shards:
-                self._close_shard()
-            self._finished = True
-            names = shard_names(len(self._shards))
-            for i, name in enumerate(names):
-                self._unnamed(i).rename(self._directory / name)
-            files = [self._directory / name for name in names]
-            return files if len(files) == 1 else [*files, self._write_index(names)]
+        if self._pending or not self._shards:
+            self._close_shard()
+        self._finished = True
+        names = shard_names(len(self._shards))
+        for i, name in enumerate(names):
+            self._unnamed(i).rename(self._directory / name)
+        files = [self._directory / name for name in names]
+        return files if len(files) == 1 else [*files, self._write_index(names)]
 
     def __enter__(self) -> "ShardedWriter":
         return self
@@ -91,15 +89,14 @@ class ShardedWriter:
         elif self._spool is not None:
             self._spool.close()
 
-    def _spooled_bytes(self) -> int:
-        return sum(info.num_bytes for info in self._pending.values())
-
     def _append(self, name: str, array: npt.NDArray[Any]) -> None:
         if self._spool is None:
             self._spool = (self._directory / "shard.spool").open("w+b")
         begin = self._spool.tell()
         self._spool.write(array.reshape(-1).view(np.uint8).data)
         self._pending[name] = TensorInfo(array.dtype, array.shape, begin, begin + array.nbytes)
+        self._pending_bytes += array.nbytes
+        self._added.add(name)
 
     def _close_shard(self) -> None:
         """Copy the spooled tensors behind their header, in canonical order."""
@@ -115,9 +112,9 @@ class ShardedWriter:
             self._spool.close()
             Path(self._spool.name).unlink()
             self._spool = None
-        self._total_bytes += self._spooled_bytes()
+        self._total_bytes += self._pending_bytes
         self._shards.append(list(self._pending))
-        self._pending = {}
+        self._pending, self._pending_bytes = {}, 0
 
     def _unnamed(self, index: int) -> Path:
         return self._directory / f"shard-{index:05d}.unfinished"

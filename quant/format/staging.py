@@ -28,10 +28,11 @@ def staged_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     something and `overwrite` is false, or when the disk is full.
     """
     final = Path(os.path.abspath(final))  # noqa: PTH100  (resolve() would follow a link at `final`)
-    _refuse_occupied(final, overwrite)
     with disk_errors(final):
+        if final.parent.is_dir():
+            _remove_stale(final)
+        _refuse_occupied(final, overwrite)
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(final)
         staging = _sibling(final, "partial")
         staging.mkdir()
         try:

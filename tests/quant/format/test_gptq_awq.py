@@ -78,9 +78,10 @@ def test_golden_qweight() -> None:
 
 
 def test_golden_awq_order() -> None:
-    assert hex_words(awq.pack_interleaved(np.arange(8, dtype=np.uint8)[None])) == {"75316420"}
+    codes = np.arange(8, dtype=np.uint8)[:, None]
+    assert hex_words(awq.pack_interleaved(codes)) == {"75316420"}
     word = np.array([[0x75316420]], dtype=np.int32)
-    np.testing.assert_array_equal(awq.unpack_interleaved(word), [np.arange(8)])
+    np.testing.assert_array_equal(awq.unpack_interleaved(word), codes)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -1,6 +1,7 @@
 """Hostile files are refused by name; what we write, the reference reader reads."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,19 @@ def test_nothing_loads_before_finish_or_after_an_error(tmp_path: Path) -> None:
             assert not list(tmp_path.glob("*.safetensors*"))
         raise KeyError
     assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_memory_holds_no_shard(tmp_path: Path) -> None:
+    """32 tensors of 1 MiB in one shard: the copy buffer of 1 MiB and little else is taken."""
+    array = np.zeros(1 << 20, dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        with ShardedWriter(tmp_path) as writer:
+            for i in range(32):
+                writer.add(str(i), array)
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_unknown_dtype_is_refused(tmp_path: Path) -> None:
