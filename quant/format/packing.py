@@ -6,12 +6,26 @@ word is padded with zeros. This is the layout of compressed-tensors `weight_pack
 `weight_zero_point` (in rows), and of GPTQ `qweight` and `qzeros`.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 MIN_BITS, MAX_BITS = 2, 8
-CODES_PER_CHUNK = 8
-"""Eight codes of b bits fill exactly b bytes, whatever b is."""
+
+
+class _Chunk(NamedTuple):
+    """The fewest codes that fill whole bytes, handled as one integer of type `wide`."""
+
+    codes: int
+    bytes: int
+    wide: type[np.unsignedinteger[Any]]
+
+
+def _chunk_of(num_bits: int) -> _Chunk:
+    if 8 % num_bits == 0:
+        return _Chunk(8 // num_bits, 1, np.uint8)
+    return _Chunk(8, num_bits, np.uint64)
 
 
 def packed_words(count: int, num_bits: int) -> int:
@@ -24,7 +38,7 @@ def pack(codes: npt.NDArray[np.uint8], num_bits: int, axis: int = -1) -> npt.NDA
     _check_bits(num_bits)
     assert codes.size == 0 or int(codes.max()) < 1 << num_bits, "a code is wider than its bits"
     rows = np.moveaxis(codes, axis, -1)
-    stream = _chunks_to_bytes(_pad_last(rows, CODES_PER_CHUNK), num_bits)
+    stream = _chunks_to_bytes(_pad_last(rows, _chunk_of(num_bits).codes), num_bits)
     wanted = packed_words(rows.shape[-1], num_bits) * 4
     words = np.ascontiguousarray(_pad_last(stream, 4)[..., :wanted]).view("<u4").view("<i4")
     return np.ascontiguousarray(np.moveaxis(words, -1, axis)).astype(np.int32, copy=False)
@@ -37,7 +51,7 @@ def unpack(
     _check_bits(num_bits)
     rows = np.ascontiguousarray(np.moveaxis(words, axis, -1), dtype="<i4")
     assert rows.shape[-1] == packed_words(count, num_bits), "word count does not match the codes"
-    stream = _pad_last(rows.view(np.uint8), num_bits)
+    stream = _pad_last(rows.view(np.uint8), _chunk_of(num_bits).bytes)
     codes = _bytes_to_chunks(stream, num_bits)[..., :count]
     return np.ascontiguousarray(np.moveaxis(codes, -1, axis))
 
@@ -59,25 +73,27 @@ def unpack_signed(
 
 
 def _chunks_to_bytes(codes: npt.NDArray[np.uint8], num_bits: int) -> npt.NDArray[np.uint8]:
-    """[..., 8k] codes -> [..., k * num_bits] bytes."""
-    chunks = codes.reshape(*codes.shape[:-1], -1, CODES_PER_CHUNK)
-    joined = np.zeros(chunks.shape[:-1], dtype="<u8")
-    for i in range(CODES_PER_CHUNK):
-        joined |= chunks[..., i].astype("<u8") << np.uint64(i * num_bits)
-    as_bytes = joined.view(np.uint8).reshape(*joined.shape, 8)[..., :num_bits]
+    """Codes to bytes along the last axis, which holds whole chunks."""
+    chunk = _chunk_of(num_bits)
+    chunks = codes.reshape(*codes.shape[:-1], -1, chunk.codes)
+    joined = np.zeros(chunks.shape[:-1], dtype=np.dtype(chunk.wide).newbyteorder("<"))
+    for i in range(chunk.codes):
+        joined |= chunks[..., i].astype(chunk.wide) << chunk.wide(i * num_bits)
+    as_bytes = joined.view(np.uint8).reshape(*joined.shape, -1)[..., : chunk.bytes]
     return as_bytes.reshape(*codes.shape[:-1], -1)
 
 
 def _bytes_to_chunks(stream: npt.NDArray[np.uint8], num_bits: int) -> npt.NDArray[np.uint8]:
-    """[..., k * num_bits] bytes -> [..., 8k] codes."""
-    chunks = stream.reshape(*stream.shape[:-1], -1, num_bits)
-    wide = np.zeros((*chunks.shape[:-1], 8), dtype=np.uint8)
-    wide[..., :num_bits] = chunks
-    joined = wide.view("<u8")[..., 0]
-    codes = np.empty((*joined.shape, CODES_PER_CHUNK), dtype=np.uint8)
-    mask = np.uint64((1 << num_bits) - 1)
-    for i in range(CODES_PER_CHUNK):
-        codes[..., i] = (joined >> np.uint64(i * num_bits)) & mask
+    """Inverse of `_chunks_to_bytes`."""
+    chunk = _chunk_of(num_bits)
+    chunks = stream.reshape(*stream.shape[:-1], -1, chunk.bytes)
+    wide = np.zeros((*chunks.shape[:-1], np.dtype(chunk.wide).itemsize), dtype=np.uint8)
+    wide[..., : chunk.bytes] = chunks
+    joined = wide.view(np.dtype(chunk.wide).newbyteorder("<"))[..., 0]
+    codes = np.empty((*joined.shape, chunk.codes), dtype=np.uint8)
+    mask = chunk.wide((1 << num_bits) - 1)
+    for i in range(chunk.codes):
+        codes[..., i] = (joined >> chunk.wide(i * num_bits)) & mask
     return codes.reshape(*stream.shape[:-1], -1)
 
 
