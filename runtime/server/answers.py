@@ -25,7 +25,7 @@ async def deltas_of(
 ) -> AsyncIterator[list[tuple[int, TextDelta]]]:
     """What has come since the last time, from all generations, until each has ended.
 
-    Raises ApiError as soon as one of them fails.
+    Raises ApiError once one of them fails, after what came before.
     """
     news = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -42,9 +42,10 @@ async def deltas_of(
         ready = [(i, delta) for i, one in enumerate(generations) for delta in one.poll()]
         for index, delta in ready:
             watches[index].token(generations[index], delta)
-            if delta.finish_reason in ("error", "abort"):
-                raise generation_failed(delta.error)
-        yield ready
+        failed = next((d for _, d in ready if d.finish_reason in ("error", "abort")), None)
+        yield [(index, delta) for index, delta in ready if delta is not failed]
+        if failed is not None:
+            raise generation_failed(failed.error)
 
 
 async def collected(

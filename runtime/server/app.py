@@ -7,14 +7,22 @@ from starlette.exceptions import HTTPException
 
 from runtime.engine.request import RequestError
 from runtime.server import chat, completions, errors, health, metrics, models
+from runtime.server.auth import RequireKey
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
 
-def create_app(services: Sequence[GenerationService], limits: Limits | None = None) -> FastAPI:
-    """An OpenAI-compatible app over one or several models; the first answers unnamed requests."""
+def create_app(
+    services: Sequence[GenerationService],
+    limits: Limits | None = None,
+    api_key: str | None = None,
+) -> FastAPI:
+    """An OpenAI-compatible app over one or several models; the first answers unnamed requests.
+
+    api_key: what clients must send as their bearer token; None lets everyone in.
+    """
     by_name = {service.model_name: service for service in services}
     assert len(by_name) == len(services) > 0, "services need names of their own"
     app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
@@ -30,4 +38,6 @@ def create_app(services: Sequence[GenerationService], limits: Limits | None = No
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_bug)
+    if api_key is not None:
+        app.add_middleware(RequireKey, key=api_key)
     return app

@@ -32,13 +32,14 @@ class HttpServer:
         port: int = 0,
         *,
         limits: Limits | None = None,
+        api_key: str | None = None,
         drain_seconds: float = 30.0,
     ) -> None:
         self._services = tuple(services)
         self._drain_seconds = drain_seconds
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
-        self.app = create_app(services, limits)
+        self.app = create_app(services, limits, api_key)
         config = uvicorn.Config(
             self.app,
             host=host,
@@ -90,10 +91,14 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     *,
     limits: Limits | None = None,
+    api_key: str | None = None,
     drain_seconds: float = 30.0,
 ) -> None:
     """Serve until a signal; port 0 takes a free one. See HttpServer.run."""
-    HttpServer(services, host, port, limits=limits, drain_seconds=drain_seconds).run(on_ready)
+    server = HttpServer(
+        services, host, port, limits=limits, api_key=api_key, drain_seconds=drain_seconds
+    )
+    server.run(on_ready)
 
 
 class _DrainingServer(uvicorn.Server):

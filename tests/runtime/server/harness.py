@@ -15,7 +15,8 @@ from openai import OpenAI
 from compile.model import Model
 from runtime.engine.batch import Executor, StepBatch
 from runtime.engine.engine import Engine
-from runtime.engine.thread import EngineThread
+from runtime.engine.request import Request
+from runtime.engine.thread import EngineThread, Listener
 from runtime.server.limits import Limits
 from runtime.server.main import HttpServer
 from runtime.service import GenerationService, usable_positions
@@ -61,7 +62,7 @@ class ScriptedExecutor:
         num_pages: int = 256,
         page_size: int = 8,
         max_positions: int = 256,
-        hold: Callable[[], None] = lambda: None,
+        hold: Callable[[], object] = lambda: None,
     ) -> None:
         self.script = list(script or tiny_tokenizer().encode(SCRIPT))
         self.vocab_size = 384
@@ -87,6 +88,16 @@ class ScriptedExecutor:
         return [self.script[p % len(self.script)] for p in range(first, first + num_tokens)]
 
 
+class CountingThread(EngineThread):
+    """Tells tests how many requests have been accepted so far."""
+
+    num_accepted = 0
+
+    def submit(self, request: Request, on_event: Listener) -> None:
+        super().submit(request, on_event)
+        self.num_accepted += 1
+
+
 @dataclass(frozen=True)
 class Running:
     """A server that answers at `url`."""
@@ -94,7 +105,7 @@ class Running:
     server: HttpServer
     service: GenerationService
     engine: Engine
-    thread: EngineThread
+    thread: CountingThread
 
     @property
     def url(self) -> str:
@@ -106,9 +117,9 @@ class Running:
 
 def make_service(
     executor: Executor, *, max_waiting: int = 64, max_running: int = 16
-) -> tuple[GenerationService, Engine, EngineThread]:
+) -> tuple[GenerationService, Engine, CountingThread]:
     engine = Engine(executor, max_waiting=max_waiting, max_running=max_running, check=True)
-    thread = EngineThread(engine)
+    thread = CountingThread(engine)
     service = GenerationService(
         thread,
         tiny_tokenizer(),
@@ -127,12 +138,13 @@ def running(
     max_waiting: int = 64,
     max_running: int = 16,
     drain_seconds: float = 5.0,
+    api_key: str | None = None,
 ) -> Iterator[Running]:
     """A server on a free port, in a thread; drained at the end."""
     service, engine, engine_thread = make_service(
         executor, max_waiting=max_waiting, max_running=max_running
     )
-    server = HttpServer([service], limits=limits, drain_seconds=drain_seconds)
+    server = HttpServer([service], limits=limits, api_key=api_key, drain_seconds=drain_seconds)
     ready = threading.Event()
     thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
     thread.start()

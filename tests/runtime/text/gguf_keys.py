@@ -49,6 +49,13 @@ def sentence_piece_keys() -> dict[str, Any]:
 def text_model(directory: Path | None = None, keys: dict[str, Any] | None = None) -> Model:
     """A Model of which only the text side counts."""
     model = tiny_model()
-    kind = "gguf" if keys is not None else "huggingface"
     path = directory or Path("model.gguf")
-    return Model(path, kind, model.program, model.weights, model.config, directory, keys)
+    return Model(
+        path,
+        "gguf" if keys else "huggingface",
+        model.program,
+        model.weights,
+        model.config,
+        directory,
+        keys,
+    )

@@ -54,9 +54,7 @@ def transformers_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompt", [True, False])
-def test_text_is_that_of_transformers(
-    name: str, prompt: bool, transformers_tokenizer: Any
-) -> None:
+def test_text_is_that_of_transformers(name: str, prompt: bool, transformers_tokenizer: Any) -> None:
     tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     ours = ChatTemplate(TEMPLATES[name], tokens).render(
         TALK, add_generation_prompt=prompt, variables={"enable_thinking": False}

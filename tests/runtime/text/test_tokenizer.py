@@ -1,6 +1,7 @@
 import json
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from runtime.text.tokenizer import Tokenizer, load_tokenizer
 from tests.runtime.text.gguf_keys import byte_level_keys, sentence_piece_keys, text_model
 from tests.tiny import SPECIAL_TOKENS, TEXT, tokenizer_json, write_tokenizer
 
-PIECES = st.sampled_from([*SPECIAL_TOKENS, "12", " ", "  ", "\n", "'s", "the press", "é", "日", "🙂"])
+PIECES = st.sampled_from(
+    [*SPECIAL_TOKENS, "12", " ", "  ", "\n", "'s", "the press", "é", "日", "🙂"]
+)
 TEXTS = st.lists(PIECES | st.text(max_size=8), max_size=8).map("".join)
 
 
@@ -114,7 +117,7 @@ def best_pairs(text: str, keys: dict[str, Any]) -> list[str]:
     scores = {token: score for token, score, kind in rows if kind == 1}
     parts = list(("▁" + text.replace(" ", "▁")) if text else "")
     while True:
-        joined = [(scores.get(a + b), -i) for i, (a, b) in enumerate(zip(parts, parts[1:]))]  # noqa: B905
+        joined = [(scores.get(a + b), -i) for i, (a, b) in enumerate(pairwise(parts))]
         best = max(((s, i) for s, i in joined if s is not None), default=None)
         if best is None:
             break

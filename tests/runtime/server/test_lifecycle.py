@@ -1,0 +1,225 @@
+"""Many clients at once, clients that leave, and a server that is told to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from quant.format.errors import InputError
+from runtime.engine.batch import StepBatch
+from runtime.engine.request import Request
+from runtime.generation import GenerationParams
+from runtime.server.main import HttpServer
+from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer
+from tests.runtime.server.harness import (
+    MODEL,
+    Running,
+    ScriptedExecutor,
+    running,
+    tiny_tokenizer,
+)
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def idle(server: Running) -> bool:
+    stats = server.thread.stats()
+    return (stats.num_running, stats.num_waiting, stats.pages_in_use) == (0, 0, 0)
+
+
+def test_sixteen_streams_over_a_small_pool_each_get_their_own_text() -> None:
+    executor = FakeExecutor(num_pages=24, page_size=4, vocab_size=384, max_positions=64)
+    prompts = [[(7 * i + j) % 300 + 3 for j in range(3 + i)] for i in range(16)]
+    gate = threading.Event()
+
+    def wait(batch: StepBatch) -> None:
+        gate.wait(10)
+
+    executor.before_step = wait
+
+    with running(executor) as server, server.client() as client:
+
+        def answer(prompt: list[int]) -> str:
+            stream = client.completions.create(
+                model=MODEL,
+                prompt=prompt,
+                max_tokens=12,
+                temperature=0,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            return "".join(chunk.choices[0].text for chunk in stream)
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = [pool.submit(answer, prompt) for prompt in prompts]
+            eventually(lambda: server.thread.num_accepted == 16)
+            gate.set()
+            texts = [one.result(20) for one in answers]
+        assert server.thread.stats().preemptions > 0
+        eventually(lambda: idle(server))
+    for prompt, text in zip(prompts, texts, strict=True):
+        alone = greedy_answer(Request("alone", tuple(prompt), 12), executor)
+        assert text == tiny_tokenizer().decode(alone)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_pages_of_a_client_that_left_are_freed(stream: bool) -> None:
+    pace = ScriptedExecutor(hold=lambda: time.sleep(0.01))
+    with running(pace) as server:
+        for _ in range(3):
+            body = {**CHAT, "stream": stream, "n": 2}
+            with httpx.Client(timeout=httpx.Timeout(5, read=0.1)) as http:
+                if stream:
+                    with http.stream("POST", f"{server.url}/v1/chat/completions", json=body) as one:
+                        next(one.iter_raw())
+                        assert server.thread.stats().pages_in_use > 0
+                else:
+                    with pytest.raises(httpx.ReadTimeout):
+                        http.post(f"{server.url}/v1/chat/completions", json=body)
+            eventually(lambda: idle(server))
+        assert server.thread.stats().finished["abort"] == 6
+
+
+def test_a_full_queue_is_429_and_can_be_tried_again() -> None:
+    gate = threading.Event()
+    executor = ScriptedExecutor(hold=partial(gate.wait, 10))
+    with running(executor, max_running=1, max_waiting=1) as server, ThreadPoolExecutor(2) as pool:
+        client = server.client()
+
+        def ask() -> str | None:
+            answer = client.completions.create(model=MODEL, prompt=[5], max_tokens=2)
+            return answer.choices[0].finish_reason
+
+        asked = [pool.submit(ask)]
+        eventually(lambda: server.engine.num_running == 1)
+        asked.append(pool.submit(ask))
+        eventually(lambda: server.thread.num_accepted == 2)
+        with pytest.raises(openai.RateLimitError) as full:
+            ask()
+        assert full.value.code == "rate_limit_exceeded"
+        assert full.value.response.headers["retry-after"] == "1"
+        gate.set()
+        assert [one.result(10) for one in asked] == ["length", "length"]
+        assert ask() == "length"
+
+
+def test_all_choices_are_given_back_when_one_does_not_fit_the_queue() -> None:
+    gate = threading.Event()
+    executor = ScriptedExecutor(hold=partial(gate.wait, 10))
+    with running(executor, max_running=1, max_waiting=4) as server:
+        with pytest.raises(openai.RateLimitError):
+            server.client().completions.create(model=MODEL, prompt=[5], n=16)
+        gate.set()
+        eventually(lambda: idle(server))
+
+
+def test_health_answers_while_a_long_prompt_is_encoded(server: Running) -> None:
+    num_answers = 0
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url) as http:
+        http.get("/health")
+        encoding = pool.submit(tiny_tokenizer().encode, "a" * 600_000)
+        while not encoding.done():
+            assert http.get("/health").status_code == 200
+            num_answers += 1
+    assert num_answers >= 3, "encoding held the interpreter lock"
+
+
+def test_health_notices_an_engine_that_hangs_or_has_ended() -> None:
+    gate = threading.Event()
+    executor = ScriptedExecutor(hold=partial(gate.wait, 10))
+    with running(executor) as server:
+        assert httpx.get(f"{server.url}/health").content == b""
+        server.service.submit([5], GenerationParams(max_tokens=3))
+        object.__setattr__(server.server.app.state.server.limits, "stall_seconds", 0.0)
+        eventually(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+        gate.set()
+        eventually(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+        server.thread.shutdown(1)
+        answer = httpx.get(f"{server.url}/health")
+        assert answer.status_code == 503 and answer.json()["error"]["type"] == "overloaded"
+
+
+def test_metrics_count_what_was_answered(server: Running) -> None:
+    def value(name: str) -> float:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(name)).split()[-1])
+
+    answers = 'coldpress_answers_total{finish_reason="length"}'
+    server.client().completions.create(model=MODEL, prompt=[5], max_tokens=3)
+    before = (value("coldpress_answer_tokens_total"), value(answers))
+    server.client().completions.create(model=MODEL, prompt=[5], max_tokens=3)
+    assert value("coldpress_answer_tokens_total") == before[0] + 3
+    assert value(answers) == before[1] + 1
+    assert value("coldpress_pages_total") == 255
+    assert value("coldpress_time_to_first_token_seconds_count") >= 2
+
+
+def test_stopping_lets_running_streams_end_and_takes_no_more() -> None:
+    pace = ScriptedExecutor(hold=lambda: time.sleep(0.005))
+    with running(pace) as server, server.client() as client:
+        stream = client.completions.create(model=MODEL, prompt=[5], max_tokens=60, stream=True)
+        first = next(iter(stream))
+        server.server.stop()
+        rest = list(stream)
+        assert len([first, *rest]) == 60 and rest[-1].choices[0].finish_reason == "length"
+        with pytest.raises(openai.APIConnectionError):
+            server.client().models.list()
+
+
+def test_streams_that_outlast_the_drain_get_an_error() -> None:
+    pace = ScriptedExecutor(hold=lambda: time.sleep(0.02))
+    with running(pace, drain_seconds=0.1) as server, server.client() as client:
+        stream = client.completions.create(model=MODEL, prompt=[5], max_tokens=250, stream=True)
+        next(iter(stream))
+        server.server.stop()
+        with pytest.raises(openai.APIError, match="server stopped"):
+            list(stream)
+
+
+def test_a_port_that_is_taken_is_the_users_mistake(server: Running) -> None:
+    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{server.server.port}"):
+        HttpServer([server.service], port=server.server.port)
+
+
+def test_a_signal_ends_the_process_with_zero() -> None:
+    program = textwrap.dedent(
+        """
+        from runtime.server.main import serve
+        from tests.runtime.server.harness import ScriptedExecutor, make_service
+        service, _, _ = make_service(ScriptedExecutor())
+        serve([service], port=0, on_ready=lambda url: print(url, flush=True))
+        """
+    )
+    root = Path(__file__).parents[3]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert httpx.get(f"{url}/health").status_code == 200
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
