@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compile.to_gguf.names import (
+from compile.gguf_names import (
     EMBEDDINGS,
     HEAD,
     ROPE_FACTORS,

@@ -1,20 +1,20 @@
 """A Hugging Face checkpoint as one GGUF file, a tensor at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from compile.to_gguf.names import interleaved_order, rope_heads, take_rows
-from compile.to_gguf.plan import GgufPlan, GgufRow, plan_weights
-from quant.format.checkpoint import open_checkpoint
+from compile.gguf_names import interleaved_order, rope_heads, take_rows
+from compile.model import Model
+from compile.open_model import open_model
+from compile.to_gguf.plan import GgufPlan, GgufRow, plan_model
 from quant.format.gguf_blocks import FLOATS, encode
 from quant.format.gguf_rounding import round_to
 from quant.format.gguf_writer import gguf_writer
-from quant.format.tensor import QuantizedTensor, Weight, WeightSource
+from quant.format.tensor import QuantizedTensor, Weight
 
 Progress = Callable[[int, int, str], None]
 
@@ -42,27 +42,19 @@ def build_gguf(
     what `plan_gguf` raises before anything is written, and UnsupportedModelError naming the tensor
     whose numbers do not fit their type.
     """
-    source = open_checkpoint(checkpoint_dir)
-    return build_weights(
-        source, source.config, Path(checkpoint_dir), output_file, type_name, on_progress
-    )
+    return build_model(open_model(checkpoint_dir), output_file, type_name, on_progress)
 
 
-def build_weights(
-    source: WeightSource,
-    config: Mapping[str, Any],
-    directory: Path,
-    output_file: Path,
-    type_name: str = "auto",
-    on_progress: Progress | None = None,
+def build_model(
+    model: Model, output_file: Path, type_name: str = "auto", on_progress: Progress | None = None
 ) -> GgufBuild:
-    """`build_gguf` of weights that are open already; `directory` holds the tokenizer."""
-    plan = plan_weights(source, config, directory, type_name)
+    """`build_gguf` of a model that is open already."""
+    plan = plan_model(model, type_name)
     with gguf_writer(output_file, plan.layout) as writer:
         for done, row in enumerate(plan.rows):
             if on_progress is not None:
                 on_progress(done, len(plan.rows), row.tensor)
-            writer.write(row.tensor, _tensor_bytes(plan, row, source))
+            writer.write(row.tensor, _tensor_bytes(plan, row))
     if on_progress is not None:
         on_progress(len(plan.rows), len(plan.rows), str(output_file))
     return GgufBuild(
@@ -70,11 +62,11 @@ def build_weights(
     )
 
 
-def _tensor_bytes(plan: GgufPlan, row: GgufRow, source: WeightSource) -> npt.NDArray[np.uint8]:
+def _tensor_bytes(plan: GgufPlan, row: GgufRow) -> npt.NDArray[np.uint8]:
     if row.source is None:
         assert plan.rope_factors is not None, f"{row.tensor} is the only computed tensor"
         return plan.rope_factors.view(np.uint8)
-    weight = _in_gguf_order(plan, row.source, source.load(row.source))
+    weight = _in_gguf_order(plan, row.source, plan.model.weights.load(row.source))
     if isinstance(weight, QuantizedTensor) and row.type not in FLOATS:
         return encode(row.source, row.type, weight)
     floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
@@ -82,7 +74,7 @@ def _tensor_bytes(plan: GgufPlan, row: GgufRow, source: WeightSource) -> npt.NDA
 
 
 def _in_gguf_order(plan: GgufPlan, name: str, weight: Weight) -> Weight:
-    sizes = plan.program.sizes
+    sizes = plan.model.program.sizes
     heads = rope_heads(name, sizes.heads, sizes.kv_heads)
     if heads is None or not plan.architecture.interleaved_rope:
         return weight

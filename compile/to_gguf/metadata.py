@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from compile.gguf_names import Architecture
 from compile.program import Attend, GatedAct, Program, RmsNorm, Rope, RopeSpec
-from compile.to_gguf.names import Architecture
 from quant.format.errors import UnsupportedModelError
 from quant.format.gguf_types import GgmlType
 from quant.format.gguf_writer import TypedValue

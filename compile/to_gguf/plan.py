@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compile.families import build_program, check_weights
-from compile.program import Program
-from compile.to_gguf.metadata import model_keys, rope_factors
-from compile.to_gguf.names import (
+from compile.families import check_weights
+from compile.gguf_names import (
     ARCHITECTURES,
     EMBEDDINGS,
     HEAD,
@@ -21,9 +19,12 @@ from compile.to_gguf.names import (
     Architecture,
     gguf_name,
 )
+from compile.model import Model
+from compile.open_model import open_model
+from compile.program import Program
+from compile.to_gguf.metadata import model_keys, rope_factors
 from compile.to_gguf.types import TYPE_NAMES, choose_type
 from compile.to_gguf.vocabulary import vocabulary_keys
-from quant.format.checkpoint import open_checkpoint
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.gguf_types import F32, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
@@ -54,9 +55,13 @@ class GgufPlan:
     rows: tuple[GgufRow, ...]
     notes: tuple[str, ...]
     layout: GgufLayout
-    program: Program
+    model: Model
     architecture: Architecture
     rope_factors: npt.NDArray[np.float32] | None
+
+    @property
+    def program(self) -> Program:
+        return self.model.program
 
     @property
     def file_bytes(self) -> int:
@@ -76,32 +81,31 @@ def plan_gguf(checkpoint_dir: Path, type_name: str = "auto") -> GgufPlan:
     are); f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 round a float checkpoint's matrices. Raises
     UnsupportedModelError for a model or type that GGUF cannot hold, InputError for bad usage.
     """
-    source = open_checkpoint(checkpoint_dir)
-    return plan_weights(source, source.config, Path(checkpoint_dir), type_name)
+    return plan_model(open_model(checkpoint_dir), type_name)
 
 
-def plan_weights(
-    source: WeightSource, config: Mapping[str, Any], directory: Path, type_name: str = "auto"
-) -> GgufPlan:
-    """`plan_gguf` of weights that are open already; `directory` holds the tokenizer."""
+def plan_model(model: Model, type_name: str = "auto") -> GgufPlan:
+    """`plan_gguf` of a model that is open already."""
     if type_name not in TYPE_NAMES:
         known = ", ".join(TYPE_NAMES)
         raise InputError(f"GGUF type '{type_name}' is not known; known types: {known}")
-    names = set(source.names())
-    program = build_program(config, source.scheme, names.__contains__)
+    if model.kind != "huggingface" or model.directory is None:
+        raise InputError(f"{model.path}: is a GGUF file already; give a Hugging Face directory")
+    program, source = model.program, model.weights
     check_weights(program, source)
     architecture = ARCHITECTURES.get(program.family)
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {program.family} models are not supported")
     factors = rope_factors(program, architecture)
     rows = _rows(program, architecture, source, type_name, factors)
-    vocabulary, notes = vocabulary_keys(directory, config, program.sizes.vocab_size)
-    keys, model_notes = model_keys(
-        program, architecture, config, _name(config, directory), majority_type(rows)
-    )
+    vocabulary, notes = vocabulary_keys(model.directory, model.config, program.sizes.vocab_size)
+    name = _name(model.config, model.directory)
+    keys, model_notes = model_keys(program, architecture, model.config, name, majority_type(rows))
     slots = [TensorSlot(row.tensor, row.type, row.shape) for row in rows]
     layout = GgufLayout(keys | vocabulary, slots)
-    return GgufPlan(rows, (*model_notes, *notes), layout, program, architecture, factors)
+    return GgufPlan(
+        rows, (*model.notes, *model_notes, *notes), layout, model, architecture, factors
+    )
 
 
 def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:

@@ -34,6 +34,12 @@ NAMES: Mapping[tuple[Rule, bool], str] = {
 }
 """By the regular expressions applied in turn, and by whether whole-word tokens skip merging."""
 
+APPROXIMATE = {
+    "tekken": "llama.cpp splits words at combining marks where this tokenizer does not: text in "
+    "scripts that use them, such as Devanagari, gets other tokens there"
+}
+"""Names whose rule in llama.cpp is not quite the original, with what that means."""
+
 
 def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     """The value of `tokenizer.ggml.pre` for a byte-level tokenizer.json.

@@ -1,6 +1,6 @@
 """The rule that gives each tensor its ggml type."""
 
-from compile.to_gguf.names import EMBEDDINGS, HEAD
+from compile.gguf_names import EMBEDDINGS, HEAD
 from quant.format.errors import UnsupportedModelError
 from quant.format.gguf_blocks import lossless_type
 from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q8_0, GgmlType

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compile.to_gguf.pretokenizer import pretokenizer_name
+from compile.to_gguf.pretokenizer import APPROXIMATE, pretokenizer_name
 from compile.to_gguf.sentencepiece import sentencepiece_keys
 from quant.format.checkpoint import read_json_object
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
@@ -96,9 +96,12 @@ def _model_keys(
         keys = sentencepiece_keys(tokenizer, tokens, types, merges)
         return keys, notes
     notes += _normalizer_notes(tokenizer.get("normalizer"))
+    name = pretokenizer_name(tokenizer)
+    if name in APPROXIMATE:
+        notes.append(APPROXIMATE[name])
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pretokenizer_name(tokenizer),
+        "tokenizer.ggml.pre": name,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": np.array(types, np.int32),
         "tokenizer.ggml.merges": merges,
