@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.extras import require
+from quant.format.checkpoint import Checkpoint
 from quant.format.errors import FileFormatError, InputError
 from quant.recipe import CalibrationSpec
 
@@ -71,7 +72,7 @@ def parse_source(text: str) -> CalibrationSource:
 
 def gather(
     source: CalibrationSource,
-    model: Path,
+    checkpoint: Checkpoint,
     skeleton: "Skeleton",
     spec: CalibrationSpec,
     on_progress: Progress | None = None,
@@ -80,9 +81,9 @@ def gather(
     if isinstance(source, SelfSource):
         from quant.self_text import sample_text
 
-        tokens = sample_text(model, skeleton, spec, on_progress)
+        tokens = sample_text(checkpoint, skeleton, spec, on_progress)
         return _described(tokens, "self")
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(checkpoint.path)
     if isinstance(source, FileSource):
         name, documents = source.path.name, read_documents(source.path)
     else:

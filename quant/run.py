@@ -79,7 +79,7 @@ def quantize_checkpoint(
         data = None
         if recipe.needs_calibration:
             spec = recipe.calibration
-            data = gather(source, model, prepared.skeleton, spec, progress)
+            data = gather(source, prepared.source, prepared.skeleton, spec, progress)
         run = _Run(prepared, recipe, _settings(prepared, recipe), data, progress)
         modules = _write_weights(run, staging)
         _write_config(prepared, staging)

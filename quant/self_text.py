@@ -5,18 +5,15 @@ layer loop this holds the whole model in memory, since each token needs every la
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from quant.extras import require
+from quant.format.tensor import WeightSource
 from quant.recipe import CalibrationSpec
-
-if TYPE_CHECKING:
-    from quant.skeleton import Skeleton
+from quant.skeleton import Skeleton, loaded
 
 _CANDIDATES = 64
 _SEQUENCES = 64
@@ -26,8 +23,8 @@ Progress = Callable[[int, int, str], None]
 
 @torch.no_grad()
 def sample_text(
-    model: Path,
-    skeleton: "Skeleton",
+    source: WeightSource,
+    skeleton: Skeleton,
     spec: CalibrationSpec,
     on_progress: Progress | None = None,
 ) -> npt.NDArray[np.int64]:
@@ -36,15 +33,14 @@ def sample_text(
     Each text starts with the beginning-of-sequence token, if the model has one, and never holds an
     end-of-sequence token. All draws come from one generator seeded with `spec.seed`.
     """
-    transformers = require("transformers", "sampling calibration text")
-    with torch.random.fork_rng(devices=[]):
-        writer = transformers.AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=skeleton.compute_dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation="sdpa",
-        ).eval()
+    names = {name: name for name, _ in skeleton.model.named_parameters()}
+    with loaded(skeleton.model, names, source, skeleton.compute_dtype):
+        return _sample(skeleton.model, spec, on_progress)
+
+
+def _sample(
+    writer: Any, spec: CalibrationSpec, on_progress: Progress | None
+) -> npt.NDArray[np.int64]:
     generator = torch.Generator().manual_seed(spec.seed)
     parts = []
     for start in range(0, spec.samples, _SEQUENCES):
@@ -56,7 +52,8 @@ def sample_text(
                 on_progress(start * spec.tokens + count * done, total, "writing calibration text")
 
         parts.append(_write(writer, count, spec.tokens, generator, report))
-    return torch.cat(parts).numpy()
+    tokens: npt.NDArray[np.int64] = torch.cat(parts).numpy()
+    return tokens
 
 
 def _write(

@@ -6,7 +6,7 @@ from itertools import groupby
 import torch
 
 from quant.format.errors import CheckFailedError
-from quant.rounding_algorithms.factor import Factor, NotPositiveDefiniteError, factor
+from quant.rounding_algorithms.factor import NotPositiveDefiniteError, factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
 from quant.rounding_algorithms.result import AS_ASKED, Rounded
 from quant.rounding_algorithms.rtn import round_to_nearest
@@ -58,20 +58,13 @@ def _gptq_or_fallback(
         factored = factor(hessian, settings.damping, settings.by_activation)
     except NotPositiveDefiniteError as error:
         return _nearest(tasks, weights, hessian, settings, f"fallback rtn: {error}")
-    return {t.module: _gptq(t, weights[t.module], hessian, factored, settings) for t in tasks}
-
-
-def _gptq(
-    task: LinearTask,
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    factored: Factor,
-    settings: RoundingSettings,
-) -> Rounded:
     options = GptqOptions(
         settings.damping, settings.by_activation, settings.scale_search, settings.refits
     )
-    return gptq(weight, hessian, factored, task.scheme, settings.scale_dtype, options)
+    stack = [weights[task.module] for task in tasks]
+    scheme, dtype = tasks[0].scheme, settings.scale_dtype
+    rounded = gptq(stack, hessian, factored, scheme, dtype, options)
+    return {task.module: result for task, result in zip(tasks, rounded, strict=True)}
 
 
 def _nearest(

@@ -4,13 +4,20 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 Transformers" (ICLR 2023), algorithm 1; static groups keep the plain layout in any visiting order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from quant.format.scheme import IntScheme
 from quant.rounding_algorithms.factor import Factor
-from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, to_quantized_tensor
+from quant.rounding_algorithms.grid import (
+    Grid,
+    ScaleDtype,
+    decode,
+    nearest_codes,
+    to_quantized_tensor,
+)
 from quant.rounding_algorithms.refit import refit_grid
 from quant.rounding_algorithms.result import (
     AS_ASKED,
@@ -34,43 +41,59 @@ class GptqOptions:
     refits: int = 1
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """codes, dequantized: float32 [out, in]; loss: float32 [out], under the Hessian."""
+
+    grid: Grid
+    codes: torch.Tensor
+    dequantized: torch.Tensor
+    loss: torch.Tensor
+
+    def where(self, other: "_Pass") -> "_Pass":
+        """The better of the two passes, row by row: rows do not influence each other."""
+        better = (other.loss < self.loss)[:, None]
+        return _Pass(
+            self.grid.where(better, other.grid),
+            torch.where(better, other.codes, self.codes),
+            torch.where(better, other.dequantized, self.dequantized),
+            torch.where(better[:, 0], other.loss, self.loss),
+        )
+
+
 def gptq(
-    weight: torch.Tensor,
+    weights: Sequence[torch.Tensor],
     hessian: torch.Tensor,
     factored: Factor,
     scheme: IntScheme,
     dtype: ScaleDtype,
     options: GptqOptions,
-) -> Rounded:
-    """Round `weight` (float32 [out, in]) so that (W - Q) H (W - Q)^T is small.
+) -> list[Rounded]:
+    """Round each W of `weights` (float32 [out, in]) so that (W - Q) H (W - Q)^T is small.
 
-    hessian: float32 [in, in], mean of x x^T over the calibration tokens; factored: the same,
-    damped and factored, so that linears that share an input share the work.
+    hessian: float32 [in, in], mean of x x^T over the calibration tokens, of the input that all of
+    them share; factored: the same, damped and factored. The weights go through in one stack.
     """
-    dead = hessian.diagonal() == 0
-    grid = choose_grid(weight, _importance(hessian), scheme, dtype, options.search)
-    codes, dequantized = _feedback_pass(weight, factored, grid, scheme)
-    loss = quadratic_form(weight - dequantized, hessian)
+    stack = torch.cat(list(weights))
+    grid = choose_grid(stack, _importance(hessian), scheme, dtype, options.search)
+    best = _nearest_pass(stack, hessian, grid, scheme)
+    best = best.where(_feedback_pass(stack, hessian, factored, grid, scheme))
     for _ in range(options.refits):
-        candidate = refit_grid(weight, codes, grid, hessian, scheme, dtype)
-        new_codes, new_dequantized = _feedback_pass(weight, factored, candidate, scheme)
-        new_loss = quadratic_form(weight - new_dequantized, hessian)
-        better = (new_loss < loss)[:, None]
-        grid = grid.where(better, candidate)
-        codes = torch.where(better, new_codes, codes)
-        dequantized = torch.where(better, new_dequantized, dequantized)
-        loss = torch.where(better[:, 0], new_loss, loss)
+        grid = refit_grid(stack, best.codes, best.grid, hessian, scheme, dtype)
+        best = best.where(_feedback_pass(stack, hessian, factored, grid, scheme))
     raised = factored.damping > options.damping
-    weight_error, output_error = relative_errors(weight, dequantized, hessian)
-    return Rounded(
-        to_quantized_tensor(codes, grid, scheme, dtype),
-        dequantized,
-        f"damping raised to {factored.damping:g}" if raised else AS_ASKED,
-        factored.damping,
-        int(dead.sum()),
-        weight_error,
-        output_error,
-    )
+    state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
+    dead = int((hessian.diagonal() == 0).sum())
+    results, row = [], 0
+    for weight in weights:
+        rows = slice(row, row + len(weight))
+        part = Grid(best.grid.scale[rows], best.grid.zero[rows])
+        tensor = to_quantized_tensor(best.codes[rows], part, scheme, dtype)
+        dequantized = best.dequantized[rows]
+        errors = relative_errors(weight, dequantized, hessian)
+        results.append(Rounded(tensor, dequantized, state, factored.damping, dead, *errors))
+        row += len(weight)
+    return results
 
 
 def _importance(hessian: torch.Tensor) -> torch.Tensor:
@@ -80,10 +103,26 @@ def _importance(hessian: torch.Tensor) -> torch.Tensor:
     return diagonal.clamp(min=floor if floor > 0 else 1.0)
 
 
+def _nearest_pass(
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scheme: IntScheme
+) -> _Pass:
+    """No feedback at all: the floor below which no row may fall."""
+    wide = grid.columns(scheme.group_size(weight.shape[1]))
+    codes = nearest_codes(weight, wide, scheme)
+    return _scored(weight, hessian, grid, codes, wide)
+
+
+def _scored(
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, codes: torch.Tensor, wide: Grid
+) -> _Pass:
+    dequantized = decode(codes, wide)
+    return _Pass(grid, codes, dequantized, quadratic_form(weight - dequantized, hessian))
+
+
 def _feedback_pass(
-    weight: torch.Tensor, factored: Factor, grid: Grid, scheme: IntScheme
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes, dequantized), both float32 [out, in] in plain column order.
+    weight: torch.Tensor, hessian: torch.Tensor, factored: Factor, grid: Grid, scheme: IntScheme
+) -> _Pass:
+    """Algorithm 1 on a fixed grid; what comes back is in plain column order.
 
     Works on the transpose, so that the column in hand is contiguous. Inside a chunk each error is
     spread at once; columns beyond it get the whole chunk's errors in one product.
@@ -107,5 +146,4 @@ def _feedback_pass(
         left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1.0)
     plain = torch.empty_like(codes)
     plain[order] = codes
-    result = plain.T.contiguous()
-    return result, decode(result, wide)
+    return _scored(weight, hessian, grid, plain.T.contiguous(), wide)

@@ -8,6 +8,8 @@ from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, nearest_cod
 _SHRINK_STEPS = 25
 _SMALLEST_SHRINK = 0.5
 _REFIT_ROUNDS = 3
+_CHUNK_ELEMENTS = 1 << 18
+"""Rows are searched in chunks whose temporaries stay in a processor's cache."""
 
 
 def grouped(weight: torch.Tensor, scheme: IntScheme) -> torch.Tensor:
@@ -46,6 +48,14 @@ def search_grid(
     1 downwards, then codes and scale are refined in turn (weighted least squares). Only a strict
     improvement replaces a grid, so ties keep the largest scale and the result is deterministic.
     """
+    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    parts = [_search_rows(part, importance, scheme, dtype) for part in weight.split(rows)]
+    return Grid(torch.cat([p.scale for p in parts]), torch.cat([p.zero for p in parts]))
+
+
+def _search_rows(
+    weight: torch.Tensor, importance: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype
+) -> Grid:
     groups = grouped(weight, scheme)
     h = grouped(importance[None, :], scheme)
     best = full_range_grid(weight, scheme, dtype)
