@@ -170,8 +170,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: is not a directory; give the folder that holds config.json")
     if is_staging(path.resolve()):
         raise InputError(f"{path}: was left by an interrupted run; delete it and run again")
-    config = read_json_object(path / "config.json")
-    _require_inside(path, path / "config.json")
+    config = _read_inside(path, "config.json")
     if "auto_map" in config:
         raise InputError(
             f"{path / 'config.json'}: 'auto_map' asks to run code from the checkpoint, "
@@ -198,18 +197,25 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_inside(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    if path.exists():
+        _require_inside(directory, path)
+    return read_json_object(path)
+
+
 def _open_files(path: Path) -> dict[str, SafetensorsFile]:
     index = path / INDEX_NAME
     if index.exists():
         return _open_shards(path, index)
     if not (path / SINGLE_NAME).exists():
         raise InputError(_no_weights(path))
-    file = SafetensorsFile(_inside(path, SINGLE_NAME, path / SINGLE_NAME))
+    file = SafetensorsFile(_inside(path, SINGLE_NAME, path))
     return dict.fromkeys(file.tensors, file)
 
 
 def _open_shards(path: Path, index: Path) -> dict[str, SafetensorsFile]:
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = _read_inside(path, index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise FileFormatError(index, "'weight_map' is not a map of file names")
     if (path / SINGLE_NAME).exists() and SINGLE_NAME not in weight_map.values():

@@ -39,7 +39,8 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
     if "lm_head" not in modules:
         ignore.append("lm_head")
     # The class name "Linear" is what servers that fuse layers look for; it suits one scheme only.
-    one = len(by_scheme) == 1 and not any(_module_class(m) != "Linear" for m in modules)
+    quantized = [name for names in by_scheme.values() for name in names]
+    one = len(by_scheme) == 1 and all(_module_class(name) == "Linear" for name in quantized)
     groups = {
         f"group_{i}": {
             "targets": ["Linear"] if one else names,

@@ -1,6 +1,7 @@
 """open_checkpoint: what opens, and what is refused before a weight is read."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,14 @@ def test_tokenizer_may_not_be_a_link_out(tmp_path: Path) -> None:
     (directory / "tokenizer.json").symlink_to(tmp_path / "secret")
     with pytest.raises(FileFormatError, match=r"tokenizer\.json: is no file inside"):
         open_checkpoint(directory).files()
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX_NAME, "model.safetensors"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    directory = write(tmp_path / "m")
+    (directory / name).unlink(missing_ok=True)
+    os.mkfifo(directory / name)
+    refused(directory, "no file inside", FileFormatError)
 
 
 def test_the_hugging_face_cache_is_all_links_to_its_blobs(tmp_path: Path) -> None:

@@ -222,6 +222,17 @@ def test_config_ignores_what_is_not_quantized() -> None:
     assert [g["targets"] for g in config["config_groups"].values()] == [["a", "lm_head"], ["c"]]
 
 
+def test_an_embedding_is_targeted_by_name() -> None:
+    scheme = int_scheme(8, True, 32)
+    states: dict[str, Scheme] = {"m.embed_tokens": scheme, "m.q_proj": scheme}
+    config = quantization_config(states)
+    assert config["config_groups"]["group_0"]["targets"] == ["m.embed_tokens", "m.q_proj"]
+    config = quantization_config(states | {"m.embed_tokens": FloatScheme("bfloat16")})
+    assert config["config_groups"]["group_0"]["targets"] == ["Linear"]
+    with pytest.raises(UnsupportedModelError, match="no module"):
+        quantization_config({"a": FloatScheme("bfloat16")})
+
+
 def test_encode_refuses_what_the_format_cannot_hold() -> None:
     scheme = int_scheme(4, True, 32)
     whole = random_weight(scheme, 4, 64)
