@@ -1,6 +1,7 @@
 """From running generations to a response: collected into one object, or streamed as events."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +32,9 @@ async def deltas_of(
     loop = asyncio.get_running_loop()
 
     def wake() -> None:
-        loop.call_soon_threadsafe(news.set)
+        # A loop that is closed has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(news.set)
 
     watches = [Stopwatch(metrics) for _ in generations]
     for generation in generations:
