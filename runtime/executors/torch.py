@@ -36,7 +36,7 @@ except ImportError as error:
     raise MissingExtraError("the torch executor", "torch", "quantize") from error
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
-TILE = 16
+TILE = 8
 """Rows of every matrix product. A fixed shape makes a row's sum independent of its company."""
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from compile.model import Model
 from runtime.engine.batch import Executor, StepBatch
-from runtime.executors.torch import TorchExecutor
+from runtime.executors.torch import TorchExecutor, matmul_by_tiles
 from tests.tiny import tiny_checkpoint, tiny_model
 
 LLAMA3 = {
@@ -138,6 +138,17 @@ def test_a_row_is_the_same_however_the_work_is_cut(case: str) -> None:
         together = run_plan(oracle(model, page_size), sequences, plan, seed=page_size)
         for expected, rows in zip(alone, together, strict=True):
             np.testing.assert_array_equal(rows, expected)
+
+
+def test_a_product_of_one_row_does_not_depend_on_the_others() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(29, 576, generator=random), torch.randn(96, 576, generator=random)
+    together = matmul_by_tiles(x, weight)
+    for start, end in ((0, 1), (7, 8), (3, 20), (28, 29), (13, 29)):
+        assert torch.equal(matmul_by_tiles(x[start:end], weight), together[start:end])
+    bound = 2 * 576 * 2.0**-24 * float((x.abs() @ weight.abs().T).max())
+    assert float((together - x @ weight.T).abs().max()) < bound
+    assert matmul_by_tiles(x[:0], weight).shape == (0, 96)
 
 
 def test_a_window_hides_what_lies_before_it() -> None:
