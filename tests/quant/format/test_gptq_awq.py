@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from quant.format import awq, gptq
+from quant.format import awq, compressed_tensors, gptq
 from quant.format.awq import AwqCodec
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
 from quant.format.gptq import GptqCodec
@@ -137,6 +137,22 @@ def test_awq_round_trip(symmetric: bool, size: int | None) -> None:
     tensor = random_weight(int_scheme(4, symmetric, size), 16, 64, scale_dtype=np.float16)
     config = awq_config(zero_point=not symmetric, group_size=size or -1)
     assert_same(decode_awq(config, awq.encode_weight("m.a", tensor)), tensor)
+
+
+def test_the_compressed_tensors_package_converts_awq_to_the_same_words() -> None:
+    torch = pytest.importorskip("torch")
+    package = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.autoawq")
+    tensor = random_weight(int_scheme(4, False, 32), 16, 64, scale_dtype=np.float16)
+    stored = {
+        name: torch.from_numpy(array.copy())
+        for name, array in awq.encode_weight("m.q_proj", tensor).items()
+    }
+    converter = package.AutoAWQConverter(group_size=32, targets=["re:.*q_proj"])
+    theirs = converter.process(stored)
+    ours = compressed_tensors.encode_weight("m.q_proj", tensor)
+    assert set(theirs) == set(ours)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(theirs[name].numpy(), array)
 
 
 def test_zero_filled_index_of_early_writers_means_the_plain_order() -> None:
