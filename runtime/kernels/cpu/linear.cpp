@@ -44,15 +44,17 @@ inline void expand_int4(const std::uint8_t* codes, int from, int to, NibbleTable
                         GroupNumbers group, float* panel) {
   Vec low;
   Vec high;
-  int k = from;
-  if (k % 2 == 1) {
-    load_nibbles(codes + k / 2 * kStrip, table, low, high);
+  int left = to - from;
+  codes += static_cast<std::size_t>(from / 2) * kStrip;
+  if (from % 2 == 1) {
+    load_nibbles(codes, table, low, high);
     store(panel, weigh<shift>(high, group));
+    codes += kStrip;
     panel += kStrip;
-    ++k;
+    --left;
   }
-  for (; k < to; k += 2, panel += 2 * kStrip) {
-    load_nibbles(codes + k / 2 * kStrip, table, low, high);
+  for (; left > 0; left -= 2, codes += kStrip, panel += 2 * kStrip) {
+    load_nibbles(codes, table, low, high);
     store(panel, weigh<shift>(low, group));
     // A group that ends on an even column: the next group, or nobody, overwrites this one.
     store(panel + kStrip, weigh<shift>(high, group));
