@@ -124,11 +124,11 @@ class CompressedTensorsCodec:
             fault,
         )
         rows, columns = (int(size) for size in load(parts["weight_shape"]))
-        if rows <= 0 or columns <= 0 or columns > 32 * packed[-1]:
+        if rows <= 0 or columns <= 0:
             raise fault.malformed(f"weight_shape says [{rows}, {columns}]")
         bits = stored.scheme.num_bits
-        self._refuse_padded_words(columns, packed[-1], bits, fault)
         require_shape(packed, (rows, packed_words(columns, bits)), "weight_packed", fault)
+        self._refuse_padded_words(columns, bits, fault)
         self._check_parameters(stored, (rows, columns), headers, parts, fault)
         return PackedWeight(module, (rows, columns), stored.scheme, parts)
 
@@ -174,17 +174,20 @@ class CompressedTensorsCodec:
             zero = require_part(headers, parts, "weight_zero_point", ("int32", "int8"), fault)
             if headers[parts["weight_zero_point"]].dtype == np.int32:
                 expected = (packed_words(rows, scheme.num_bits), expected[1])
-                self._refuse_padded_words(rows, zero[0], scheme.num_bits, fault)
+                self._refuse_padded_words(rows, scheme.num_bits, fault)
             require_shape(zero, expected, "weight_zero_point", fault)
         if "weight_g_idx" in parts:
             index = require_part(headers, parts, "weight_g_idx", ("int32", "int64"), fault)
             require_shape(index, (columns,), "weight_g_idx", fault)
 
-    def _refuse_padded_words(self, count: int, words: int, num_bits: int, fault: Fault) -> None:
-        """Old writers padded each word to whole codes; within one word the layouts agree."""
-        codes_per_word = 32 // num_bits
-        could_be_padded = 32 % num_bits and words == -(-count // codes_per_word)
-        if could_be_padded and words > 1 and not self._table.dense_words:
+    def _refuse_padded_words(self, count: int, num_bits: int, fault: Fault) -> None:
+        """Old writers padded each word to whole codes.
+
+        Nearly always that takes more words, so that the shape tells; one word is the same in both.
+        """
+        words, padded_words = packed_words(count, num_bits), -(-count // (32 // num_bits))
+        ambiguous = 32 % num_bits and 1 < words == padded_words
+        if ambiguous and not self._table.dense_words:
             raise fault.unsupported(
                 f"its {num_bits}-bit codes may be padded to whole words, as compressed-tensors "
                 "before 0.18 did; write it again with a current release"

@@ -4,7 +4,7 @@ Source: the compressed-tensors package (QuantizationConfig, QuantizationScheme, 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +133,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> SchemeTable:
     for key in ("kv_cache_scheme", "transform_config"):
         if config.get(key):
             raise UnsupportedModelError(f"{where}: quantization_config.{key} is not supported")
-    sparsity = config.get("sparsity_config") or {}
-    if sparsity and sparsity.get("format") != "dense":
+    sparsity = config.get("sparsity_config")
+    if sparsity and not (isinstance(sparsity, dict) and sparsity.get("format") == "dense"):
         raise UnsupportedModelError(f"{where}: sparse checkpoints are not supported")
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
@@ -198,7 +198,7 @@ def _granularity(name: str, args: Mapping[str, Any], where: str) -> PerChannel |
 
 
 def _strings(values: Any, what: str) -> tuple[str, ...]:
-    if not isinstance(values, Sequence) or not all(isinstance(v, str) for v in values):
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         raise FileFormatError(what, "is not a list of names")
     for value in values:
         if value.startswith("re:"):

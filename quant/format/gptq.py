@@ -142,7 +142,7 @@ class GptqCodec:
 
 def _scheme(config: Mapping[str, Any], where: str) -> IntScheme:
     bits, size, symmetric = config.get("bits"), config.get("group_size"), config.get("sym", True)
-    if bits not in READABLE_BITS:
+    if type(bits) is not int or bits not in READABLE_BITS:
         raise UnsupportedModelError(
             f"{where}: GPTQ with bits {bits!r} is not supported; readable are 2, 3, 4 and 8"
         )
@@ -161,7 +161,7 @@ def _version(config: Mapping[str, Any], where: str) -> int:
         raise UnsupportedModelError(f"{where}: GPTQ packed in {config['pack_dtype']!r}")
     versions = {"gptq": 1, "gptq_v2": 2}
     layout = config.get("checkpoint_format", "gptq")
-    if layout not in versions:
+    if not isinstance(layout, str) or layout not in versions:
         raise UnsupportedModelError(
             f"{where}: GPTQ checkpoint_format {layout!r} is not supported; "
             "readable are gptq and gptq_v2"
