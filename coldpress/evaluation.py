@@ -29,7 +29,8 @@ def evaluate_files(
 ) -> Figures:
     """Perplexity of `artifact` on `text` and, with a baseline, the distance to it.
 
-    window: tokens; 1024 by default, or the shorter context where that is less. Raises InputError when the two do not share a tokenizer, or the text is too short.
+    window: tokens; 1024 by default, or the shortest context where that is less. Raises InputError
+    when the two do not share a tokenizer, or the text is too short.
     """
     from runtime.evaluate import WINDOW_TOKENS, evaluate
 

@@ -39,19 +39,18 @@ def quantize(
 
     Raises InputError, before the first weight is read, for a recipe or model that cannot work.
     """
+    from quant.calibration import parse_source
+    from quant.recipe import load_recipe
     from quant.run import quantize_checkpoint
 
-    from quant.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
+    loaded, source = load_recipe(recipe, overrides), parse_source(calibration)
     with _assembled(output, overwrite) as (work, staging):
-        report = to_jsonable(
-            quantize_checkpoint(
-                model, work, loaded, calibration, on_progress=on_progress, overwrite=False
-            )
+        report: dict[str, Any] = to_jsonable(
+            quantize_checkpoint(model, work, loaded, source, on_progress=on_progress)
         )
+        evaluation = None
         if evaluation_text is not None:
-            report["evaluation"] = evaluate_files(
+            evaluation = evaluate_files(
                 work, evaluation_text, baseline=model, on_progress=on_progress
             )
         _flatten(work, staging)
@@ -59,13 +58,16 @@ def quantize(
             staging,
             "checkpoint",
             sources=[describe_source(model)],
-            recipe=to_jsonable(loaded),
-            calibration={"source": calibration},
+            recipe=report["recipe"],
+            calibration=report["calibration"],
+            modules={
+                module["module"]: {key: module[key] for key in ("scheme", "algorithm", "state")}
+                for module in report["modules"]
+            },
             tools=tool_versions(),
-            evaluation=report.get("evaluation"),
+            evaluation=evaluation,
         )
-    report["output"] = str(output)
-    return dict(report)
+    return {"output": str(output), **report, "evaluation": evaluation}
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,6 +56,16 @@ def command(
             evaluation_text=text,
             on_progress=on_progress,
         )
-    console.result(outcome, lambda: pairs_table(str(output), outcome))
+    console.result(outcome, lambda: pairs_table(str(output), _summary(outcome)))
     if wanted:
         check_gates(wanted, outcome["evaluation"])
+
+
+def _summary(outcome: dict[str, Any]) -> dict[str, Any]:
+    """For people: how many modules went as asked, and every one that did not."""
+    modules = outcome["modules"]
+    shown = ("output", "bytes", "bits_per_weight", "calibration", "seconds", "notes", "evaluation")
+    summary = {key: outcome[key] for key in shown}
+    summary["as asked"] = sum(module["state"] == "as asked" for module in modules)
+    others = {m["module"]: m["state"] for m in modules if m["state"] != "as asked"}
+    return {**summary, **others}
