@@ -19,7 +19,7 @@ def rope_spec(settings: Settings, head_dim: int, max_positions: int) -> RopeSpec
     """
     parameters = _parameters(settings, max_positions)
     kind = parameters["rope_type"]
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise UnsupportedModelError(
             f"rope_type {kind!r} is not supported; supported: {', '.join(sorted(SCALINGS))}"
         )

@@ -1,6 +1,5 @@
 """Reading a model's config: every value checked, every complaint names its key."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from quant.format.errors import InputError
 
 MAX_SIZE = 1 << 31
 MAX_LAYERS = 1 << 12
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Settings:
         return otherwise if value is None else whole_number(key, value, MAX_SIZE)
 
     def number(self, key: str) -> float:
-        """A finite number above 0."""
+        """A number above 0."""
         return positive_number(key, self.get(key))
 
     def flag(self, key: str) -> bool:
@@ -88,7 +88,11 @@ def whole_number(key: str, value: Any, most: int) -> int:
 
 
 def positive_number(key: str, value: Any) -> float:
+    """Between limits that keep every later product and quotient finite."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value <= 0:
-        raise InputError(f"'{key}' of the model's config must be a number above 0, not {value!r}")
+    if not good or not SMALLEST <= value <= LARGEST:
+        raise InputError(
+            f"'{key}' of the model's config must be a number from {SMALLEST} to {LARGEST}, "
+            f"not {value!r}"
+        )
     return float(value)

@@ -195,3 +195,30 @@ def test_a_stored_head_is_used_even_when_the_config_ties_it() -> None:
     config = tiny_config(tied=True)
     assert "lm_head.weight" in program_of(config, has_head=True).weights()
     assert "lm_head.weight" not in program_of(config).weights()
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 10**400), st.floats(), st.text(max_size=3),
+    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers()),
+)  # fmt: skip
+ROPE_KEYS = [*LLAMA3, *YARN, "rope_theta", "type", "attention_factor", "beta_fast", "truncate"]
+
+
+@settings(max_examples=150)
+@given(
+    family=st.sampled_from(list(FAMILIES)),
+    changes=st.dictionaries(st.sampled_from([*tiny_config("qwen3"), *OPTIONAL]), JUNK, max_size=3),
+    rope_type=st.sampled_from(["default", "linear", "llama3", "yarn", "factors"]),
+    rope=st.dictionaries(st.sampled_from(ROPE_KEYS), JUNK, max_size=3),
+)
+def test_no_config_ends_in_anything_but_a_sentence(
+    family: str, changes: dict[str, Any], rope_type: str, rope: dict[str, Any]
+) -> None:
+    config = tiny_config(family, rope_scaling={**LLAMA3, "rope_type": rope_type, **rope}) | changes
+    try:
+        program = program_of(config)
+    except InputError as error:
+        assert len(str(error)) > 20
+    else:
+        assert all(math.isfinite(f) for f in rope_of(config).factors or ())
+        assert program.weights()

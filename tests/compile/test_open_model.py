@@ -10,7 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from compile.open_model import open_model
+from compile.same_program import program_differences
+from compile.to_gguf.build import build_gguf
 from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.staging import staged_directory
 from tests.tiny import tiny_checkpoint, tiny_tensors
 
 
@@ -117,3 +120,47 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r".*") as caught:
             open_model(path)
         assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_gguf_file_alone_or_in_its_directory(family: str, tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "source", family, tied=family == "llama")
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    payload = artifact / "model.gguf"
+    build_gguf(source, payload)
+    (artifact / "config.json").write_text("{}")
+    bare, inside, original = open_model(payload), open_model(artifact), open_model(source)
+    assert (bare.kind, bare.path, bare.directory) == ("gguf", payload, None)
+    assert (inside.kind, inside.path, inside.directory) == ("gguf", artifact, artifact)
+    assert bare.gguf_metadata is not None
+    assert bare.gguf_metadata["general.architecture"] == family
+    assert program_differences(original.program, bare.program) == []
+    assert bare.program.tied_embeddings == inside.program.tied_embeddings == (family == "llama")
+    assert set(bare.weights.names()) == set(original.weights.names())
+
+
+def test_a_truncated_gguf_file_is_refused(tmp_path: Path) -> None:
+    payload = tmp_path / "model.gguf"
+    build_gguf(tiny_checkpoint(tmp_path / "source"), payload)
+    whole = payload.read_bytes()
+    for length in (0, 3, 100, len(whole) // 2, len(whole) - 1):
+        payload.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.gguf"):
+            open_model(payload)
+
+
+def test_what_an_interrupted_run_left_is_refused(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    with pytest.raises(RuntimeError), staged_directory(tmp_path / "out") as staging:
+        tiny_checkpoint(staging)
+        with pytest.raises(InputError, match="interrupted"):
+            open_model(staging)
+        raise RuntimeError
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickle"):
+        open_model(tmp_path)
