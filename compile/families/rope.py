@@ -103,7 +103,7 @@ def _yarn(parameters: Mapping[str, Any], theta: float, dimension: int) -> Scalin
     factors = []
     for pair in range(dimension // 2):
         slowed = min(max((pair - low) / (high - low), 0.0), 1.0)
-        factors.append(1.0 / (slowed / factor + 1.0 - slowed))
+        factors.append(1.0 / (slowed / factor + (1.0 - slowed)))
     return tuple(factors), _yarn_attention_factor(parameters, factor)
 
 
