@@ -63,10 +63,10 @@ def parse_source(text: str) -> CalibrationSource:
     path = Path(text)
     if path.is_file():
         return FileSource(path)
-    if path.suffix.lower() in _SUFFIXES or text.startswith((".", "/", "~")):
-        raise InputError(f"{text}: calibration text not found; give a file, a data set or 'self'")
     if path.is_dir():
         raise InputError(f"{text}: is a directory; give one text, JSONL or Parquet file")
+    if path.suffix.lower() in _SUFFIXES or text.startswith((".", "/", "~")):
+        raise InputError(f"{text}: calibration text not found; give a file, a data set or 'self'")
     return DatasetSource(text)
 
 

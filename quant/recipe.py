@@ -156,14 +156,16 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem as a sentence."""
-    first = error.errors()[0]
+    """The first problem as a sentence; a misspelt key comes before the key that it leaves unset."""
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(path[:-1])
         close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
         return f"unknown key '{key}'; did you mean '{'.'.join([*path[:-1], *close])}'?"
+    if first["type"] == "missing":
+        return f"'{key}' is missing"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"'{key}' is {first['input']!r}: {message}"
 

@@ -115,7 +115,7 @@ def _build_on_meta(directory: Path, config: Mapping[str, Any], dtype: torch.dtyp
             model = transformers.AutoModelForCausalLM.from_config(
                 parsed, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
             )
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # what a bad config raises differs from family to family
         raise UnsupportedModelError(
             f"{directory}: model_type {kind!r} is not a decoder that transformers "
             f"{transformers.__version__} can build ({_first_line(error)})"

@@ -1,0 +1,172 @@
+"""The layer loop against a plain loop over the whole model, for several families."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quant.format.errors import CheckFailedError
+from quant.format.tensor import Weight
+from quant.layers import quantize_layers
+from quant.preflight import Prepared, prepare
+from quant.recipe import load_recipe
+from quant.rounding_algorithms.result import Rounded
+from quant.skeleton import to_torch
+from quant.tasks import RoundingSettings
+from tests.tiny import tiny_checkpoint
+
+FAMILIES = [
+    ("llama", {"tied": True}),
+    ("llama", {"tied": False, "bias": True}),
+    ("qwen2", {"tied": False}),
+    ("qwen3", {"tied": True}),
+    ("mistral", {"sliding_window": 8}),
+]
+SETTINGS = RoundingSettings()
+
+
+def sample_tokens(samples: int = 6, length: int = 24) -> torch.Tensor:
+    return torch.randint(3, 384, (samples, length), generator=torch.Generator().manual_seed(0))
+
+
+def open_tiny(directory: Path, family: str, dtype: str = "float32", **options: object) -> Prepared:
+    model = tiny_checkpoint(directory / "model", family, dtype=dtype, **options)
+    return prepare(model, load_recipe("w4a16", ["scheme.group_size=32"]))
+
+
+def run(prepared: Prepared, tokens: torch.Tensor, batch: int = 99) -> dict[str, Rounded]:
+    results: dict[str, Rounded] = {}
+    for rounded in quantize_layers(
+        prepared.skeleton, prepared.source, tokens, prepared.resolution.tasks, SETTINGS, batch
+    ):
+        results |= rounded
+    return results
+
+
+@pytest.mark.parametrize(("family", "options"), FAMILIES)
+def test_activations_carried_forward_equal_the_model_with_rounded_weights(
+    tmp_path: Path, family: str, options: dict[str, object]
+) -> None:
+    """The last stage's relative output error, from statistics gathered along the way, must be what
+    a whole model holding every rounded weight measures at that very linear."""
+    import transformers
+
+    prepared = open_tiny(tmp_path, family, **options)
+    tokens = sample_tokens()
+    results = run(prepared, tokens)
+    assert results.keys() == prepared.resolution.tasks.keys()
+    whole = transformers.AutoModelForCausalLM.from_pretrained(
+        prepared.source.path, dtype=torch.float32
+    )
+    for module, result in results.items():
+        whole.get_submodule(module).weight.data.copy_(result.dequantized)
+    seen: dict[str, torch.Tensor] = {}
+    for module in results:
+        whole.get_submodule(module).register_forward_pre_hook(
+            lambda _, args, module=module: seen.__setitem__(module, args[0])
+        )
+    with torch.no_grad():
+        whole(tokens)
+    for module, result in results.items():
+        inputs = seen[module].reshape(-1, seen[module].shape[-1])
+        original = to_torch(prepared.source.load_raw(f"{module}.weight")).float()
+        lost = inputs @ (original - result.dequantized).T
+        error = float(lost.norm() / (inputs @ original.T).norm())
+        assert result.output_error == pytest.approx(error, rel=1e-3), module
+        assert result.state == "as asked"
+
+
+@pytest.mark.parametrize(("family", "options"), [FAMILIES[0], FAMILIES[2]])
+def test_batches_change_sums_only(tmp_path: Path, family: str, options: dict[str, object]) -> None:
+    """Replaying in batches finds the same stages and, up to the order of sums, the same error."""
+    prepared = open_tiny(tmp_path, family, **options)
+    whole = run(prepared, sample_tokens())
+    batched = run(prepared, sample_tokens(), batch=4)
+    for module, result in whole.items():
+        assert batched[module].output_error == pytest.approx(result.output_error, rel=0.02)
+
+
+def test_one_layer_is_loaded_at_a_time_and_each_tensor_once(tmp_path: Path) -> None:
+    prepared = open_tiny(tmp_path, "llama", layers=4)
+    source, skeleton = prepared.source, prepared.skeleton
+    loads: list[str] = []
+    most_real = 0
+
+    class Counting:
+        def load(self, name: str) -> Weight:
+            nonlocal most_real
+            loads.append(name)
+            real = [layer for layer in skeleton.layers if not _all_meta(layer)]
+            most_real = max(most_real, len(real))
+            return source.load(name)
+
+        names, shape, scheme = source.names, source.shape, source.scheme
+
+    for _ in quantize_layers(
+        skeleton, Counting(), sample_tokens(), prepared.resolution.tasks, SETTINGS, 99
+    ):
+        assert _all_meta(skeleton.model)
+    assert most_real == 1
+    assert len(loads) == len(set(loads))
+    assert set(loads) == set(source.names()) - {"lm_head.weight"}
+
+
+def _all_meta(module: torch.nn.Module) -> bool:
+    return all(parameter.is_meta for parameter in module.parameters())
+
+
+def test_statistics_come_from_rounded_producers(tmp_path: Path) -> None:
+    """With layer 0 ignored, layer 1 sees other inputs than behind a rounded layer 0."""
+    prepared = open_tiny(tmp_path, "llama")
+    both = run(prepared, sample_tokens())
+    only = {n: t for n, t in prepared.resolution.tasks.items() if ".1." in n}
+    alone: dict[str, Rounded] = {}
+    for rounded in quantize_layers(
+        prepared.skeleton, prepared.source, sample_tokens(), only, SETTINGS, 99
+    ):
+        alone |= rounded
+    assert alone.keys() == only.keys()
+    module = "model.layers.1.self_attn.q_proj"
+    assert not np.array_equal(alone[module].tensor.codes, both[module].tensor.codes)
+
+
+def test_raised_damping_ends_the_run_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An indefinite Hessian, as broken statistics give it, needs more than the damping asked."""
+    from quant.statistics import InputMoments
+
+    honest = InputMoments.hessian
+
+    def indefinite(self: InputMoments) -> torch.Tensor:
+        hessian = honest(self)
+        lowest = torch.linalg.eigvalsh(hessian)[0]
+        mean = hessian.diagonal().mean()
+        return hessian - torch.eye(len(hessian)) * (lowest + 0.03 * mean)
+
+    monkeypatch.setattr(InputMoments, "hessian", indefinite)
+    prepared = open_tiny(tmp_path, "llama", layers=1)
+    with pytest.raises(CheckFailedError, match=r"q_proj: damping raised to 0\.0[48]"):
+        run(prepared, sample_tokens())
+    tolerant = RoundingSettings(allowed=frozenset({"damping_raised"}))
+    tasks = prepared.resolution.tasks
+    loop = quantize_layers(prepared.skeleton, prepared.source, sample_tokens(), tasks, tolerant, 99)
+    states = {r.state for rounded in loop for r in rounded.values()}
+    assert all(state.startswith("damping raised to ") for state in states)
+
+
+def test_an_unusable_hessian_is_a_loud_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quant.statistics import InputMoments
+
+    def broken(self: InputMoments) -> torch.Tensor:
+        return -torch.eye(len(self._sum)) + 2 * torch.diag(
+            (torch.arange(len(self._sum)) == 0) * 9.0
+        )
+
+    monkeypatch.setattr(InputMoments, "hessian", broken)
+    prepared = open_tiny(tmp_path, "llama", layers=1)
+    with pytest.raises(CheckFailedError, match="fallback rtn: not positive definite"):
+        run(prepared, sample_tokens())
