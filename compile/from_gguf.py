@@ -136,11 +136,7 @@ class _Keys:
             "mlp_bias": "blk.0.ffn_up.bias" in self.file.tensors,
             "tie_word_embeddings": HEAD not in self.file.tensors,
         }
-        for name in ("bos", "eos"):
-            if f"tokenizer.ggml.{name}_token_id" in self.file.metadata:
-                token = self.optional_integer(f"tokenizer.ggml.{name}_token_id", 0)
-                config[f"{name}_token_id"] = token
-        return config
+        return config | self._token_ids()
 
     def error(self, problem: str) -> FileFormatError:
         return FileFormatError(self.file.path, problem)
@@ -174,6 +170,19 @@ class _Keys:
         if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
             raise self.error(f"key '{key}' must be a number above 0, not {value!r}")
         return float(value)  # type: ignore[arg-type]
+
+    def _token_ids(self) -> dict[str, Any]:
+        """bos_token_id and eos_token_id; a list where several tokens end an answer."""
+        ids = {
+            role: self.optional_integer(key, 0)
+            for role in ("bos", "eos", "eot", "eom")
+            if (key := f"tokenizer.ggml.{role}_token_id") in self.file.metadata
+        }
+        stops = list(dict.fromkeys(ids[role] for role in ("eos", "eot", "eom") if role in ids))
+        found: dict[str, Any] = {"bos_token_id": ids["bos"]} if "bos" in ids else {}
+        if stops:
+            found["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+        return found
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         head_dim = self.integer("attention.key_length", hidden // heads)

@@ -42,10 +42,11 @@ def vocabulary_keys(
         keys, notes = _model_keys(tokenizer, tokens, types)
         keys |= _special_ids(directory, tokenizer, settings, config, tokens)
         keys |= _framing(tokenizer, settings)
+        keys |= _chat_templates(directory, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        problem = f"is not a tokenizer this version knows ({error!r})"
+        problem = f"is not, with tokenizer_config.json, a tokenizer that is known here ({error!r})"
         raise FileFormatError(directory / "tokenizer.json", problem) from error
-    return keys | _chat_templates(directory, settings), notes
+    return keys, notes
 
 
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -248,17 +248,18 @@ def test_the_header_says_what_the_model_is(folder: Path) -> None:
     assert "<|im_start|>" in values["tokenizer.chat_template"]
 
 
-def test_llama3_scaling_becomes_the_factors_of_transformers(folder: Path) -> None:
-    torch = pytest.importorskip("torch")
-    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
-    transformers = pytest.importorskip("transformers")
+def test_llama3_scaling_becomes_a_tensor_of_divisors(folder: Path) -> None:
+    """Waves that turn more than 4 times in the trained 64 tokens are kept, those that turn less
+    than once are 8 times slower, and in between the two frequencies are mixed."""
     config = tiny_config("llama", rope_scaling=LLAMA3, rope_theta=5e5, head_dim=64)
     build_model(as_model(Weights(tiny_tensors(config)), config, folder), folder / "model.gguf")
     found = read_by_gguf(folder / "model.gguf")["rope_freqs.weight"]
-    theirs = transformers.LlamaConfig(**config)
-    scaled, _ = rope_utils.ROPE_INIT_FUNCTIONS["llama3"](theirs, torch.device("cpu"))
-    plain = 1.0 / 5e5 ** (np.arange(0, 64, 2) / 64)
-    assert np.allclose(found, plain / scaled.numpy(), rtol=1e-5)
+    for pair, divisor in enumerate(found):
+        frequency = 5e5 ** (-2 * pair / 64)
+        turns = 64 * frequency / (2 * np.pi)
+        share = min(max((turns - 1) / 3, 0), 1)
+        mixed = share * frequency + (1 - share) * frequency / 8
+        assert np.isclose(frequency / divisor, mixed, rtol=1e-6)
     assert found[0] == 1 and found[-1] == 8
 
 
