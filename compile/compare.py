@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +12,7 @@ from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
 BLOCK_ELEMENTS = 1 << 20
 MAX_MISMATCHES = 5
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 SMALLEST_STEP = 2.0**-18
 """A group may have scale 0 when its floats are below 127 halves of float16's smallest number."""
 
@@ -160,7 +160,7 @@ def _nearest_integers(reference: FloatArray, stored: QuantizedTensor) -> list[_C
     step = np.where(scale == 0, np.float32(1), scale)
     exact = np.where(scale == 0, integers, offset / step)
     clipped = np.clip(exact, *_integer_limits(stored))
-    roundoff = np.float32(ml_dtypes.finfo(stored.scale.dtype).eps / 2) + 2.0**-20
+    roundoff = UNIT_ROUNDOFF[stored.scale.dtype.name] + 2.0**-20
     slack = 0.5 + roundoff * (np.abs(clipped) + np.abs(minimum / step))
     lost = (scale == 0) & (np.abs(offset) > SMALLEST_STEP)
     return [_Check("integer", exact, integers, (np.abs(clipped - integers) <= slack) & ~lost)]
