@@ -95,9 +95,13 @@ class _LayerTurn:
             self._round_by_replay(hidden, stages, samples_per_batch)
         for name, task in self._tasks.items():
             if task.module not in self.results:
-                weight = self._layer.get_submodule(name).weight
-                assert isinstance(weight, torch.Tensor)
-                self.results[task.module] = unreached(task, weight.float(), self._settings)
+                weight = self._linear(name).weight.float()
+                self.results[task.module] = unreached(task, weight, self._settings)
+
+    def _linear(self, name: str) -> torch.nn.Linear:
+        linear = self._layer.get_submodule(name)
+        assert isinstance(linear, torch.nn.Linear)
+        return linear
 
     def _find_stages(self, sample: torch.Tensor) -> list[Stage]:
         """Group the linears by the tensor they read, in the order of their first use."""
@@ -128,16 +132,14 @@ class _LayerTurn:
         self, hidden: torch.Tensor, stages: Sequence[Stage], samples_per_batch: int
     ) -> None:
         """For each stage, forward all batches up to its input; then once more to the end."""
-        batches = hidden.split(samples_per_batch)
+        batches = torch.split(hidden, samples_per_batch)
         for stage in stages:
             self._round(stage, self._moments(stage, batches))
         for batch in batches:
             batch.copy_(self._forward_with(batch, {}))
 
     def _moments(self, stage: Stage, batches: Sequence[torch.Tensor]) -> InputMoments:
-        linear = self._layer.get_submodule(stage[0])
-        assert isinstance(linear, torch.nn.Linear)
-        moments = InputMoments(linear.in_features)
+        moments = InputMoments(self._linear(stage[0]).in_features)
 
         def collect(_: str, inputs: torch.Tensor) -> None:
             moments.add(inputs)
@@ -152,7 +154,7 @@ class _LayerTurn:
 
     def _round(self, stage: Stage, moments: InputMoments) -> None:
         """Round the stage's linears and let the layer go on with what will be stored."""
-        linears = {name: self._layer.get_submodule(name) for name in stage}
+        linears = {name: self._linear(name) for name in stage}
         weights = {self._tasks[n].module: m.weight.float() for n, m in linears.items()}
         rounded = round_stage(
             [self._tasks[name] for name in stage], weights, moments.hessian(), self._settings

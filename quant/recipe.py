@@ -34,9 +34,9 @@ class GptqSpec(_Strict):
     refits: how often scales are fitted again under the whole Hessian, with one more pass each.
     """
 
-    damping: float = Field(0.01, gt=0.0, le=1.0)
+    damping: float = Field(default=0.01, gt=0.0, le=1.0)
     activation_order: Literal["static", "none"] = "static"
-    refits: int = Field(1, ge=0, le=8)
+    refits: int = Field(default=1, ge=0, le=8)
 
 
 class CalibrationSpec(_Strict):
@@ -45,10 +45,10 @@ class CalibrationSpec(_Strict):
     memory_mib: room for the activations of one forward; more samples than fit go in batches.
     """
 
-    samples: int = Field(128, ge=1, le=65536)
-    tokens: int = Field(512, ge=8, le=131072)
-    seed: int = Field(0, ge=0, lt=2**63)
-    memory_mib: int = Field(4096, ge=1)
+    samples: int = Field(default=128, ge=1, le=65536)
+    tokens: int = Field(default=512, ge=8, le=131072)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    memory_mib: int = Field(default=4096, ge=1)
 
 
 class Override(_Strict):
@@ -72,11 +72,11 @@ class Recipe(_Strict):
     scheme: SchemeSpec = SchemeSpec()
     scale_search: bool = True
     gptq: GptqSpec = GptqSpec()
-    targets: tuple[str, ...] = Field(("*",), min_length=1, strict=False)
-    ignore: tuple[str, ...] = Field(("lm_head",), strict=False)
-    overrides: tuple[Override, ...] = Field((), strict=False)
+    targets: tuple[str, ...] = Field(default=("*",), min_length=1, strict=False)
+    ignore: tuple[str, ...] = Field(default=("lm_head",), strict=False)
+    overrides: tuple[Override, ...] = Field(default=(), strict=False)
     calibration: CalibrationSpec = CalibrationSpec()
-    allow: tuple[Deviation, ...] = Field((), strict=False)
+    allow: tuple[Deviation, ...] = Field(default=(), strict=False)
 
     @property
     def needs_calibration(self) -> bool:

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from quant.format.errors import RecipeError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.recipe import GroupSize, Recipe, SchemeSpec
 from quant.tasks import Algorithm, LinearTask
 
-GROUP_SIZES = (128, 64, 32)
+_GROUP_SIZES: tuple[Literal[128, 64, 32], ...] = (128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _fit(size: GroupSize, width: int) -> GroupSize:
     """The largest group size up to `size` that divides `width`, or "channel"."""
     if size == "channel":
         return size
-    return next((s for s in GROUP_SIZES if s <= size and width % s == 0), "channel")
+    return next((s for s in _GROUP_SIZES if s <= size and width % s == 0), "channel")
 
 
 def _reason(asked: GroupSize, got: GroupSize, width: int) -> str:

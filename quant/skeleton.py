@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch
 from quant.extras import require
 from quant.format.errors import UnsupportedModelError
 from quant.format.tensor import QuantizedTensor, WeightSource
+from quant.tasks import FloatDtype
 
 _COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float32, "float32": torch.float32}
 """float16 is computed in float32: processors are slow at it and its sums overflow."""
@@ -95,14 +96,14 @@ def build_skeleton(directory: Path, config: Mapping[str, Any]) -> Skeleton:
     return Skeleton(model, layers, layers_name, dtype)
 
 
-def weight_dtype(config: Mapping[str, Any]) -> str:
+def weight_dtype(config: Mapping[str, Any]) -> FloatDtype:
     """The type that the checkpoint declares, which scales are stored in too."""
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     dtype = dtype.removeprefix("torch.")
     if dtype not in _COMPUTE_DTYPES:
         known = ", ".join(sorted(_COMPUTE_DTYPES))
         raise UnsupportedModelError(f"config.json: dtype {dtype!r} is not one of {known}")
-    return dtype
+    return cast(FloatDtype, dtype)
 
 
 def _build_on_meta(directory: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -20,7 +20,7 @@ class InputMoments:
         """
         columns = len(self._sum)
         flat = inputs.reshape(-1, columns)
-        for rows in flat.split(_ROWS):
+        for rows in torch.split(flat, _ROWS):
             wide = rows.float()
             for start in range(0, columns, _TILE):
                 left = wide[:, start : start + _TILE]

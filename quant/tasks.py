@@ -5,6 +5,7 @@ from typing import Literal
 
 from quant.format.scheme import IntScheme
 
+FloatDtype = Literal["float32", "float16", "bfloat16"]
 Algorithm = Literal["gptq", "rtn"]
 Deviation = Literal["damping_raised", "rtn_fallback"]
 
@@ -29,5 +30,5 @@ class RoundingSettings:
     by_activation: bool = True
     scale_search: bool = True
     refits: int = 1
-    scale_dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    scale_dtype: FloatDtype = "bfloat16"
     allowed: frozenset[Deviation] = frozenset()

@@ -60,4 +60,5 @@ def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
     if int(info) != 0 or not bool(torch.isfinite(lower).all()):
         return None
     identity = torch.eye(len(matrix), dtype=matrix.dtype)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    upper: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return upper

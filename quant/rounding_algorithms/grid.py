@@ -5,7 +5,6 @@ that the error it compensates is the error that the reader of the file gets.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -15,8 +14,9 @@ import torch
 from quant.format.rounding import dequantize_codes, quantize_codes
 from quant.format.scheme import IntScheme
 from quant.format.tensor import FloatArray, QuantizedTensor
+from quant.tasks import FloatDtype
 
-ScaleDtype = Literal["float32", "float16", "bfloat16"]
+ScaleDtype = FloatDtype
 
 _TORCH: dict[ScaleDtype, torch.dtype] = {
     "float32": torch.float32,

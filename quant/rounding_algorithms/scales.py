@@ -49,7 +49,7 @@ def search_grid(
     improvement replaces a grid, so ties keep the largest scale and the result is deterministic.
     """
     rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
-    parts = [_search_rows(part, importance, scheme, dtype) for part in weight.split(rows)]
+    parts = [_search_rows(part, importance, scheme, dtype) for part in torch.split(weight, rows)]
     return Grid(torch.cat([p.scale for p in parts]), torch.cat([p.zero for p in parts]))
 
 

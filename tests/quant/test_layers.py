@@ -1,6 +1,7 @@
 """The layer loop against a plain loop over the whole model, for several families."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def sample_tokens(samples: int = 6, length: int = 24) -> torch.Tensor:
     return torch.randint(3, 384, (samples, length), generator=torch.Generator().manual_seed(0))
 
 
-def open_tiny(directory: Path, family: str, dtype: str = "float32", **options: object) -> Prepared:
+def open_tiny(directory: Path, family: str, dtype: str = "float32", **options: Any) -> Prepared:
     model = tiny_checkpoint(directory / "model", family, dtype=dtype, **options)
     return prepare(model, load_recipe("w4a16", ["scheme.group_size=32"]))
 
@@ -46,7 +47,7 @@ def run(prepared: Prepared, tokens: torch.Tensor, batch: int = 99) -> dict[str, 
 
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
 def test_activations_carried_forward_equal_the_model_with_rounded_weights(
-    tmp_path: Path, family: str, options: dict[str, object]
+    tmp_path: Path, family: str, options: dict[str, Any]
 ) -> None:
     """The last stage's relative output error, from statistics gathered along the way, must be what
     a whole model holding every rounded weight measures at that very linear."""
@@ -78,7 +79,7 @@ def test_activations_carried_forward_equal_the_model_with_rounded_weights(
 
 
 @pytest.mark.parametrize(("family", "options"), [FAMILIES[0], FAMILIES[2]])
-def test_batches_change_sums_only(tmp_path: Path, family: str, options: dict[str, object]) -> None:
+def test_batches_change_sums_only(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
     """Replaying in batches finds the same stages and, up to the order of sums, the same error."""
     prepared = open_tiny(tmp_path, family, **options)
     whole = run(prepared, sample_tokens())
@@ -143,7 +144,8 @@ def test_raised_damping_ends_the_run_unless_allowed(
         hessian = honest(self)
         lowest = torch.linalg.eigvalsh(hessian)[0]
         mean = hessian.diagonal().mean()
-        return hessian - torch.eye(len(hessian)) * (lowest + 0.03 * mean)
+        shifted: torch.Tensor = hessian - torch.eye(len(hessian)) * (lowest + 0.03 * mean)
+        return shifted
 
     monkeypatch.setattr(InputMoments, "hessian", indefinite)
     prepared = open_tiny(tmp_path, "llama", layers=1)

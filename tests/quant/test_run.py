@@ -92,14 +92,17 @@ def test_two_runs_give_the_same_bytes_and_leave_random_state_alone(
 ) -> None:
     model = tiny_checkpoint(tmp_path / "model")
     torch.manual_seed(5)
-    state, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    state, legacy = (
+        torch.random.get_rng_state(),
+        np.random.get_state(legacy=False)["state"]["key"].copy(),
+    )
     first = quantize_checkpoint(model, tmp_path / "a", load_recipe("w4a16", SMALL), text)
     torch.manual_seed(6)
     other = torch.random.get_rng_state()
     quantize_checkpoint(model, tmp_path / "b", load_recipe("w4a16", SMALL), text)
     assert torch.equal(torch.random.get_rng_state(), other)
     assert not torch.equal(state, other)
-    assert (np.random.get_state()[1] == legacy).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == legacy).all()
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
     for name in names:
