@@ -33,7 +33,8 @@ def sample_text(
     Each text starts with the beginning-of-sequence token, if the model has one, and never holds an
     end-of-sequence token. All draws come from one generator seeded with `spec.seed`.
     """
-    names = {name: name for name, _ in skeleton.model.named_parameters()}
+    tied = skeleton.tied_names()
+    names = {name: tied.get(name, name) for name, _ in skeleton.model.named_parameters()}
     with loaded(skeleton.model, names, source, skeleton.compute_dtype):
         return _sample(skeleton.model, spec, on_progress)
 
