@@ -111,10 +111,12 @@ def test_a_step_that_preempts_admits_nobody() -> None:
     for index in range(6):
         engine.add(greedy(str(index), 5, 12, first=index))
     while engine.has_work:
-        before, preemptions = set(engine._scheduler.running), engine.stats.preemptions
-        engine.step()
-        if engine.stats.preemptions > preemptions:
-            assert set(engine._scheduler.running) <= before
+        before, stats = list(engine._scheduler.running), engine.stats
+        ended = sum(event.finish_reason is not None for event in engine.step())
+        victims = engine.stats.preemptions - stats.preemptions
+        if victims:
+            assert set(engine._scheduler.running) <= set(before[:-victims])
+            assert engine.num_running + ended == len(before) - victims
     assert engine.stats.preemptions > 0
 
 
