@@ -17,18 +17,14 @@ PATH = click.Path(path_type=Path)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-class Size(click.ParamType):
-    """A number of bytes, in decimal units: 512MB, 2GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", str(value).strip())
-        if match is None or match[2].upper() not in _UNITS:
-            self.fail(f"'{value}' is not a size such as 512MB or 2GB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """Bytes of a number with a decimal unit: 512MB, 2GB."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", value.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise click.BadParameter(f"'{value}' is not a size such as 512MB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 pass_console = click.make_pass_decorator(Console, ensure=True)

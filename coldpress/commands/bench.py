@@ -8,28 +8,26 @@ from coldpress.console import Console
 from coldpress.options import PATH, backend_option, json_option, pass_console, threads_option
 
 
-class IntList(click.ParamType):
-    """Comma-separated positive integers."""
-
-    name = "N,N,..."
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        if isinstance(value, list):
-            return value
-        try:
-            numbers = [int(part) for part in str(value).split(",")]
-        except ValueError:
-            numbers = []
-        if not numbers or min(numbers) < 1:
-            self.fail(f"'{value}' is not a list of positive numbers such as 1,4,16", param, ctx)
-        return numbers
+def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"'{value}' is not a list of positive numbers such as 1,4,16")
+    return numbers
 
 
 @click.command("bench")
 @click.argument("artifact", type=PATH)
-@click.option("--concurrency", type=IntList(), default="1,4,16", show_default=True)
+@click.option(
+    "--concurrency",
+    metavar="N,N,...",
+    callback=_numbers,
+    default="1,4,16",
+    show_default=True,
+    help="Requests that start together, one run for each number.",
+)
 @click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--output-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)

@@ -52,7 +52,12 @@ def command(
         prompt = sys.stdin.read()
     if prompt is None and console.json:
         raise click.UsageError("--json needs a PROMPT; a chat is not one object.")
-    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
+    sampling: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "max_tokens": max_tokens,
+    }
     with LLM(artifact, backend=backend, threads=threads, context=context) as model:
         plain = raw or not model.has_chat_template
         if prompt is None:
@@ -95,6 +100,8 @@ def _stream(generation: "Generation", show: bool) -> str:
 
 
 def _chat(model: "LLM", system: str | None, plain: bool, sampling: dict[str, Any]) -> None:
+    from runtime.engine.request import RequestError
+
     click.echo("Ctrl-C stops an answer, Ctrl-D ends the chat.", err=True)
     messages: list[dict[str, str]] = _messages(system, "")[:-1]
     while True:
@@ -103,15 +110,19 @@ def _chat(model: "LLM", system: str | None, plain: bool, sampling: dict[str, Any
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return
-        messages.append({"role": "user", "content": line})
-        if plain:
-            generation = model.stream(line, **sampling)
-        else:
-            generation = model.stream_chat(messages, **sampling)
+        asked = [*messages, {"role": "user", "content": line}]
+        try:
+            if plain:
+                generation = model.stream(line, **sampling)
+            else:
+                generation = model.stream_chat(asked, **sampling)
+        except RequestError as error:
+            click.echo(f"error: {error}", err=True)
+            continue
         try:
             text = _stream(generation, show=True)
         except KeyboardInterrupt:
             generation.cancel()
             text = ""
         click.echo()
-        messages.append({"role": "assistant", "content": text})
+        messages = [*asked, {"role": "assistant", "content": text}]

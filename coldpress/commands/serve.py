@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, Size, backend_option, json_option, pass_console, threads_option
+from coldpress.options import (
+    PATH,
+    backend_option,
+    json_option,
+    parse_size,
+    pass_console,
+    threads_option,
+)
 
 
 @click.command("serve")
@@ -20,7 +27,9 @@ from coldpress.options import PATH, Size, backend_option, json_option, pass_cons
 )
 @click.option("--name", help="Name of the model in requests; its file name by default.")
 @click.option("--context", type=click.IntRange(2), help="Longest prompt and answer, in tokens.")
-@click.option("--kv-cache", type=Size(), help="Memory of the KV cache, such as 2GB.")
+@click.option(
+    "--kv-cache", metavar="SIZE", callback=parse_size, help="Memory of the KV cache: 512MB, 2GB."
+)
 @click.option(
     "--max-running",
     type=click.IntRange(1),

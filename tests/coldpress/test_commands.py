@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import click
 import pytest
 
 from coldpress.cli import run
+from coldpress.options import parse_size
 from compile.manifest import check_files, read_manifest
 from tests.coldpress.conftest import Run
 from tests.tiny import tiny_checkpoint
@@ -216,3 +218,35 @@ def test_build_is_gated_against_its_checkpoint(
     missed = run_json(*args, "-o", tmp_path / "b", "--gate", "kld<=1e-9", code=1)
     assert missed["evaluation"] == passed["evaluation"]
     assert read_manifest(tmp_path / "b").evaluation == passed["evaluation"]
+
+
+def test_a_chat_goes_on_after_a_message_that_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    lines = iter(["the press", "press " * 400, "one, two"])
+
+    def typed(_prompt: str) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert run(["run", str(tiny), "--max-tokens", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) >= 3
+    assert "the context holds 256" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MB", 512_000_000), ("1.5 gb", 1_500_000_000), ("77", 77)]
+)
+def test_sizes_are_decimal(text: str, size: int) -> None:
+    context = click.Context(click.Command("x"))
+    assert parse_size(context, click.Option(["--x"]), text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1e9", "2GiB", "1 2"])
+def test_what_is_no_size_is_wrong_usage(text: str, tiny: Path) -> None:
+    assert run(["serve", str(tiny), "--kv-cache", text]) == 2

@@ -1,7 +1,6 @@
 """A tiny model all the way: quantize, build, verify, evaluate, serve, and ask."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -196,7 +195,7 @@ def test_interrupt_while_quantizing_is_130_and_leaves_nothing(tmp_path: Path) ->
         [*command, "--recipe", "rtn-w4a16"], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
