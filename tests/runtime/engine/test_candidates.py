@@ -115,6 +115,18 @@ def test_a_place_holds_its_uniform_and_has_weight(
     assert fsum(exact[:place]) - slack <= target <= fsum(exact[: place + 1]) + slack
 
 
+def test_equal_weights_share_the_interval_evenly() -> None:
+    """1000 weights are several partial sums; sums of ones are exact."""
+    weights = np.ones(1000, np.float32)
+    assert [place_of(weights, (i + 0.5) / 1000) for i in range(1000)] == list(range(1000))
+
+
+def test_min_p_is_a_share_of_the_largest_probability() -> None:
+    row = np.log(np.array([1.0, 0.52, 0.48, 0.01])).astype(np.float32)
+    params = SamplingParams(min_p=0.5)
+    assert {draw_token(row, params, (j + 0.5) / 50) for j in range(50)} == {0, 1}
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-38, 1e-6])
 def test_a_tiny_temperature_is_greedy_and_warns_of_nothing(temperature: float) -> None:
     row = row_of([3.0, 3.5, -float("inf"), 1e30, 2.0])

@@ -79,6 +79,18 @@ def test_edits_by_definition(
     assert row.tolist() == [float(np.float32(v)) for v in values], "the executor's logits changed"
 
 
+def test_repetition_counts_prompt_and_answer_presence_the_answer_only() -> None:
+    row = np.array([4.0, 5.0, 3.0, *[0.0] * (VOCAB - 3)], np.float32)
+    for params, after_prompt, after_answer in (
+        (SamplingParams(temperature=0, repetition_penalty=2.0), 0, 2),
+        (SamplingParams(temperature=0, presence_penalty=2.5), 1, 1),
+    ):
+        sampler = sampler_for(params, prompt=(1,))
+        assert draw(sampler, row).token_id == after_prompt
+        sampler.note(0)
+        assert draw(sampler, row, 1).token_id == after_answer
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
     "row",

@@ -192,6 +192,18 @@ def test_a_listener_may_abort_and_submit(thread: EngineThread, executor: FakeExe
     assert second.tokens == greedy_answer(request_for("first"), executor)
 
 
+def test_a_late_abort_does_not_meet_the_next_owner_of_the_id(
+    thread: EngineThread, executor: FakeExecutor
+) -> None:
+    executor.before_step = gate = Gate()
+    second = Answer()
+    thread.submit(request_for("a", max_tokens=1), lambda _: thread.submit(request_for("a"), second))
+    assert gate.entered.wait(WAIT)
+    thread.abort("a")
+    gate.open.set()
+    assert second.end().finish_reason == "length"
+
+
 def test_shutdown_lets_answers_finish(executor: FakeExecutor) -> None:
     thread = EngineThread(Engine(executor, check=True))
     answers = [ask(thread, request_for(str(index))) for index in range(20)]
