@@ -28,7 +28,7 @@ RECIPE = "w4a16"
 RECIPE_CHANGES = ("calibration.samples=64", "calibration.tokens=128")
 """Enough for a model this small. Short samples are quicker to write: all grow in the same steps."""
 WINDOW = 512
-EVALUATION_TOKENS = 4 * WINDOW
+EVALUATION_TOKENS = 8 * WINDOW
 START_SECONDS = 60
 
 
@@ -99,7 +99,7 @@ def run_demo(console: Console, directory: Path) -> Outcome:
         rows = _rows(original, checkpoint, artifact)
     with watch.step("asking"):
         answer = _ask(artifact, console)
-    _check(answer, rows)
+    check_outcome(answer, rows)
     return Outcome(rows, QUESTION, answer, watch.seconds, str(directory))
 
 
@@ -178,7 +178,7 @@ def serving(artifact: Path) -> Iterator[dict[str, Any]]:
             process.stdout.close()
 
 
-def _check(answer: str, rows: tuple[Row, ...]) -> None:
+def check_outcome(answer: str, rows: tuple[Row, ...]) -> None:
     """A demo that only looks right is worth nothing."""
     if EXPECTED not in answer:
         raise CheckFailedError(f"the answer to '{QUESTION}' should name {EXPECTED}: '{answer}'")

