@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.format.errors import RecipeError
-from quant.tasks import Algorithm, Deviation
+from quant.tasks import Algorithm, Deviation, ScaleChoice
 
 GroupSize = Literal[32, 64, 128, "channel"]
 
@@ -31,12 +31,12 @@ class GptqSpec(_Strict):
     """damping: share of the mean diagonal added to the Hessian before it is factored.
 
     activation_order: "static" visits columns by falling activation and keeps the plain layout.
-    refits: how often scales are fitted again under the whole Hessian, with one more pass each.
+    polish: rounds of fitting the scales again under the whole Hessian and moving single codes.
     """
 
     damping: float = Field(default=0.01, gt=0.0, le=1.0)
     activation_order: Literal["static", "none"] = "static"
-    refits: int = Field(default=1, ge=0, le=8)
+    polish: int = Field(default=3, ge=0, le=32)
 
 
 class CalibrationSpec(_Strict):
@@ -63,14 +63,16 @@ class Recipe(_Strict):
     """Which linears become which integers.
 
     targets, ignore and patterns of overrides: module names with `*` and `?`, or `re:` and a regular
-    expression that matches the whole name. scale_search: choose scales by weighted error rather
-    than by the largest magnitude. allow: deviations that are recorded and do not end the run.
+    expression that matches the whole name. allow: deviations that are recorded and do not end the
+    run. scales: "range" clips nothing; "search" minimises the weighted error; "signed" does so with
+    negative scales too, which symmetric 4-bit groups gain by, and which every reader that
+    multiplies by the scale takes; choose "search" for one that insists on positive scales.
     """
 
     description: str = ""
     algorithm: Algorithm = "gptq"
     scheme: SchemeSpec = SchemeSpec()
-    scale_search: bool = True
+    scales: ScaleChoice = "signed"
     gptq: GptqSpec = GptqSpec()
     targets: tuple[str, ...] = Field(default=("*",), min_length=1, strict=False)
     ignore: tuple[str, ...] = Field(default=("lm_head",), strict=False)

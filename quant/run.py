@@ -96,8 +96,8 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
     return RoundingSettings(
         damping=recipe.gptq.damping,
         by_activation=recipe.gptq.activation_order == "static",
-        scale_search=recipe.scale_search,
-        refits=recipe.gptq.refits,
+        scales=recipe.scales,
+        polish=recipe.gptq.polish,
         scale_dtype=weight_dtype(prepared.source.config),
         allowed=frozenset(recipe.allow),
     )

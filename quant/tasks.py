@@ -6,6 +6,8 @@ from typing import Literal
 from quant.format.scheme import IntScheme
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
+ScaleChoice = Literal["range", "search", "signed"]
+"""How scales are chosen: to clip nothing; by least weighted error; the same with either sign."""
 Algorithm = Literal["gptq", "rtn"]
 Deviation = Literal["damping_raised", "rtn_fallback"]
 
@@ -28,7 +30,7 @@ class RoundingSettings:
 
     damping: float = 0.01
     by_activation: bool = True
-    scale_search: bool = True
-    refits: int = 1
+    scales: ScaleChoice = "signed"
+    polish: int = 3
     scale_dtype: FloatDtype = "bfloat16"
     allowed: frozenset[Deviation] = frozenset()

@@ -44,7 +44,7 @@ def unreached(task: LinearTask, weight: torch.Tensor, settings: RoundingSettings
         state = "fallback rtn: no calibration token reached it"
     _check_state(task.module, state, settings)
     return round_to_nearest(
-        weight, task.scheme, settings.scale_dtype, search=settings.scale_search, state=state
+        weight, task.scheme, settings.scale_dtype, scales=settings.scales, state=state
     )
 
 
@@ -59,7 +59,7 @@ def _gptq_or_fallback(
     except NotPositiveDefiniteError as error:
         return _nearest(tasks, weights, hessian, settings, f"fallback rtn: {error}")
     options = GptqOptions(
-        settings.damping, settings.by_activation, settings.scale_search, settings.refits
+        settings.damping, settings.by_activation, settings.scales, settings.polish
     )
     stack = [weights[task.module] for task in tasks]
     scheme, dtype = tasks[0].scheme, settings.scale_dtype
@@ -79,7 +79,7 @@ def _nearest(
             weights[t.module],
             t.scheme,
             settings.scale_dtype,
-            search=settings.scale_search,
+            scales=settings.scales,
             hessian=hessian,
             state=state,
         )

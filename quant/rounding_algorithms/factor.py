@@ -22,6 +22,16 @@ class Factor:
     order: torch.Tensor
     damping: float
 
+    def importance(self) -> torch.Tensor:
+        """float32 [in], by column: what a squared rounding error there costs in the end.
+
+        GPTQ's loss is the sum of (error_j / U_jj)**2 over its steps, so this, not the mean square
+        input, is what scales should be chosen by.
+        """
+        weights = torch.empty_like(self.upper.diagonal())
+        weights[self.order] = self.upper.diagonal().reciprocal().square()
+        return weights
+
 
 def visiting_order(diagonal: torch.Tensor, by_activation: bool) -> torch.Tensor:
     """Columns by falling mean square input, ties by index; or as they lie."""
@@ -33,15 +43,13 @@ def visiting_order(diagonal: torch.Tensor, by_activation: bool) -> torch.Tensor:
 def factor(hessian: torch.Tensor, damping: float, by_activation: bool) -> Factor:
     """Factor `hessian` [in, in] after adding `damping` times its mean diagonal to the diagonal.
 
-    The damping doubles on failure, up to 1. Dead columns (zero diagonal) are given a one: alone in
-    their row, they neither take nor give error. Raises NotPositiveDefiniteError.
+    The damping doubles on failure, up to 1. Dead columns (zero diagonal) do not count in the mean;
+    alone in their row, they neither take nor give error. Raises NotPositiveDefiniteError.
     """
     order = visiting_order(hessian.diagonal(), by_activation)
     permuted = hessian.double()[order][:, order]
-    diagonal = permuted.diagonal()
-    dead = diagonal == 0
-    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.tensor(1.0).double()
-    diagonal[dead] = mean
+    alive = permuted.diagonal()[permuted.diagonal() != 0]
+    mean = float(alive.mean()) if len(alive) else 1.0
     share = damping
     while True:
         damped = permuted.clone()

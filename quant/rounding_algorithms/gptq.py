@@ -26,19 +26,21 @@ from quant.rounding_algorithms.result import (
     relative_errors,
 )
 from quant.rounding_algorithms.rtn import choose_grid
+from quant.rounding_algorithms.sweep import sweep_codes
+from quant.tasks import ScaleChoice
 
 _COLUMN_CHUNK = 128
 
 
 @dataclass(frozen=True)
 class GptqOptions:
-    """damping: first rung of the ladder. refits: closed-form refits of the scales, each followed
-    by another pass; a row keeps whichever pass lost least under the Hessian."""
+    """damping: first rung of the ladder. polish: rounds of a closed-form refit of the scales and a
+    sweep over the codes; a row keeps whatever lost least under the Hessian."""
 
     damping: float = 0.01
     by_activation: bool = True
-    search: bool = True
-    refits: int = 1
+    scales: ScaleChoice = "signed"
+    polish: int = 3
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,11 @@ def gptq(
     them share; factored: the same, damped and factored. The weights go through in one stack.
     """
     stack = torch.cat(list(weights))
-    grid = choose_grid(stack, _importance(hessian), scheme, dtype, options.search)
+    grid = choose_grid(stack, factored.importance(), scheme, dtype, options.scales)
     best = _nearest_pass(stack, hessian, grid, scheme)
     best = best.where(_feedback_pass(stack, hessian, factored, grid, scheme))
-    for _ in range(options.refits):
-        grid = refit_grid(stack, best.codes, best.grid, hessian, scheme, dtype)
-        best = best.where(_feedback_pass(stack, hessian, factored, grid, scheme))
+    for _ in range(options.polish):
+        best = _polish(stack, hessian, best, factored.order, scheme, dtype)
     raised = factored.damping > options.damping
     state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
     dead = int((hessian.diagonal() == 0).sum())
@@ -96,11 +97,21 @@ def gptq(
     return results
 
 
-def _importance(hessian: torch.Tensor) -> torch.Tensor:
-    """diag(H), floored so that columns never excited still count a little in their group."""
-    diagonal = hessian.diagonal()
-    floor = 1e-4 * float(diagonal.mean())
-    return diagonal.clamp(min=floor if floor > 0 else 1.0)
+def _polish(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    best: _Pass,
+    order: torch.Tensor,
+    scheme: IntScheme,
+    dtype: ScaleDtype,
+) -> _Pass:
+    """Scales refitted to the codes, then codes moved to the scales: each row only ever gains."""
+    size = scheme.group_size(weight.shape[1])
+    grid = refit_grid(weight, best.codes, best.grid, hessian, scheme, dtype)
+    best = best.where(_scored(weight, hessian, grid, best.codes, grid.columns(size)))
+    wide = best.grid.columns(size)
+    codes = sweep_codes(weight, hessian, best.codes, wide, order, scheme)
+    return best.where(_scored(weight, hessian, best.grid, codes, wide))
 
 
 def _nearest_pass(

@@ -32,7 +32,11 @@ _NUMPY: dict[ScaleDtype, npt.DTypeLike] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """scale, zero: float32 [out, groups]; `zero` holds whole numbers, all 0 when symmetric."""
+    """scale, zero: float32 [out, groups]; `zero` holds whole numbers, all 0 when symmetric.
+
+    A scale may be negative: 4 bits hold codes from -8 to 7, and a sign puts the eighth step on the
+    side of the group's largest weight.
+    """
 
     scale: torch.Tensor
     zero: torch.Tensor
@@ -58,9 +62,9 @@ def stored_scale(scale: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
     readers may flush subnormals and a scale rounded to 0 or infinity loses the whole group.
     """
     limits = torch.finfo(_TORCH[dtype])
-    bounded = scale.float().clamp(min=limits.tiny, max=limits.max)
-    rounded = bounded.to(_TORCH[dtype]).float()
-    return torch.where(scale > 0, rounded, torch.ones_like(rounded))
+    bounded = scale.float().abs().clamp(min=limits.tiny, max=limits.max)
+    rounded = bounded.to(_TORCH[dtype]).float() * scale.sign()
+    return torch.where(scale == 0, torch.ones_like(rounded), rounded)
 
 
 def nearest_codes(weight: torch.Tensor, grid: Grid, scheme: IntScheme) -> torch.Tensor:

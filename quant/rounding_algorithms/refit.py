@@ -20,7 +20,7 @@ def refit_grid(
     """The scales that minimise (w - q) H (w - q)^T of each row, zero points and codes unchanged.
 
     With c_g the steps (code - zero) of group g, a row's scales s solve A s = b, where
-    A[g, h] = c_g H c_h and b[g] = c_g H w. A scale that comes out negative keeps its old value.
+    A[g, h] = c_g H c_h and b[g] = c_g H w. A scale that would change its sign keeps its old value.
     """
     size = scheme.group_size(weight.shape[1])
     steps = codes - grid.zero.repeat_interleave(size, dim=1)
@@ -29,7 +29,7 @@ def refit_grid(
     ridge = matrix.diagonal(dim1=1, dim2=2).mean(-1) * _RIDGE + torch.finfo(torch.float32).tiny
     matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     scale = torch.linalg.solve(matrix.double(), target.double()).float()
-    usable = torch.isfinite(scale) & (scale > 0)
+    usable = torch.isfinite(scale) & (scale * grid.scale > 0)
     return Grid(stored_scale(torch.where(usable, scale, grid.scale), dtype), grid.zero)
 
 

@@ -12,6 +12,7 @@ from quant.rounding_algorithms.grid import (
 )
 from quant.rounding_algorithms.result import AS_ASKED, Rounded, relative_errors
 from quant.rounding_algorithms.scales import full_range_grid, search_grid
+from quant.tasks import ScaleChoice
 
 
 def choose_grid(
@@ -19,14 +20,14 @@ def choose_grid(
     importance: torch.Tensor | None,
     scheme: IntScheme,
     dtype: ScaleDtype,
-    search: bool,
+    scales: ScaleChoice,
 ) -> Grid:
-    """The grid [out, groups]: searched under `importance` [in] (None: all alike), or full range."""
-    if not search:
+    """The grid [out, groups] that `scales` asks for; `importance` [in], None: all alike."""
+    if scales == "range":
         return full_range_grid(weight, scheme, dtype)
     if importance is None:
         importance = torch.ones(weight.shape[1])
-    return search_grid(weight, importance, scheme, dtype)
+    return search_grid(weight, importance, scheme, dtype, signed=scales == "signed")
 
 
 def round_to_nearest(
@@ -34,13 +35,13 @@ def round_to_nearest(
     scheme: IntScheme,
     dtype: ScaleDtype,
     *,
-    search: bool = True,
+    scales: ScaleChoice = "signed",
     hessian: torch.Tensor | None = None,
     state: str = AS_ASKED,
 ) -> Rounded:
     """Each weight to the nearest point of its group's grid. weight: float32 [out, in]."""
     importance = None if hessian is None else hessian.diagonal()
-    grid = choose_grid(weight, importance, scheme, dtype, search)
+    grid = choose_grid(weight, importance, scheme, dtype, scales)
     wide = grid.columns(scheme.group_size(weight.shape[1]))
     codes = nearest_codes(weight, wide, scheme)
     dequantized = decode(codes, wide)

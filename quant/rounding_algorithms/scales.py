@@ -40,22 +40,34 @@ def full_range_grid(
 
 
 def search_grid(
-    weight: torch.Tensor, importance: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype
+    weight: torch.Tensor,
+    importance: torch.Tensor,
+    scheme: IntScheme,
+    dtype: ScaleDtype,
+    signed: bool = False,
 ) -> Grid:
     """The grid of least error sum(importance * (weight - rounded)**2), per group.
 
     weight: float32 [out, in]; importance: float32 [in], not negative. Shrink factors are tried from
-    1 downwards, then codes and scale are refined in turn (weighted least squares). Only a strict
-    improvement replaces a grid, so ties keep the largest scale and the result is deterministic.
+    1 downwards, then codes and scale are refined in turn (weighted least squares). With `signed`, a
+    symmetric scheme tries negative scales as well. Only a strict improvement replaces a grid, so
+    ties keep the largest scale and the result is deterministic.
     """
     rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
-    parts = [_search_rows(part, importance, scheme, dtype) for part in torch.split(weight, rows)]
+    parts = []
+    for part in torch.split(weight, rows):
+        grid, error = _search_rows(part, importance, scheme, dtype)
+        if signed and scheme.symmetric:
+            mirrored, mirrored_error = _search_rows(-part, importance, scheme, dtype)
+            negative = Grid(-mirrored.scale, mirrored.zero)
+            grid = grid.where(mirrored_error < error, negative)
+        parts.append(grid)
     return Grid(torch.cat([p.scale for p in parts]), torch.cat([p.zero for p in parts]))
 
 
 def _search_rows(
     weight: torch.Tensor, importance: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype
-) -> Grid:
+) -> tuple[Grid, torch.Tensor]:
     groups = grouped(weight, scheme)
     h = grouped(importance[None, :], scheme)
     best = full_range_grid(weight, scheme, dtype)
@@ -72,7 +84,7 @@ def _search_rows(
                 zero = (best.zero + shift).clamp_(scheme.qmin, scheme.qmax)
                 candidate = _least_squares_grid(groups, h, Grid(best.scale, zero), scheme, dtype)
                 best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
-    return best
+    return best, best_error
 
 
 def _keep_better(

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.rounding_algorithms.factor import factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
-from quant.rounding_algorithms.grid import ScaleDtype
+from quant.rounding_algorithms.grid import ScaleDtype, nearest_codes
 from quant.rounding_algorithms.result import Rounded, quadratic_form
 from quant.rounding_algorithms.rtn import choose_grid, round_to_nearest
+from quant.rounding_algorithms.sweep import sweep_codes
+from quant.tasks import ScaleChoice
 
 Matrix = npt.NDArray[np.float64]
 
@@ -42,11 +44,11 @@ def run(
     scheme: IntScheme,
     *,
     by_activation: bool = True,
-    search: bool = True,
-    refits: int = 0,
+    scales: ScaleChoice = "signed",
+    polish: int = 0,
     dtype: ScaleDtype = "bfloat16",
 ) -> Rounded:
-    options = GptqOptions(0.01, by_activation, search, refits)
+    options = GptqOptions(0.01, by_activation, scales, polish)
     factored = factor(hessian, options.damping, by_activation)
     return gptq([weight], hessian, factored, scheme, dtype, options)[0]
 
@@ -76,8 +78,8 @@ def dense_gptq(
 def test_equals_dense_column_by_column(scheme: IntScheme, by_activation: bool) -> None:
     """160 columns: errors are spread inside a chunk of 128 and beyond it."""
     weight, hessian = problem(1, 16, 160)
-    result = run(weight, hessian, scheme, by_activation=by_activation, search=False)
-    columns = choose_grid(weight, None, scheme, "bfloat16", False).columns(scheme.group_size(160))
+    result = run(weight, hessian, scheme, by_activation=by_activation, scales="range")
+    columns = choose_grid(weight, None, scheme, "bfloat16", "range").columns(scheme.group_size(160))
     diagonal = hessian.double().numpy().diagonal()
     order = np.argsort(-diagonal, kind="stable") if by_activation else np.arange(160)
     wide, moments = weight.double().numpy(), hessian.double().numpy()
@@ -102,14 +104,14 @@ def loss_of_rows(difference: Matrix, hessian: Matrix) -> Matrix:
     scheme=st.sampled_from(SCHEMES),
     rows=st.integers(1, 6),
     groups=st.integers(1, 3),
-    refits=st.integers(0, 2),
+    polish=st.integers(0, 2),
 )
 def test_never_worse_than_nearest_with_the_same_scales(
-    seed: int, scheme: IntScheme, rows: int, groups: int, refits: int
+    seed: int, scheme: IntScheme, rows: int, groups: int, polish: int
 ) -> None:
     weight, hessian = problem(seed, rows, 32 * groups)
-    result = run(weight, hessian, scheme, search=False, refits=refits)
-    nearest = round_to_nearest(weight, scheme, "bfloat16", search=False, hessian=hessian)
+    result = run(weight, hessian, scheme, scales="range", polish=polish)
+    nearest = round_to_nearest(weight, scheme, "bfloat16", scales="range", hessian=hessian)
     ours = quadratic_form(weight - result.dequantized, hessian)
     theirs = quadratic_form(weight - nearest.dequantized, hessian)
     assert bool((ours <= theirs).all())
@@ -119,7 +121,7 @@ def test_never_worse_than_nearest_with_the_same_scales(
 @given(seed=st.integers(0, 2**32 - 1), scheme=st.sampled_from(SCHEMES))
 def test_the_tensor_holds_what_the_result_claims(seed: int, scheme: IntScheme) -> None:
     weight, hessian = problem(seed, 5, 64)
-    result = run(weight, hessian, scheme, refits=1)
+    result = run(weight, hessian, scheme, polish=1)
     np.testing.assert_array_equal(result.tensor.dequantize(), result.dequantized.numpy())
     assert result.tensor.codes.min() >= scheme.qmin
     assert result.tensor.codes.max() <= scheme.qmax
@@ -132,9 +134,9 @@ def test_permuting_rows_permutes_the_result() -> None:
     weight, hessian = problem(3, 12, 64)
     order = np.random.default_rng(0).permutation(12)
     scheme = IntScheme(4, True, PerGroup(32))
-    straight = run(weight, hessian, scheme, refits=1).tensor.codes[order]
+    straight = run(weight, hessian, scheme, polish=1).tensor.codes[order]
     np.testing.assert_array_equal(
-        run(weight[order], hessian, scheme, refits=1).tensor.codes, straight
+        run(weight[order], hessian, scheme, polish=1).tensor.codes, straight
     )
 
 
@@ -165,8 +167,8 @@ def test_dead_columns_keep_the_nearest_value_and_are_counted() -> None:
     hessian[dead] = 0.0
     hessian[:, dead] = 0.0
     scheme = IntScheme(4, True, PerGroup(32))
-    result = run(weight, hessian, scheme, search=False)
-    nearest = round_to_nearest(weight, scheme, "bfloat16", search=False)
+    result = run(weight, hessian, scheme, scales="range")
+    nearest = round_to_nearest(weight, scheme, "bfloat16", scales="range")
     assert result.dead_columns == len(dead)
     np.testing.assert_array_equal(result.tensor.codes[:, dead], nearest.tensor.codes[:, dead])
 
@@ -174,21 +176,47 @@ def test_dead_columns_keep_the_nearest_value_and_are_counted() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_weight_of_zeros_stays_zero(scheme: IntScheme) -> None:
     _, hessian = problem(7, 1, 64)
-    result = run(torch.zeros(4, 64), hessian, scheme, refits=1)
+    result = run(torch.zeros(4, 64), hessian, scheme, polish=1)
     assert not result.tensor.dequantize().any()
     assert np.isfinite(result.tensor.scale.astype(np.float32)).all()
     assert result.weight_error == 0.0
     assert result.output_error == 0.0
 
 
-def test_feedback_search_and_refit_each_help() -> None:
+def test_every_part_helps() -> None:
     """What each part is for, on a problem where it should show."""
     weight, hessian = problem(8, 64, 128)
     scheme = IntScheme(4, True, PerGroup(32))
-    nearest = round_to_nearest(weight, scheme, "bfloat16", search=False, hessian=hessian)
-    plain = run(weight, hessian, scheme, search=False)
-    searched = run(weight, hessian, scheme)
-    refitted = run(weight, hessian, scheme, refits=1)
-    errors = [r.output_error for r in (nearest, plain, searched, refitted)]
-    assert errors == sorted(errors, key=lambda e: -(e or 0.0))
-    assert len(set(errors)) == 4
+    results = [
+        round_to_nearest(weight, scheme, "bfloat16", scales="range", hessian=hessian),
+        run(weight, hessian, scheme, scales="range"),
+        run(weight, hessian, scheme, scales="search"),
+        run(weight, hessian, scheme, scales="signed"),
+        run(weight, hessian, scheme, scales="signed", polish=1),
+        run(weight, hessian, scheme, scales="signed", polish=4),
+    ]
+    errors = [result.output_error or 0.0 for result in results]
+    assert errors == sorted(errors, reverse=True)
+    assert len(set(errors)) == len(errors)
+
+
+def test_a_sweep_equals_dense_coordinate_descent() -> None:
+    """160 columns cross a chunk. The oracle tries every code of every column in turn."""
+    weight, hessian = problem(9, 6, 160)
+    scheme = IntScheme(4, False, PerGroup(32))
+    grid = choose_grid(weight, None, scheme, "bfloat16", "search")
+    wide = grid.columns(32)
+    start = nearest_codes(weight, wide, scheme)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(160))
+    ours = sweep_codes(weight, hessian, start, wide, order, scheme)
+    codes, moments = start.double().numpy(), hessian.double().numpy()
+    scale, zero = wide.scale.double().numpy(), wide.zero.double().numpy()
+    for j in order.tolist():
+        losses = []
+        for code in range(scheme.qmin, scheme.qmax + 1):
+            codes[:, j] = code
+            difference = weight.double().numpy() - (codes - zero) * scale
+            losses.append(loss_of_rows(difference, moments))
+        codes[:, j] = np.argmin(losses, axis=0) + scheme.qmin
+    np.testing.assert_array_equal(ours.numpy(), codes)
+    assert (codes != start.numpy()).any()
