@@ -1,12 +1,12 @@
 """coldpress demo: a real model, from the package index to an answered request."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from coldpress.console import Console
+from coldpress.environment import prepare_environment
 from coldpress.options import PATH, json_option, pass_console
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 @pass_console
 def command(console: Console, output: Path) -> None:
     """Press SmolLM2-135M-Instruct (download: 85 MB, kept in the cache), serve it, ask it."""
-    # Libraries draw bars of their own otherwise, across ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    prepare_environment()
     from coldpress.demo import run_demo
 
     outcome = run_demo(console, output)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from coldpress.console import Console
+from coldpress.environment import prepare_environment
 from coldpress.gates import check_gates, parse_gates
 from coldpress.options import PATH, gate_option, gate_text_option, json_option, pass_console
 
@@ -39,6 +40,7 @@ def command(
     gates: Sequence[str],
 ) -> None:
     """Quantize the Hugging Face checkpoint MODEL by a recipe."""
+    prepare_environment()
     from coldpress.pressing import quantize
     from coldpress.tables import pairs_table
     from coldpress.texts import text_for_gates
