@@ -1,4 +1,4 @@
-"""Settings of other libraries, which they read from the environment when they are first imported."""
+"""Settings that other libraries read from the environment when they are first imported."""
 
 import os
 
