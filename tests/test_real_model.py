@@ -46,7 +46,7 @@ def pressed(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """(int4 checkpoint, GGUF artifact)."""
     folder = tmp_path_factory.mktemp("real")
     coldpress.quantize(
-        demo_checkpoint, folder / "int4", recipe="rtn-w4a16", overrides={"scale_search": False}
+        demo_checkpoint, folder / "int4", recipe="rtn-w4a16", overrides={"scales": "range"}
     )
     coldpress.build(folder / "int4", folder / "gguf")
     return folder / "int4", folder / "gguf"
