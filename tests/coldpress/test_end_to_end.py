@@ -192,7 +192,11 @@ def test_interrupt_while_quantizing_is_130_and_leaves_nothing(tmp_path: Path) ->
     output = tmp_path / "out"
     command = [sys.executable, "-m", "coldpress", "quantize", str(model), "-o", str(output)]
     process = subprocess.Popen(
-        [*command, "--recipe", "rtn-w4a16"], stderr=subprocess.PIPE, text=True
+        [*command, "--recipe", "rtn-w4a16"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has told them to ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
