@@ -6,7 +6,7 @@ other tools stand side by side.
     python benchmarks/quality.py --baseline FLOAT_DIR --text FILE [--tokens N] NAME=DIR ...
 
 The text's second half is scored (calibrate on the first): non-overlapping windows of 1024 tokens,
-every position but the first, float32 compute, float64 statistics.
+every position but the first, float32 log-probabilities, sums in float64.
 """
 
 import argparse
@@ -35,9 +35,9 @@ class Score:
     positions: int = 0
 
     def add(self, log_probs: torch.Tensor, base: torch.Tensor, targets: torch.Tensor) -> None:
-        """Score one window: both [positions, vocab] float64, targets [positions]."""
-        kld = (base.exp() * (base - log_probs)).sum(-1)
-        self.negative_log_likelihood -= float(log_probs.gather(1, targets[:, None]).sum())
+        """Score one window: both float32 [positions, vocab], targets [positions]."""
+        kld = (base.exp() * (base - log_probs)).sum(-1).double()
+        self.negative_log_likelihood -= float(log_probs.gather(1, targets[:, None]).double().sum())
         self.kld += float(kld.sum())
         self.kld_squares += float((kld * kld).sum())
         self.same_top += int((log_probs.argmax(-1) == base.argmax(-1)).sum())
@@ -71,7 +71,7 @@ def second_half_windows(path: Path, tokenizer: Any, tokens: int) -> list[torch.T
 @torch.no_grad()
 def log_probs(model: Any, window: torch.Tensor) -> torch.Tensor:
     logits = model(window[None]).logits[0, :-1]
-    return torch.log_softmax(logits.double(), -1)
+    return torch.log_softmax(logits, -1)
 
 
 def main() -> None:
