@@ -25,7 +25,8 @@ class LinearTask:
 class RoundingSettings:
     """How linears are rounded; see the fields of the recipe for their meaning.
 
-    allowed: deviations from what was asked that do not end the run.
+    lowest_zero: smallest zero point of asymmetric groups, counted from qmin; a container may need
+    it. allowed: deviations from what was asked that do not end the run.
     """
 
     damping: float = 0.01
@@ -33,4 +34,5 @@ class RoundingSettings:
     scales: ScaleChoice = "signed"
     polish: int = 3
     scale_dtype: FloatDtype = "bfloat16"
+    lowest_zero: int = 0
     allowed: frozenset[Deviation] = frozenset()

@@ -44,7 +44,12 @@ def unreached(task: LinearTask, weight: torch.Tensor, settings: RoundingSettings
         state = "fallback rtn: no calibration token reached it"
     _check_state(task.module, state, settings)
     return round_to_nearest(
-        weight, task.scheme, settings.scale_dtype, scales=settings.scales, state=state
+        weight,
+        task.scheme,
+        settings.scale_dtype,
+        scales=settings.scales,
+        lowest_zero=settings.lowest_zero,
+        state=state,
     )
 
 
@@ -59,7 +64,11 @@ def _gptq_or_fallback(
     except NotPositiveDefiniteError as error:
         return _nearest(tasks, weights, hessian, settings, f"fallback rtn: {error}")
     options = GptqOptions(
-        settings.damping, settings.by_activation, settings.scales, settings.polish
+        settings.damping,
+        settings.by_activation,
+        settings.scales,
+        settings.polish,
+        settings.lowest_zero,
     )
     stack = [weights[task.module] for task in tasks]
     scheme, dtype = tasks[0].scheme, settings.scale_dtype
@@ -80,6 +89,7 @@ def _nearest(
             t.scheme,
             settings.scale_dtype,
             scales=settings.scales,
+            lowest_zero=settings.lowest_zero,
             hessian=hessian,
             state=state,
         )

@@ -35,12 +35,14 @@ _COLUMN_CHUNK = 128
 @dataclass(frozen=True)
 class GptqOptions:
     """damping: first rung of the ladder. polish: rounds of a closed-form refit of the scales and a
-    sweep over the codes; a row keeps whatever lost least under the Hessian."""
+    sweep over the codes; a row keeps whatever lost least under the Hessian. lowest_zero: smallest
+    zero point, counted from qmin."""
 
     damping: float = 0.01
     by_activation: bool = True
     scales: ScaleChoice = "signed"
     polish: int = 3
+    lowest_zero: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def gptq(
     them share; factored: the same, damped and factored. The weights go through in one stack.
     """
     stack = torch.cat(list(weights))
-    grid = choose_grid(stack, factored.importance(), scheme, dtype, options.scales)
+    importance, lowest = factored.importance(), options.lowest_zero
+    grid = choose_grid(stack, importance, scheme, dtype, options.scales, lowest)
     best = _nearest_pass(stack, hessian, grid, scheme)
     best = best.where(_feedback_pass(stack, hessian, factored, grid, scheme))
     for _ in range(options.polish):

@@ -21,13 +21,18 @@ def choose_grid(
     scheme: IntScheme,
     dtype: ScaleDtype,
     scales: ScaleChoice,
+    lowest_zero: int = 0,
 ) -> Grid:
-    """The grid [out, groups] that `scales` asks for; `importance` [in], None: all alike."""
+    """The grid [out, groups] that `scales` asks for; `importance` [in], None: all alike.
+
+    lowest_zero: smallest zero point of an asymmetric scheme, counted from qmin.
+    """
     if scales == "range":
-        return full_range_grid(weight, scheme, dtype)
+        return full_range_grid(weight, scheme, dtype, lowest_zero=lowest_zero)
     if importance is None:
         importance = torch.ones(weight.shape[1])
-    return search_grid(weight, importance, scheme, dtype, signed=scales == "signed")
+    signed = scales == "signed"
+    return search_grid(weight, importance, scheme, dtype, signed, lowest_zero)
 
 
 def round_to_nearest(
@@ -36,12 +41,13 @@ def round_to_nearest(
     dtype: ScaleDtype,
     *,
     scales: ScaleChoice = "signed",
+    lowest_zero: int = 0,
     hessian: torch.Tensor | None = None,
     state: str = AS_ASKED,
 ) -> Rounded:
     """Each weight to the nearest point of its group's grid. weight: float32 [out, in]."""
     importance = None if hessian is None else hessian.diagonal()
-    grid = choose_grid(weight, importance, scheme, dtype, scales)
+    grid = choose_grid(weight, importance, scheme, dtype, scales, lowest_zero)
     wide = grid.columns(scheme.group_size(weight.shape[1]))
     codes = nearest_codes(weight, wide, scheme)
     dequantized = decode(codes, wide)

@@ -21,12 +21,16 @@ def grouped(weight: torch.Tensor, scheme: IntScheme) -> torch.Tensor:
 
 
 def full_range_grid(
-    weight: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype, shrink: float = 1.0
+    weight: torch.Tensor,
+    scheme: IntScheme,
+    dtype: ScaleDtype,
+    shrink: float = 1.0,
+    lowest_zero: int = 0,
 ) -> Grid:
     """The grid that spans `shrink` of each group's range.
 
     Symmetric: nothing is clipped at 1.0. Asymmetric: the range is widened to include zero, so that
-    zero stays exact.
+    zero stays exact, and so far below it that the zero point is at least qmin + lowest_zero.
     """
     groups = grouped(weight, scheme)
     if scheme.symmetric:
@@ -34,9 +38,12 @@ def full_range_grid(
         return Grid(scale, torch.zeros_like(scale))
     low = groups.amin(-1).clamp(max=0.0)
     high = groups.amax(-1).clamp(min=0.0)
-    scale = stored_scale((high - low) * (shrink / (scheme.qmax - scheme.qmin)), dtype)
+    steps = scheme.qmax - scheme.qmin
+    if lowest_zero:
+        low = torch.minimum(low, high * (-lowest_zero / (steps - lowest_zero)))
+    scale = stored_scale((high - low) * (shrink / steps), dtype)
     zero = torch.round(scheme.qmin - shrink * low / scale)
-    return Grid(scale, zero.clamp_(scheme.qmin, scheme.qmax))
+    return Grid(scale, zero.clamp_(scheme.qmin + lowest_zero, scheme.qmax))
 
 
 def search_grid(
@@ -45,6 +52,7 @@ def search_grid(
     scheme: IntScheme,
     dtype: ScaleDtype,
     signed: bool = False,
+    lowest_zero: int = 0,
 ) -> Grid:
     """The grid of least error sum(importance * (weight - rounded)**2), per group.
 
@@ -56,7 +64,7 @@ def search_grid(
     rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
     parts = []
     for part in torch.split(weight, rows):
-        grid, error = _search_rows(part, importance, scheme, dtype)
+        grid, error = _search_rows(part, importance, scheme, dtype, lowest_zero)
         if signed and scheme.symmetric:
             mirrored, mirrored_error = _search_rows(-part, importance, scheme, dtype)
             negative = Grid(-mirrored.scale, mirrored.zero)
@@ -66,22 +74,26 @@ def search_grid(
 
 
 def _search_rows(
-    weight: torch.Tensor, importance: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype
+    weight: torch.Tensor,
+    importance: torch.Tensor,
+    scheme: IntScheme,
+    dtype: ScaleDtype,
+    lowest_zero: int = 0,
 ) -> tuple[Grid, torch.Tensor]:
     groups = grouped(weight, scheme)
     h = grouped(importance[None, :], scheme)
-    best = full_range_grid(weight, scheme, dtype)
+    best = full_range_grid(weight, scheme, dtype, lowest_zero=lowest_zero)
     best_error = _group_error(groups, h, best, scheme)
     for step in range(1, _SHRINK_STEPS):
         shrink = 1.0 - (1.0 - _SMALLEST_SHRINK) * step / (_SHRINK_STEPS - 1)
-        candidate = full_range_grid(weight, scheme, dtype, shrink)
+        candidate = full_range_grid(weight, scheme, dtype, shrink, lowest_zero)
         best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
     for _ in range(_REFIT_ROUNDS):
         candidate = _least_squares_grid(groups, h, best, scheme, dtype)
         best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
         if not scheme.symmetric:
             for shift in (-1.0, 1.0):
-                zero = (best.zero + shift).clamp_(scheme.qmin, scheme.qmax)
+                zero = (best.zero + shift).clamp_(scheme.qmin + lowest_zero, scheme.qmax)
                 candidate = _least_squares_grid(groups, h, Grid(best.scale, zero), scheme, dtype)
                 best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
     return best, best_error
