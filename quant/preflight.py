@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from quant.extras import require
 from quant.format.checkpoint import Checkpoint, open_checkpoint
+from quant.format.containers import CONTAINERS, Container, require_holdable
 from quant.format.errors import UnsupportedModelError
-from quant.format.packing import packed_words
 from quant.format.scheme import IntScheme, Scheme
 from quant.memory import peak_bytes, samples_per_batch
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
-from quant.tasks import LinearTask
+from quant.tasks import FloatDtype, LinearTask
 
 if TYPE_CHECKING:
     from quant.skeleton import Skeleton
@@ -55,7 +55,8 @@ class Plan:
 class Prepared:
     """A plan with the opened things that it was made from, ready to be carried out.
 
-    left_out: stored tensors that are not written, and why.
+    left_out: stored tensors that are not written, and why. linears: scheme of each linear that is
+    stored, quantized or not, by module name.
     """
 
     plan: Plan
@@ -63,6 +64,7 @@ class Prepared:
     skeleton: "Skeleton"
     resolution: Resolution
     left_out: Mapping[str, str]
+    linears: Mapping[str, Scheme]
 
 
 def plan_quantization(model: Path, recipe: Recipe) -> Plan:
@@ -90,8 +92,13 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     if not widths:
         raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
     resolution = resolve(recipe, widths, skeleton.outer_linears())
-    scale_bytes = 4 if weight_dtype(source.config) == "float32" else 2
-    tensors = _tensor_plans(source, resolution, left_out, scale_bytes)
+    container, dtype = CONTAINERS[recipe.format], weight_dtype(source.config)
+    linears = _linears(source, resolution)
+    shapes = {name: source.shape(f"{name}.weight") for name in linears}
+    described = {name: (scheme, shapes[name]) for name, scheme in linears.items()}
+    require_holdable(recipe.format, described, frozenset(skeleton.outer_linears()))
+    scale_bytes = 4 if (container.scale_dtype or dtype) == "float32" else 2
+    tensors = _tensor_plans(source, resolution, left_out, container, scale_bytes)
     plan = Plan(
         model=str(model),
         tensors=tensors,
@@ -99,19 +106,17 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
         source_bytes=sum(source.stored_bytes(name) for name in source.names()),
         peak_memory_bytes=peak_bytes(skeleton, recipe),
         samples_per_batch=samples_per_batch(skeleton, recipe.calibration),
-        notes=tuple(_notes(resolution, left_out)),
+        notes=(*_notes(resolution, left_out), *_format_notes(recipe, resolution, dtype)),
     )
-    return Prepared(plan, source, skeleton, resolution, left_out)
+    return Prepared(plan, source, skeleton, resolution, left_out, linears)
 
 
-def stored_bytes(shape: tuple[int, ...], scheme: IntScheme, scale_bytes: int) -> int:
-    """Payload of one pack-quantized weight [out, in]: codes, scales, zero points and its shape."""
-    rows, columns = shape
-    groups = scheme.groups(columns)
-    words = rows * packed_words(columns, scheme.num_bits)
-    if not scheme.symmetric:
-        words += packed_words(rows, scheme.num_bits) * groups
-    return 4 * words + rows * groups * scale_bytes + 16
+def _linears(source: Checkpoint, resolution: Resolution) -> dict[str, Scheme]:
+    linears: dict[str, Scheme] = {name: task.scheme for name, task in resolution.tasks.items()}
+    for module in resolution.kept:
+        if f"{module}.weight" in source.names():
+            linears[module] = source.scheme(f"{module}.weight")
+    return linears
 
 
 def _close_books(source: Checkpoint, skeleton: "Skeleton") -> dict[str, str]:
@@ -143,7 +148,11 @@ def _close_books(source: Checkpoint, skeleton: "Skeleton") -> dict[str, str]:
 
 
 def _tensor_plans(
-    source: Checkpoint, resolution: Resolution, left_out: Mapping[str, str], scale_bytes: int
+    source: Checkpoint,
+    resolution: Resolution,
+    left_out: Mapping[str, str],
+    container: Container,
+    scale_bytes: int,
 ) -> tuple[TensorPlan, ...]:
     plans = []
     for name in source.names():
@@ -153,7 +162,7 @@ def _tensor_plans(
         task = resolution.tasks.get(module) if name.endswith(".weight") else None
         scheme: Scheme = source.scheme(name) if task is None else task.scheme
         if isinstance(scheme, IntScheme):
-            size = stored_bytes(shape, scheme, scale_bytes)
+            size = container.stored_bytes(shape, scheme, scale_bytes)
         else:
             size = math.prod(shape) * scheme.num_bits // 8
         plans.append(TensorPlan(name, shape, str(scheme), size, _why(module, task, resolution)))
@@ -172,5 +181,27 @@ def _notes(resolution: Resolution, left_out: Mapping[str, str]) -> list[str]:
     if len(schemes) > 1 and any(not scheme.symmetric for scheme in schemes):
         notes.append(
             "an asymmetric scheme is mixed with others: vLLM loads that, transformers does not"
+        )
+    return notes
+
+
+def _format_notes(recipe: Recipe, resolution: Resolution, dtype: FloatDtype) -> list[str]:
+    """How the format changes what the recipe asks for, and who cannot read the result."""
+    container, notes = CONTAINERS[recipe.format], []
+    symmetric = any(task.scheme.symmetric for task in resolution.tasks.values())
+    if recipe.scales == "signed" and symmetric and not container.signed_scales:
+        notes.append(
+            f"scales are chosen by 'search' instead of 'signed': kernels for {recipe.format} may "
+            "take positive scales only"
+        )
+    if container.scale_dtype not in (None, dtype):
+        notes.append(
+            f"scales are {container.scale_dtype}, as {recipe.format} has them, and were chosen as "
+            f"such; a server that computes in another type than that rounds them once more"
+        )
+    if recipe.format == "gptq" and not symmetric:
+        notes.append(
+            "GPTQModel refuses asymmetric files in this layout from other writers; "
+            "format=gptq_v2 holds the same and is not refused"
         )
     return notes

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quant.format.containers import Format
 from quant.format.errors import RecipeError
 from quant.tasks import Algorithm, Deviation, ScaleChoice
 
@@ -66,12 +67,14 @@ class Recipe(_Strict):
     expression that matches the whole name. allow: deviations that are recorded and do not end the
     run. scales: "range" clips nothing; "search" minimises the weighted error; "signed" does so with
     negative scales too, which symmetric 4-bit groups gain by, and which every reader that
-    multiplies by the scale takes; choose "search" for one that insists on positive scales.
+    multiplies by the scale takes; choose "search" for one that insists on positive scales. format:
+    the checkpoint to write; gptq, gptq_v2 and awq take float16 scales and no negative ones.
     """
 
     description: str = ""
     algorithm: Algorithm = "gptq"
     scheme: SchemeSpec = SchemeSpec()
+    format: Format = "compressed-tensors"
     scales: ScaleChoice = "signed"
     gptq: GptqSpec = GptqSpec()
     targets: tuple[str, ...] = Field(default=("*",), min_length=1, strict=False)

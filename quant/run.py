@@ -14,10 +14,9 @@ from quant.calibration import (
     gather,
     parse_source,
 )
-from quant.format.compressed_tensors import encode_weight, quantization_config
+from quant.format.containers import CONTAINERS
 from quant.format.errors import FileFormatError
 from quant.format.safetensors_writer import ShardedWriter
-from quant.format.scheme import Scheme
 from quant.format.staging import require_free_bytes, staged_directory
 from quant.format.tensor import QuantizedTensor
 from quant.preflight import Prepared, prepare
@@ -59,10 +58,10 @@ def quantize_checkpoint(
 ) -> QuantizeReport:
     """Write the checkpoint in `model`, quantized by `recipe`, to the new directory `output`.
 
-    The result is a compressed-tensors checkpoint with tokenizer files and a report; nothing appears
-    at `output` unless all of it is there. The same input, thread count and library versions give
-    the same bytes; global random state is left alone. `calibration` is not read for recipes that
-    do not need it.
+    The result is a checkpoint in the recipe's format with tokenizer files and a report; nothing
+    appears at `output` unless all of it is there. The same input, thread count and library
+    versions give the same bytes; global random state is left alone. `calibration` is not read for
+    recipes that do not need it.
 
     Raises InputError (or a kind of it) before any weight is read when the model, recipe or text
     cannot work; CheckFailedError when a module ends otherwise than asked and the recipe's `allow`
@@ -82,7 +81,7 @@ def quantize_checkpoint(
             data = gather(source, prepared.source, prepared.skeleton, spec, progress)
         run = _Run(prepared, recipe, _settings(prepared, recipe), data, progress)
         modules = _write_weights(run, staging)
-        _write_config(prepared, staging)
+        _write_config(run, staging)
         for path in prepared.source.files():
             shutil.copyfile(path, staging / path.name)
         report = _report(run, modules, staging)
@@ -93,12 +92,16 @@ def quantize_checkpoint(
 def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
     from quant.skeleton import weight_dtype
 
+    container, scales = CONTAINERS[recipe.format], recipe.scales
+    if scales == "signed" and not container.signed_scales:
+        scales = "search"
     return RoundingSettings(
         damping=recipe.gptq.damping,
         by_activation=recipe.gptq.activation_order == "static",
-        scales=recipe.scales,
+        scales=scales,
         polish=recipe.gptq.polish,
-        scale_dtype=weight_dtype(prepared.source.config),
+        scale_dtype=container.scale_dtype or weight_dtype(prepared.source.config),
+        lowest_zero=container.lowest_zero,
         allowed=frozenset(recipe.allow),
     )
 
@@ -106,13 +109,13 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
 def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
     """Round layer by layer; then copy what stays as it is. Each source tensor is read in turn."""
     source, layers = run.prepared.source, len(run.prepared.skeleton.layers)
-    modules: list[ModuleReport] = []
+    container, modules = CONTAINERS[run.recipe.format], list[ModuleReport]()
     written: set[str] = set()
     with ShardedWriter(directory) as writer:
         run.on_progress(0, layers, "layers")
         for index, rounded in enumerate(_rounded_layers(run)):
             for module, result in rounded.items():
-                for name, array in encode_weight(module, result.tensor).items():
+                for name, array in container.encode(module, result.tensor).items():
                     writer.add(name, array)
                 written.add(f"{module}.weight")
                 modules.append(_module_report(run, module, result))
@@ -198,16 +201,13 @@ def _kept_report(prepared: Prepared) -> list[ModuleReport]:
     ]
 
 
-def _write_config(prepared: Prepared, directory: Path) -> None:
-    source = prepared.source
-    modules: dict[str, Scheme] = {
-        module: task.scheme for module, task in prepared.resolution.tasks.items()
-    }
-    for module in prepared.resolution.kept:
-        if f"{module}.weight" in source.names():
-            modules[module] = source.scheme(f"{module}.weight")
-    config = {**source.config, "quantization_config": quantization_config(modules)}
+def _write_config(run: _Run, directory: Path) -> None:
+    container, prepared = CONTAINERS[run.recipe.format], run.prepared
+    quantization = container.config(prepared.linears, run.recipe.gptq.damping)
+    config = {**prepared.source.config, "quantization_config": quantization}
     _write_json(directory / "config.json", config)
+    if container.extra_file:
+        _write_json(directory / container.extra_file, quantization)
 
 
 def _report(run: _Run, modules: list[ModuleReport], directory: Path) -> QuantizeReport:

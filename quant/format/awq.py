@@ -127,5 +127,6 @@ def _scheme(config: Mapping[str, Any], where: str) -> IntScheme:
         )
     if type(size) is not int or (size <= 0 and size != -1):
         raise FileFormatError(where, f"quantization_config.group_size is {size!r}")
-    symmetric = not config.get("zero_point", True)
+    # A file whose zero points are all 8 may say so, and is then as symmetric as one without them.
+    symmetric = not config.get("zero_point", True) or config.get("sym") is True
     return IntScheme(_BITS, symmetric, PerChannel() if size == -1 else PerGroup(size))

@@ -1,0 +1,222 @@
+"""The checkpoints that a quantized model can be written as: a row of the table for each format.
+
+All of them hold the same integers. What one of them cannot hold is known from schemes and shapes
+alone, so that it is refused before a weight is read.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from quant.format import awq, compressed_tensors, gptq
+from quant.format.errors import RecipeError
+from quant.format.packing import packed_words
+from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.tensor import QuantizedTensor
+
+Format = Literal["compressed-tensors", "gptq", "gptq_v2", "awq"]
+Shape = tuple[int, ...]
+
+GPTQ_CONFIG = "quantize_config.json"
+"""A copy of `quantization_config` that older readers of GPTQ look for."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """One format of checkpoint.
+
+    encode: the stored tensors of a module's weight, by name. config: the `quantization_config` for
+    {module: scheme} of every linear, and the damping of GPTQ. stored_bytes: payload of one weight
+    of a shape and scheme, with so many bytes per scale. check: why a weight of a scheme and shape
+    cannot be held, and what to set instead; None when it can.
+    scale_dtype: the only type of scales, None for that of the model.
+    signed_scales: whether readers take negative ones. one_scheme: whether all weights share one.
+    may_skip: whether it can tell which linears of the decoder layers are not quantized.
+    lowest_zero: the smallest zero point, counted from qmin. extra_file: where a copy of the config
+    goes.
+    """
+
+    encode: Callable[[str, QuantizedTensor], dict[str, npt.NDArray[Any]]]
+    config: Callable[[Mapping[str, Scheme], float], dict[str, Any]]
+    stored_bytes: Callable[[Shape, IntScheme, int], int]
+    check: Callable[[IntScheme, Shape], str | None]
+    scale_dtype: Literal["float16"] | None = None
+    signed_scales: bool = False
+    one_scheme: bool = True
+    may_skip: bool = True
+    lowest_zero: int = 0
+    extra_file: str | None = None
+
+
+def require_holdable(
+    format_name: Format, modules: Mapping[str, tuple[Scheme, Shape]], outside: frozenset[str]
+) -> None:
+    """Raise RecipeError naming the first linear that the format cannot hold, and the fix.
+
+    modules: scheme and shape of every linear; those of `outside` lie outside the decoder layers.
+    """
+    container = CONTAINERS[format_name]
+    first: IntScheme | None = None
+    for module, (scheme, shape) in modules.items():
+        problem = None
+        if isinstance(scheme, FloatScheme):
+            if module not in outside and not container.may_skip:
+                problem = "every linear of the decoder layers must be quantized: ignore none"
+        else:
+            first = first or scheme
+            problem = container.check(scheme, shape)
+            if container.one_scheme and scheme != first:
+                problem = f"all linears must have one scheme, and others have {first}"
+        if problem:
+            raise RecipeError(
+                f"{module}: format '{format_name}' cannot hold it as {scheme}: {problem}, "
+                "or choose format=compressed-tensors"
+            )
+
+
+def _compressed_config(modules: Mapping[str, Scheme], damping: float) -> dict[str, Any]:
+    return compressed_tensors.quantization_config(modules)
+
+
+def _compressed_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
+    """Codes, scales, zero points and the stored shape."""
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    words = rows * packed_words(columns, scheme.num_bits)
+    if not scheme.symmetric:
+        words += packed_words(rows, scheme.num_bits) * groups
+    return 4 * words + rows * groups * scale_bytes + 16
+
+
+def _no_problem(scheme: IntScheme, shape: Shape) -> str | None:
+    return None
+
+
+def _gptq_config(
+    modules: Mapping[str, Scheme], damping: float, checkpoint_format: str
+) -> dict[str, Any]:
+    scheme = _only_scheme(modules)
+    return {
+        "quant_method": "gptq",
+        "bits": scheme.num_bits,
+        "group_size": _group_size(scheme),
+        "desc_act": False,
+        "static_groups": False,
+        "sym": scheme.symmetric,
+        "lm_head": False,
+        "true_sequential": True,
+        "damp_percent": damping,
+        "checkpoint_format": checkpoint_format,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"coldpress:{_own_version()}"]},
+    }
+
+
+def _gptq_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
+    """Codes, zero points (symmetric ones too), scales and the group of each column."""
+    rows, columns = shape
+    groups, bits = scheme.groups(columns), scheme.num_bits
+    words = packed_words(columns, bits) * rows + groups * packed_words(rows, bits) + columns
+    return 4 * words + rows * groups * scale_bytes
+
+
+def _gptq_check(scheme: IntScheme, shape: Shape) -> str | None:
+    """Whole words along both sides: our reader takes a padded last one, others do not."""
+    bits, (rows, columns) = scheme.num_bits, shape
+    if bits not in gptq.READABLE_BITS:
+        return f"GPTQ files have 2, 3, 4 or 8 bits, not {bits}: set scheme.num_bits"
+    for side, size in (("outputs", rows), ("inputs", columns)):
+        if size * bits % 32:
+            return f"its {size} {side} of {bits} bits do not fill whole words of 32 bits"
+    return None
+
+
+def _awq_config(modules: Mapping[str, Scheme], damping: float) -> dict[str, Any]:
+    scheme = _only_scheme(modules)
+    kept = [name for name, other in modules.items() if isinstance(other, FloatScheme)]
+    config = {
+        "quant_method": "awq",
+        "bits": scheme.num_bits,
+        "group_size": _group_size(scheme),
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": kept if "lm_head" in kept else [*kept, "lm_head"],
+    }
+    if scheme.symmetric:
+        # Readers need the zero points, all 8, and know a file without them hardly at all. The key
+        # tells that these zero points say nothing.
+        config["sym"] = True
+    return config
+
+
+def _awq_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    return 4 * (columns + groups) * (rows // 8) + rows * groups * scale_bytes
+
+
+def _awq_check(scheme: IntScheme, shape: Shape) -> str | None:
+    rows, columns = shape
+    if scheme.num_bits != 4:
+        return f"AWQ files have 4 bits, not {scheme.num_bits}: set scheme.num_bits=4"
+    if isinstance(scheme.granularity, PerChannel):
+        return "AWQ files have groups, not one scale per row: set scheme.group_size"
+    if columns % scheme.granularity.size:
+        return f"its {columns} inputs are not whole groups of {scheme.granularity.size}"
+    if rows % 8:
+        return f"its {rows} outputs are not a multiple of 8"
+    return None
+
+
+def _only_scheme(modules: Mapping[str, Scheme]) -> IntScheme:
+    (scheme,) = {scheme for scheme in modules.values() if isinstance(scheme, IntScheme)}
+    return scheme
+
+
+def _group_size(scheme: IntScheme) -> int:
+    return scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else -1
+
+
+def _own_version() -> str:
+    try:
+        return version("coldpress")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _gptq(checkpoint_format: str, layout: int, lowest_zero: int) -> Container:
+    return Container(
+        encode=partial(gptq.encode_weight, version=layout),
+        config=partial(_gptq_config, checkpoint_format=checkpoint_format),
+        stored_bytes=_gptq_bytes,
+        check=_gptq_check,
+        scale_dtype="float16",
+        may_skip=False,
+        lowest_zero=lowest_zero,
+        extra_file=GPTQ_CONFIG,
+    )
+
+
+CONTAINERS: Mapping[Format, Container] = {
+    "compressed-tensors": Container(
+        encode=compressed_tensors.encode_weight,
+        config=_compressed_config,
+        stored_bytes=_compressed_bytes,
+        check=_no_problem,
+        signed_scales=True,
+        one_scheme=False,
+    ),
+    "gptq": _gptq("gptq", 1, lowest_zero=1),
+    "gptq_v2": _gptq("gptq_v2", 2, lowest_zero=0),
+    "awq": Container(
+        encode=awq.encode_weight,
+        config=_awq_config,
+        stored_bytes=_awq_bytes,
+        check=_awq_check,
+        scale_dtype="float16",
+    ),
+}
