@@ -60,17 +60,19 @@ def require_holdable(
     modules: scheme and shape of every linear; those of `outside` lie outside the decoder layers.
     """
     container = CONTAINERS[format_name]
-    first: IntScheme | None = None
+    common: tuple[str, Scheme] | None = None
     for module, (scheme, shape) in modules.items():
         problem = None
         if isinstance(scheme, FloatScheme):
             if module not in outside and not container.may_skip:
-                problem = "every linear of the decoder layers must be quantized: ignore none"
+                problem = "it has no word for linears of decoder layers left out: ignore none"
         else:
-            first = first or scheme
+            common = common or (module, scheme)
             problem = container.check(scheme, shape)
-            if container.one_scheme and scheme != first:
-                problem = f"all linears must have one scheme, and others have {first}"
+            if not problem and container.one_scheme and scheme != common[1]:
+                problem = (
+                    f"it has one scheme for all, and {common[0]} is {common[1]}: make them alike"
+                )
         if problem:
             raise RecipeError(
                 f"{module}: format '{format_name}' cannot hold it as {scheme}: {problem}, "
