@@ -35,7 +35,7 @@ def quantize(
     evaluation_text: str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a compressed-tensors checkpoint; returns the report, evaluated if there is a text.
+    """Write a checkpoint in the recipe's format; returns the report, evaluated if there is a text.
 
     Raises InputError, before the first weight is read, for a recipe or model that cannot work.
     """
