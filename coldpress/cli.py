@@ -19,7 +19,7 @@ from coldpress.console import Console
 from quant.format.errors import ColdpressError
 
 COMMANDS = {
-    "quantize": "Choose the integers: a checkpoint becomes a compressed-tensors checkpoint.",
+    "quantize": "Choose the integers: a checkpoint becomes a quantized one.",
     "build": "Put a checkpoint into the container it travels in.",
     "serve": "Answer OpenAI-compatible requests.",
     "run": "One answer, or a chat.",
