@@ -78,16 +78,37 @@ def require_baseline(gates: Sequence[Gate], baseline_given: bool) -> None:
         raise InputError(f"gate {lacking[0]} compares with a baseline; add --baseline MODEL")
 
 
-def check_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> None:
-    """Raises CheckFailedError naming every gate that `figures` (the JSON of eval) miss."""
-    missed = []
-    for gate in gates:
-        value = _measured(gate, figures)
-        if not gate.holds(value):
-            shown = "not a number" if math.isnan(value) else f"{value:.6g}"
-            missed.append(f"{gate} (measured {shown})")
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one gate; `value` is NaN where the figure is not a number."""
+
+    gate: Gate
+    value: float
+
+    @property
+    def holds(self) -> bool:
+        return self.gate.holds(self.value)
+
+    def __str__(self) -> str:
+        shown = "not a number" if math.isnan(self.value) else f"{self.value:.6g}"
+        return f"{self.gate} (measured {shown})"
+
+
+def judge_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
+    """Every gate with what `figures` (the JSON of eval) say about it."""
+    return [Verdict(gate, _measured(gate, figures)) for gate in gates]
+
+
+def require_held(verdicts: Sequence[Verdict]) -> None:
+    """Raises CheckFailedError naming every gate that was not met."""
+    missed = [str(verdict) for verdict in verdicts if not verdict.holds]
     if missed:
         raise CheckFailedError(f"gate not met: {', '.join(missed)}")
+
+
+def check_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> None:
+    """Raises CheckFailedError naming every gate that `figures` miss."""
+    require_held(judge_gates(gates, figures))
 
 
 def _measured(gate: Gate, figures: Mapping[str, Any]) -> float:

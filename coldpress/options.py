@@ -58,6 +58,16 @@ def gate_option(function: F) -> F:
     )(function)
 
 
+def junit_option(function: F) -> F:
+    """The same verdicts for a CI system."""
+    return click.option(
+        "--junit",
+        type=PATH,
+        metavar="FILE",
+        help="Write gates, and modules that are not as asked, as JUnit XML, whatever they came to.",
+    )(function)
+
+
 def gate_text_option(function: F) -> F:
     """What gates are judged on where nothing is evaluated otherwise."""
     return click.option(

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from coldpress.console import Console
-from coldpress.gates import check_gates, parse_gates, require_baseline
+from coldpress.gates import judge_gates, parse_gates, require_baseline, require_held
+from coldpress.junit import gate_cases, junit_file
 from coldpress.options import (
     PATH,
     backend_option,
     gate_option,
     json_option,
+    junit_option,
     pass_console,
     threads_option,
 )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @backend_option
 @threads_option
 @gate_option
+@junit_option
 @json_option
 @pass_console
 def command(
@@ -42,6 +45,7 @@ def command(
     backend: str,
     threads: int | None,
     gates: Sequence[str],
+    junit: Path | None,
 ) -> None:
     """Perplexity of ARTIFACT on a text; with --baseline, KL divergence and top-1 agreement.
 
@@ -52,19 +56,22 @@ def command(
 
     wanted = parse_gates(gates)
     require_baseline(wanted, baseline is not None)
-    with console.progress("evaluating") as on_progress:
-        figures = evaluate_files(
-            artifact,
-            read_text(text),
-            baseline=baseline,
-            window=window,
-            max_tokens=max_tokens,
-            backend=backend,
-            threads=threads,
-            on_progress=on_progress,
-        )
-    console.result(figures, lambda: _render(artifact, figures))
-    check_gates(wanted, figures)
+    with junit_file(junit, "eval") as cases:
+        with console.progress("evaluating") as on_progress:
+            figures = evaluate_files(
+                artifact,
+                read_text(text),
+                baseline=baseline,
+                window=window,
+                max_tokens=max_tokens,
+                backend=backend,
+                threads=threads,
+                on_progress=on_progress,
+            )
+        console.result(figures, lambda: _render(artifact, figures))
+        verdicts = judge_gates(wanted, figures)
+        cases += gate_cases(verdicts)
+        require_held(verdicts)
 
 
 def _render(artifact: Path, figures: "Figures") -> object:

@@ -8,8 +8,16 @@ import click
 
 from coldpress.console import Console
 from coldpress.environment import prepare_environment
-from coldpress.gates import check_gates, parse_gates
-from coldpress.options import PATH, gate_option, gate_text_option, json_option, pass_console
+from coldpress.gates import judge_gates, parse_gates, require_held
+from coldpress.junit import gate_cases, junit_file, module_cases
+from coldpress.options import (
+    PATH,
+    gate_option,
+    gate_text_option,
+    json_option,
+    junit_option,
+    pass_console,
+)
 
 
 @click.command("quantize")
@@ -26,6 +34,7 @@ from coldpress.options import PATH, gate_option, gate_text_option, json_option, 
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @gate_text_option
 @gate_option
+@junit_option
 @json_option
 @pass_console
 def command(
@@ -38,6 +47,7 @@ def command(
     overwrite: bool,
     gate_text: Path | None,
     gates: Sequence[str],
+    junit: Path | None,
 ) -> None:
     """Quantize the Hugging Face checkpoint MODEL by a recipe."""
     prepare_environment()
@@ -47,20 +57,23 @@ def command(
 
     wanted = parse_gates(gates)
     text = text_for_gates(gate_text) if wanted else None
-    with console.progress("quantizing") as on_progress:
-        outcome = quantize(
-            model,
-            output,
-            recipe=recipe,
-            overrides=overrides,
-            calibration=calibration,
-            overwrite=overwrite,
-            evaluation_text=text,
-            on_progress=on_progress,
-        )
-    console.result(outcome, lambda: pairs_table(str(output), _summary(outcome)))
-    if wanted:
-        check_gates(wanted, outcome["evaluation"])
+    with junit_file(junit, "quantize", output) as cases:
+        with console.progress("quantizing") as on_progress:
+            outcome = quantize(
+                model,
+                output,
+                recipe=recipe,
+                overrides=overrides,
+                calibration=calibration,
+                overwrite=overwrite,
+                evaluation_text=text,
+                on_progress=on_progress,
+            )
+        console.result(outcome, lambda: pairs_table(str(output), _summary(outcome)))
+        cases += module_cases(outcome["modules"])
+        verdicts = judge_gates(wanted, outcome["evaluation"])
+        cases += gate_cases(verdicts)
+        require_held(verdicts)
 
 
 def _summary(outcome: dict[str, Any]) -> dict[str, Any]:
