@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "Perplexity, and the distance to a baseline.",
     "bench": "Latency, throughput and memory.",
     "inspect": "What is in an artifact.",
+    "report": "Artifacts on one page: errors, sizes, quality.",
     "plan": "What quantizing or building would make.",
     "verify": "Digests, the same integers, logits within bounds.",
     "demo": "A real model, from the package index to an answered request.",

@@ -1,0 +1,114 @@
+"""What every form of the report says in words: the comparison, conditions, and states."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from coldpress.report.artifact import Artifact, Evaluation, Run
+from coldpress.tables import human_bytes
+
+COLUMNS = (
+    "artifact",
+    "kind",
+    "made from",
+    "size",
+    "bits/weight",
+    "perplexity",
+    "ratio",
+    "KLD mean",
+    "KLD p99",
+    "KLD max",
+    "top-1",
+    "tokens/s",
+)
+FIRST_NUMBER = 3
+"""Columns from here on hold numbers."""
+NOTHING = "-"
+
+
+def comparison_row(artifact: Artifact) -> list[str]:
+    """The cells of COLUMNS; "-" where nothing was measured."""
+    cells = [artifact.name, artifact.kind, ", ".join(artifact.made_from) or NOTHING]
+    cells += [human_bytes(artifact.bytes), decimals(artifact.bits_per_weight, 2)]
+    e = artifact.evaluation
+    if e is None:
+        cells += [NOTHING] * 6
+    else:
+        cells += [
+            with_error(e.perplexity, e.perplexity_se, 2),
+            decimals(e.ppl_ratio, 4),
+            with_error(e.kld, e.kld_se, 4),
+            decimals(e.kld_p99, 4),
+            decimals(e.kld_max, 3),
+            percent(e.top1, e.top1_se),
+        ]
+    return [*cells, speed(artifact.runs)]
+
+
+def speed(runs: Sequence[Run]) -> str:
+    """Decoded tokens per second; with the number of streams where there are several."""
+    shown = [f"{decimals(run.decode, 1)} ({run.concurrency or '?'})" for run in runs]
+    return ", ".join(shown) or NOTHING
+
+
+def decimals(value: float | None, digits: int) -> str:
+    """A figure, or "-"; scientific where the decimals would show nothing of it."""
+    if value is None:
+        return NOTHING
+    if value != 0 and (abs(value) < 10.0**-digits or abs(value) >= 1e9):
+        return f"{value:.2e}"
+    return f"{value:.{digits}f}"
+
+
+def with_error(value: float | None, error: float | None, digits: int) -> str:
+    """A mean with its standard error."""
+    shown = decimals(value, digits)
+    return shown if value is None or error is None else f"{shown} ± {decimals(error, digits)}"
+
+
+def percent(value: float | None, error: float | None) -> str:
+    """A share with its standard error."""
+    if value is None:
+        return NOTHING
+    return f"{value:.1%}" if error is None else f"{value:.1%} ± {error:.1%}"
+
+
+def conditions(name: str, evaluation: Evaluation) -> str:
+    """How the figures of one artifact were measured."""
+    e = evaluation
+    said = [f"{e.tokens:,} tokens scored" if e.tokens is not None else "an unknown text"]
+    if e.window is not None:
+        said.append(f"windows of {e.window:,}")
+    if e.baseline_perplexity is not None:
+        said.append(f"baseline perplexity {decimals(e.baseline_perplexity, 2)}")
+    else:
+        said.append("no baseline")
+    return f"{name}: {', '.join(said)} (from {e.source})"
+
+
+def missing(artifact: Artifact) -> list[str]:
+    """A sentence for everything that this artifact has no figures for."""
+    found = list(artifact.missing)
+    if artifact.evaluation is None:
+        found.append(
+            "Not evaluated: run 'coldpress --json eval' and name its output after the directory."
+        )
+    elif artifact.evaluation.kld is None:
+        found.append("Evaluated without a baseline, so the distance to the original is unknown.")
+    return found
+
+
+def states(artifact: Artifact) -> str:
+    """How many modules ended as asked, in one sentence."""
+    others = len(artifact.not_as_asked())
+    total = len(artifact.modules)
+    if not total:
+        return "States of modules are not recorded here."
+    if not others:
+        return f"All {total} modules are as asked."
+    return f"{others} of {total} modules {'is' if others == 1 else 'are'} not as asked."
+
+
+def schemes(artifact: Artifact) -> str:
+    """Tensors by scheme: "210 int4-sym-g64, 62 bfloat16"."""
+    counts = Counter(tensor.scheme for tensor in artifact.tensors)
+    return ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common()) or NOTHING
