@@ -7,7 +7,6 @@ alone, so that it is refused before a weight is read.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -101,6 +100,7 @@ def _no_problem(scheme: IntScheme, shape: Shape) -> str | None:
 def _gptq_config(
     modules: Mapping[str, Scheme], damping: float, checkpoint_format: str
 ) -> dict[str, Any]:
+    """Without `meta`, a writer's name: transformers takes it for a sign of GPTQModel's dialect."""
     scheme = _only_scheme(modules)
     return {
         "quant_method": "gptq",
@@ -114,7 +114,6 @@ def _gptq_config(
         "damp_percent": damping,
         "checkpoint_format": checkpoint_format,
         "pack_dtype": "int32",
-        "meta": {"quantizer": [f"coldpress:{_own_version()}"]},
     }
 
 
@@ -181,13 +180,6 @@ def _only_scheme(modules: Mapping[str, Scheme]) -> IntScheme:
 
 def _group_size(scheme: IntScheme) -> int:
     return scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else -1
-
-
-def _own_version() -> str:
-    try:
-        return version("coldpress")
-    except PackageNotFoundError:
-        return "0"
 
 
 def _gptq(checkpoint_format: str, layout: int, lowest_zero: int) -> Container:

@@ -51,6 +51,21 @@ def test_full_range_clips_nothing(scheme: IntScheme) -> None:
     assert bool(((rounded(weight, grid, scheme) - weight).abs() <= step * (0.5 + 1e-4)).all())
 
 
+@pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("offset", [0.0, 0.05, 1.0, 5.0])
+def test_a_lowest_zero_point_clips_nothing_either(num_bits: int, offset: float) -> None:
+    """Rows of weights around zero up to rows far above it, which would have the lowest of all."""
+    scheme = IntScheme(num_bits, False, PerGroup(32))
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)).abs() + offset - 0.1
+    weight[0] = 0.0
+    grid = full_range_grid(weight, scheme, "float32", lowest_zero=1)
+    assert float(grid.zero.min()) == scheme.qmin + 1
+    step = grid.columns(32).scale
+    assert bool(((rounded(weight, grid, scheme) - weight).abs() <= step * (0.5 + 1e-4)).all())
+    found = search_grid(weight, torch.ones(64), scheme, "float16", lowest_zero=1)
+    assert float(found.zero.min()) >= scheme.qmin + 1
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_zero_is_exact(scheme: IntScheme) -> None:
     weight = torch.rand(4, 64, generator=torch.Generator().manual_seed(2)) + 1.0
