@@ -11,6 +11,9 @@ LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 12.0, 40.0
 COLOURS = 6
 """Classes c0..c5 of the style; a seventh series starts again, with dashes."""
 
+LONGEST = 32
+"""Characters of a row's name; its cells have the whole one."""
+
 Format = Callable[[float], str]
 
 
@@ -28,6 +31,7 @@ class Point:
     """One point of a scatter; `spread`: half the length of its vertical bar."""
 
     name: str
+    colour: int
     x: float
     y: float
     spread: float = 0.0
@@ -47,11 +51,12 @@ def heat_map(
     label: str,
 ) -> Markup:
     """A cell per row and column; the stronger its colour, the nearer its value is to `high`."""
-    left = 12 + 6.4 * max(map(len, rows))
+    labels = [row if len(row) <= LONGEST else f"{row[: LONGEST - 1]}…" for row in rows]
+    left = 12 + 6.4 * max(map(len, labels))
     size = max(9.0, min(22.0, (880 - left) / len(columns)))
     parts = [
-        element("text", row, x=left - 6, y=(index + 0.72) * size, class_="end")
-        for index, row in enumerate(rows)
+        element("text", name, x=left - 6, y=(index + 0.72) * size, class_="end")
+        for index, name in enumerate(labels)
     ]
     bottom = len(rows) * size + 13
     every = max(1, round(26 / size), -(-len(columns) // 40))
@@ -85,7 +90,7 @@ def _heat_cell(cell: Cell, x: float, y: float, size: float, low: float, high: fl
 def line_chart(
     series: Mapping[str, Mapping[int, float]], y_label: str, *, zero: bool = False
 ) -> Markup:
-    """One line per series over whole numbers, such as layers; at least one point is needed."""
+    """One line per series over layers. A series may be empty, and keeps its colour to itself."""
     xs = sorted({x for line in series.values() for x in line})
     across = Axis(xs[0] - 0.5, xs[-1] + 0.5, LEFT, WIDTH - RIGHT)
     values = [y for line in series.values() for y in line.values()]
@@ -94,6 +99,8 @@ def line_chart(
     parts = _frame(across, up, "layer", y_label, ticks, lambda x: f"{x:.0f}", short)
     for index, line in enumerate(series.values()):
         spots = [(across.at(x), up.at(y)) for x, y in sorted(line.items())]
+        if not spots:
+            continue
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(element("polyline", points=path, class_=f"line {_series_class(index)}"))
         if len(spots) == 1:
@@ -107,9 +114,9 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, x_format: Forma
     across = axis([point.x for point in points], LEFT, WIDTH - RIGHT)
     up = axis([point.y for point in points], HEIGHT - BOTTOM, TOP)
     parts = _frame(across, up, x_label, y_label, across.ticks(), x_format, short)
-    for index, point in enumerate(points):
+    for point in points:
         x, y = across.at(point.x), up.at(point.y)
-        kind = _series_class(index)
+        kind = _series_class(point.colour)
         if point.spread:
             ends = up.at(point.y - point.spread), up.at(point.y + point.spread)
             parts.append(element("line", x1=x, x2=x, y1=ends[0], y2=ends[1], class_=f"line {kind}"))
@@ -120,10 +127,12 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, x_format: Forma
     return _svg(WIDTH, HEIGHT, f"{y_label} against {x_label}", parts)
 
 
-def legend(names: Sequence[str]) -> Markup:
-    """Which line is whose; the order is that of the series."""
+def legend(series: Mapping[str, Mapping[int, float]]) -> Markup:
+    """Which line is whose."""
     entries = []
-    for index, name in enumerate(names):
+    for index, name in enumerate(series):
+        if not series[name]:
+            continue
         line = element("line", x1=0, x2=24, y1=6, y2=6, class_=f"line {_series_class(index)}")
         mark = element("svg", line, width=24, height=12, aria_hidden="true")
         entries.append(element("span", mark, f" {name}"))

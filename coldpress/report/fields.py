@@ -1,7 +1,6 @@
 """Reads JSON that others may have written: every value is checked before it is believed."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from quant.format.errors import FileFormatError, InputError
 
 MAX_JSON_BYTES = 64 << 20
+MAX_NUMBER = 1e30
+"""Nothing that is measured here comes near; plots of larger numbers would overflow."""
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -27,20 +28,19 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def number(table: Mapping[str, Any], key: str) -> float | None:
-    """A finite number; None for everything else, as JSON says it of what is not finite."""
+    """A number within reason; None for everything else, as JSON says it of what is not finite."""
     value = table.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) < MAX_NUMBER else None
 
 
 def whole(table: Mapping[str, Any], key: str) -> int | None:
     """An integer, or None."""
     value = table.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if abs(value) < MAX_NUMBER else None
 
 
 def sub(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

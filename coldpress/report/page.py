@@ -104,9 +104,9 @@ def _comparison(artifacts: Sequence[Artifact]) -> list[Markup]:
 
 def _scatter(artifacts: Sequence[Artifact]) -> list[Markup]:
     points = [
-        Point(a.name, float(a.bytes), a.evaluation.kld, CONFIDENCE * (a.evaluation.kld_se or 0.0))
-        for a in artifacts
-        if a.evaluation is not None and a.evaluation.kld is not None
+        Point(a.name, index, float(a.bytes), e.kld, CONFIDENCE * (e.kld_se or 0.0))
+        for index, a in enumerate(artifacts)
+        if (e := a.evaluation) is not None and e.kld is not None
     ]
     if len(points) < 2:
         return []
@@ -151,11 +151,10 @@ def _bits(artifacts: Sequence[Artifact]) -> list[Markup]:
 def _lines(
     lines: Mapping[str, Mapping[int, float]], words: str, caption: str, *, zero: bool = False
 ) -> list[Markup]:
-    drawn = {name: line for name, line in lines.items() if line}
-    if not drawn:
+    if not any(lines.values()):
         return []
-    plot = line_chart(drawn, words, zero=zero)
-    return [_figure(join([legend(list(drawn)), plot]), f"{words.capitalize()}. {caption}")]
+    plot = line_chart(lines, words, zero=zero)
+    return [_figure(join([legend(lines), plot]), f"{words.capitalize()}. {caption}")]
 
 
 def _figure(plot: Markup, caption: str) -> Markup:

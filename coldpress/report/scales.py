@@ -16,10 +16,12 @@ class Axis:
     logarithmic: bool = False
 
     def at(self, value: float) -> float:
+        """Where `value` is drawn; at the nearest end where it lies outside."""
+        value = min(self.high, max(self.low, value))
         low, high, here = self._scaled(self.low), self._scaled(self.high), self._scaled(value)
         return self.start + (here - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, about: int = 5) -> list[float]:
+    def ticks(self, about: int = 6) -> list[float]:
         """Round figures within the axis."""
         if self.logarithmic:
             found = _powers(self.low, self.high)
@@ -30,7 +32,7 @@ class Axis:
         return [index * step for index in range(first, last + 1)]
 
     def _scaled(self, value: float) -> float:
-        return math.log10(max(value, self.low)) if self.logarithmic else value
+        return math.log10(value) if self.logarithmic else value
 
 
 def axis(values: Sequence[float], start: float, end: float, *, zero: bool = False) -> Axis:
@@ -51,5 +53,6 @@ def _round_step(step: float) -> float:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    exponents = range(first, last + 1, max(1, (last - first) // 6))
     return [10.0**exponent for exponent in exponents if low <= 10.0**exponent <= high]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from coldpress.report.artifact import Artifact, Evaluation, Module, Run, Tensor
 from coldpress.report.fields import number, read_table, sub, whole, word
 from quant.format.errors import FileFormatError, InputError
+from quant.report import REPORT_NAME
 
 if TYPE_CHECKING:
     from compile.manifest import Manifest
 
-REPORT_NAME = "quantization_report.json"
 _WORDS = ("module", "scheme", "algorithm", "state")
 
 

@@ -10,15 +10,15 @@ STYLE = """
  --heat: #ff9a5c; --warn: #ff8a8a; --warn-band: #3a1d1f;
  --c0: #60a5fa; --c1: #fb923c; --c2: #4ade80; --c3: #c084fc; --c4: #facc15; --c5: #f472b6; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
- max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
+ max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-h1, h2, h3, td, li, dd, p { overflow-wrap: anywhere; }
+h1, h2, h3, li, dd, p { overflow-wrap: anywhere; }
 .soft, figcaption, .legend { color: var(--soft); font-size: .88rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: left; vertical-align: top;
+th, td { padding: .25rem .45rem; text-align: left; vertical-align: top;
  border-bottom: 1px solid var(--rule); }
 th { background: var(--band); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
@@ -44,6 +44,7 @@ summary { cursor: pointer; }
  --heat: #b3360b; --warn: #a8071a; --warn-band: #fff;
  --c0: #0b62a4; --c1: #c2410c; --c2: #15803d; --c3: #7e22ce; --c4: #92600a; --c5: #be185d; }
  body { max-width: none; margin: 0; font-size: 11px; } svg, .heat { print-color-adjust: exact; }
- .wide { overflow: visible; } table { font-size: 9px; } th, td { padding: .15rem .3rem; }
+ .wide { overflow: visible; } td { overflow-wrap: anywhere; }
+ table { font-size: 9px; } th, td { padding: .15rem .3rem; }
  h2, h3 { break-after: avoid; } tr { break-inside: avoid; } thead { display: table-header-group; } }
 """

@@ -1,5 +1,6 @@
 """What every form of the report says in words: the comparison, conditions, and states."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -37,8 +38,8 @@ def comparison_row(artifact: Artifact) -> list[str]:
             with_error(e.perplexity, e.perplexity_se, 2),
             decimals(e.ppl_ratio, 4),
             with_error(e.kld, e.kld_se, 4),
-            decimals(e.kld_p99, 4),
-            decimals(e.kld_max, 3),
+            digits(e.kld_p99),
+            digits(e.kld_max),
             percent(e.top1, e.top1_se),
         ]
     return [*cells, speed(artifact.runs)]
@@ -50,19 +51,22 @@ def speed(runs: Sequence[Run]) -> str:
     return ", ".join(shown) or NOTHING
 
 
-def decimals(value: float | None, digits: int) -> str:
-    """A figure, or "-"; scientific where the decimals would show nothing of it."""
-    if value is None:
-        return NOTHING
-    if value != 0 and (abs(value) < 10.0**-digits or abs(value) >= 1e9):
-        return f"{value:.2e}"
-    return f"{value:.{digits}f}"
+def digits(value: float | None) -> str:
+    """A figure with four digits, or "-"."""
+    return NOTHING if value is None else f"{value:.4g}"
 
 
-def with_error(value: float | None, error: float | None, digits: int) -> str:
-    """A mean with its standard error."""
-    shown = decimals(value, digits)
-    return shown if value is None or error is None else f"{shown} ± {decimals(error, digits)}"
+def decimals(value: float | None, places: int) -> str:
+    """A figure with so many decimals, or "-"; digits instead where it is too large for them."""
+    return digits(value) if value is None or abs(value) >= 1e7 else f"{value:.{places}f}"
+
+
+def with_error(value: float | None, error: float | None, places: int) -> str:
+    """A mean and its standard error; decimals enough for two digits of the error."""
+    if value is None or not error or error < 0:
+        return decimals(value, places)
+    places = min(9, max(places, 1 - math.floor(math.log10(error))))
+    return f"{decimals(value, places)} ± {decimals(error, places)}"
 
 
 def percent(value: float | None, error: float | None) -> str:
