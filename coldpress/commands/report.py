@@ -28,7 +28,7 @@ def command(console: Console, paths: Sequence[Path], output: Path, form: str | N
     Each DIR is an artifact. What `coldpress --json eval` or `coldpress --json bench` printed about
     it can follow as FILE.json.
     """
-    from coldpress.reporting import write_report
+    from coldpress.report.write import write_report
     from coldpress.tables import pairs_table
 
     outcome = write_report(paths, output, form)

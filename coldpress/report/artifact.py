@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AS_ASKED = "as asked"
+KEPT = "kept in 16 bit"
 ERRORS = ("output_error", "weight_error")
 """Relative errors of a module, the more telling one first."""
 
@@ -26,6 +27,13 @@ class Module:
     @property
     def as_asked(self) -> bool:
         return self.state == AS_ASKED
+
+    @property
+    def mark(self) -> str:
+        """How it stands out: "" (as asked), "kept" (nothing was lost), or "warn"."""
+        if self.as_asked:
+            return ""
+        return "kept" if self.state.startswith(KEPT) else "warn"
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,12 @@ def table(columns: Sequence[str], rows: Iterable[Markup], first_number: int) -> 
     return element("div", element("table", head, element("tbody", *rows)), class_="wide")
 
 
-def table_row(cells: Sequence[str], first_number: int, *, warn: bool = False) -> Markup:
+def table_row(cells: Sequence[str], first_number: int, mark: str = "") -> Markup:
     found = [
         element("td", cell, class_="number") if index >= first_number else element("td", cell)
         for index, cell in enumerate(cells)
     ]
-    return element("tr", *found, class_="warn") if warn else element("tr", *found)
+    return element("tr", *found, class_=mark) if mark else element("tr", *found)
 
 
 def _states(artifacts: Sequence[Artifact]) -> list[Markup]:
@@ -78,10 +78,12 @@ def _states(artifacts: Sequence[Artifact]) -> list[Markup]:
     for artifact in artifacts:
         others = artifact.not_as_asked()
         sentence = f"{artifact.name}: {states(artifact)}"
-        parts.append(element("p", sentence, class_="warn" if others else "soft"))
+        marks = {module.mark for module in others}
+        mark = "warn" if "warn" in marks else "kept" if marks else "soft"
+        parts.append(element("p", sentence, class_=mark))
         if others:
             rows = [
-                table_row([module.name, module.scheme, module.state], 3, warn=True)
+                table_row([module.name, module.scheme, module.state], 3, module.mark)
                 for module in others
             ]
             parts.append(table(["module", "scheme", "state"], rows, 3))
@@ -198,7 +200,7 @@ def module_table(modules: Sequence[Module]) -> Markup:
                 *(show(figure, module.figures.get(figure)) for figure in figures),
             ],
             4,
-            warn=not module.as_asked,
+            module.mark,
         )
         for module in modules
     ]

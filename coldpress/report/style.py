@@ -24,7 +24,8 @@ th { background: var(--band); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 .name { min-width: 7rem; }
 .warn, .warn td { color: var(--warn); background: var(--warn-band); }
-p.warn { padding: .4rem .7rem; border-left: 4px solid var(--warn); }
+.kept, .kept td { background: var(--band); font-weight: 600; }
+p.warn, p.kept { padding: .4rem .7rem; border-left: 4px solid currentColor; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; }
 figure { margin: 1rem 0; break-inside: avoid; }

@@ -201,6 +201,15 @@ def test_modules_that_are_not_as_asked_come_first_and_stand_out(tmp_path: Path) 
     assert ("title", f"model.layers.1.mlp.up_proj: not recorded; {FALLBACK}") in page.texts
 
 
+def test_what_was_kept_is_listed_but_is_no_warning(tmp_path: Path) -> None:
+    head = module(0, "", module="lm_head", state="kept in 16 bit: outside", output_error=None)
+    text = html_page([read_artifact(make_artifact(tmp_path / "head", [*MODULES, head]))])
+    assert_stands_alone(text)
+    assert text.count('<tr class="kept"><td>lm_head</td>') == 2
+    assert '<p class="kept">head: 1 of 7 modules is not as asked.</p>' in text
+    assert 'class="warn"' not in text
+
+
 def test_two_evaluations_make_a_scatter(artifact: Path, tmp_path: Path) -> None:
     better = {**EVALUATION, "kld": {"mean": 0.0001, "se": 0.00001, "p99": 0.01, "max": 1.0}}
     other = make_artifact(tmp_path / "better", evaluation=better)

@@ -74,7 +74,8 @@ def test_a_quantized_model_is_reported_as_it_was_quantized(
     assert f"{outcome['evaluation']['kld']['p99']:.4g}" in text
     for module in outcome["modules"]:
         assert f"<td>{module['module']}</td>" in text
-        assert f"{module['module']}: {module['output_error']:.4g}" in text
+        if module["state"] == "as asked":
+            assert f"{module['module']}: {module['output_error']:.4g}" in text
 
 
 def test_an_error_is_a_case_too(tmp_path: Path) -> None:
