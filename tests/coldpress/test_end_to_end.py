@@ -165,7 +165,7 @@ sys.exit(run(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("quant.run", "encode_weight", 9),
+        ("quant.run", "_module_report", 9),
         ("coldpress.pressing", "write_manifest", 1),
         ("quant.format.staging", "_move_into_place", 2),
     ],
