@@ -103,6 +103,9 @@ class _LayerTurn:
         assert isinstance(linear, torch.nn.Linear)
         return linear
 
+    def _new_moments(self, name: str) -> InputMoments:
+        return InputMoments(self._linear(name).in_features, self._settings.first_token_share)
+
     def _find_stages(self, sample: torch.Tensor) -> list[Stage]:
         """Group the linears by the tensor they read, in the order of their first use."""
         readers: dict[int, list[str]] = {}
@@ -122,7 +125,7 @@ class _LayerTurn:
         def on_input(name: str, inputs: torch.Tensor) -> None:
             stage = by_first.pop(name, None)
             if stage is not None:
-                moments = InputMoments(inputs.shape[-1])
+                moments = self._new_moments(name)
                 moments.add(inputs)
                 self._round(stage, moments)
 
@@ -139,7 +142,7 @@ class _LayerTurn:
             batch.copy_(self._forward_with(batch, {}))
 
     def _moments(self, stage: Stage, batches: Sequence[torch.Tensor]) -> InputMoments:
-        moments = InputMoments(self._linear(stage[0]).in_features)
+        moments = self._new_moments(stage[0])
 
         def collect(_: str, inputs: torch.Tensor) -> None:
             moments.add(inputs)

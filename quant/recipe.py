@@ -33,11 +33,13 @@ class GptqSpec(_Strict):
 
     activation_order: "static" visits columns by falling activation and keeps the plain layout.
     polish: rounds of fitting the scales again under the whole Hessian and moving single codes.
+    first_token_share: how much the first token of each sample counts for; see `quant.statistics`.
     """
 
     damping: float = Field(default=0.01, gt=0.0, le=1.0)
     activation_order: Literal["static", "none"] = "static"
     polish: int = Field(default=3, ge=0, le=32)
+    first_token_share: float = Field(default=0.2, ge=0.0, le=0.9)
 
 
 class CalibrationSpec(_Strict):

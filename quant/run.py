@@ -100,6 +100,7 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
         by_activation=recipe.gptq.activation_order == "static",
         scales=scales,
         polish=recipe.gptq.polish,
+        first_token_share=recipe.gptq.first_token_share,
         scale_dtype=container.scale_dtype or weight_dtype(prepared.source.config),
         lowest_zero=container.lowest_zero,
         allowed=frozenset(recipe.allow),

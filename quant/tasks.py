@@ -33,6 +33,7 @@ class RoundingSettings:
     by_activation: bool = True
     scales: ScaleChoice = "signed"
     polish: int = 3
+    first_token_share: float = 0.2
     scale_dtype: FloatDtype = "bfloat16"
     lowest_zero: int = 0
     allowed: frozenset[Deviation] = frozenset()

@@ -24,7 +24,7 @@ FAMILIES = [
     ("qwen3", {"tied": True}),
     ("mistral", {"sliding_window": 8}),
 ]
-SETTINGS = RoundingSettings()
+SETTINGS = RoundingSettings(first_token_share=0.0)
 
 
 def sample_tokens(samples: int = 6, length: int = 24) -> torch.Tensor:
