@@ -38,7 +38,7 @@ class GptqSpec(_Strict):
 
     damping: float = Field(default=0.01, gt=0.0, le=1.0)
     activation_order: Literal["static", "none"] = "static"
-    polish: int = Field(default=3, ge=0, le=32)
+    polish: int = Field(default=2, ge=0, le=32)
     first_token_share: float = Field(default=0.2, ge=0.0, le=0.9)
 
 

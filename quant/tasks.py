@@ -32,7 +32,7 @@ class RoundingSettings:
     damping: float = 0.01
     by_activation: bool = True
     scales: ScaleChoice = "signed"
-    polish: int = 3
+    polish: int = 2
     first_token_share: float = 0.2
     scale_dtype: FloatDtype = "bfloat16"
     lowest_zero: int = 0

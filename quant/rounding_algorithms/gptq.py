@@ -41,7 +41,7 @@ class GptqOptions:
     damping: float = 0.01
     by_activation: bool = True
     scales: ScaleChoice = "signed"
-    polish: int = 3
+    polish: int = 2
     lowest_zero: int = 0
 
 
