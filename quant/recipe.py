@@ -13,7 +13,9 @@ from quant.format.containers import Format
 from quant.format.errors import RecipeError
 from quant.tasks import Algorithm, Deviation, ScaleChoice
 
-GroupSize = Literal[32, 64, 128, "channel"]
+GroupSize = Literal[16, 32, 64, 128, "channel", "tensor", "block"]
+NumberType = Literal["int", "fp8", "nvfp4", "mxfp4", "mxfp8", "ggml"]
+Activations = Literal["none", "int8", "int8-static", "fp8", "fp8-static", "same"]
 
 
 class _Strict(BaseModel):
@@ -21,11 +23,21 @@ class _Strict(BaseModel):
 
 
 class SchemeSpec(_Strict):
-    """The integers asked for. A group size may shrink to fit a model: see `quant.resolve`."""
+    """The numbers asked for. A group size may shrink to fit a model: see `quant.resolve`.
 
-    num_bits: Literal[4, 8] = 4
+    type: int (num_bits, symmetric and group_size say which); fp8 (e4m3; group_size channel, tensor,
+    or block for 128x128); nvfp4, mxfp4, mxfp8 (their own groups); ggml (`ggml_type`, such as Q4_K
+    or the mix Q4_K_M).
+    activations: how inputs are rounded at run time: not at all; int8 or fp8 with a scale per token
+    made as they come, or one stored scale (-static); "same": as the weights of nvfp4 and mx types.
+    """
+
+    type: NumberType = "int"
+    num_bits: Literal[2, 3, 4, 5, 6, 8] = 4
     symmetric: bool = True
     group_size: GroupSize = 64
+    activations: Activations = "none"
+    ggml_type: str | None = None
 
 
 class GptqSpec(_Strict):

@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from quant.format.errors import RecipeError
-from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.recipe import GroupSize, Recipe, SchemeSpec
+from quant.schemes import scheme_of
 from quant.tasks import Algorithm, LinearTask
 
-_GROUP_SIZES: tuple[Literal[128, 64, 32], ...] = (128, 64, 32)
+_GROUP_SIZES: tuple[Literal[128, 64, 32, 16], ...] = (128, 64, 32, 16)
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def resolve(recipe: Recipe, widths: Mapping[str, int], others: Iterable[str]) ->
     patterns may name but which stay in 16 bit. Raises RecipeError for a pattern that matches
     nothing, or targets that are all ignored.
 
-    Group size: all linears of one scheme get the same size, the largest of 128, 64 and 32 that is
-    not above the one asked for and divides the width of each of them; servers then build every
-    fused layer from one scheme. A width that even 32 does not divide is left out of that choice and
+    Group size: all linears of one scheme get the same size, the largest of 128, 64, 32 and 16 that
+    is not above the one asked for and divides the width of each of them; servers then build every
+    fused layer from one scheme. A width that even 16 does not divide is left out of that choice and
     gets one scale per row.
     """
     outside = set(others)
@@ -55,9 +55,7 @@ def resolve(recipe: Recipe, widths: Mapping[str, int], others: Iterable[str]) ->
     sizes = _common_sizes(asked, widths)
     for module, (spec, algorithm) in asked.items():
         size = _fit(sizes[spec], widths[module])
-        granularity = PerChannel() if size == "channel" else PerGroup(size)
-        scheme = IntScheme(spec.num_bits, spec.symmetric, granularity)
-        tasks[module] = LinearTask(module, scheme, algorithm)
+        tasks[module] = LinearTask(module, scheme_of(spec, size), algorithm)
         reasons[module] = _reason(spec.group_size, size, widths[module])
     return Resolution(tasks, kept, reasons)
 
@@ -112,7 +110,7 @@ def _common_sizes(
 
 def _fit(size: GroupSize, width: int) -> GroupSize:
     """The largest group size up to `size` that divides `width`, or "channel"."""
-    if size == "channel":
+    if isinstance(size, str):
         return size
     return next((s for s in _GROUP_SIZES if s <= size and width % s == 0), "channel")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from quant.format.scheme import IntScheme
+from quant.format.scheme import QuantizedScheme
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 ScaleChoice = Literal["range", "search", "signed"]
@@ -17,7 +17,7 @@ class LinearTask:
     """One linear to quantize. `module` is its name without `.weight`."""
 
     module: str
-    scheme: IntScheme
+    scheme: QuantizedScheme
     algorithm: Algorithm
 
 

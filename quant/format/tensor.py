@@ -2,35 +2,58 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from quant.format.scheme import IntScheme, Scheme
+from quant.format.codebooks import decode_codebook
+from quant.format.scheme import CodebookScheme, PerBlock, PerGroup, QuantizedScheme, Scheme
 
 FloatArray = npt.NDArray[Any]
-"""float32, float16 or ml_dtypes.bfloat16; numpy's typing does not know the last one."""
+"""float32, float16 or an ml_dtypes type such as bfloat16, which numpy's typing does not know."""
+
+
+@dataclass(frozen=True, eq=False)
+class GgmlBlocks:
+    """The blocks that a weight was read from or chosen as.
+
+    A K-quant's float32 scales are products of a float16 and small integers; only the blocks tell
+    the factors, so that GGUF gets the very same ones again.
+    type_name: ggml's, e.g. "Q4_K". data: uint8 [out, bytes per row].
+    """
+
+    type_name: str
+    data: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """Integer codes of one linear's weight, with everything needed to read them.
+    """Codes of one linear's weight, with everything needed to read them.
 
-    codes: int8 [out, in], within [scheme.qmin, scheme.qmax]; with `minimum`, in [0, 2**num_bits).
-    scale: float16, bfloat16 or float32 [out, groups], exactly as stored.
+    codes: int8 [out, in]. IntScheme: within [scheme.qmin, scheme.qmax]; with `minimum`, in
+    [0, 2**num_bits). CodebookScheme: the stored bits (e4m3: the byte; 4-bit codebooks: 0 to 15).
+    scale: float16, bfloat16 or float32, or for codebooks float8_e4m3fn or float8_e8m0fnu, exactly
+    as stored: [out, groups]; PerBlock: [ceil(out / rows), groups]; PerTensor: [1, 1].
     zero_point: int8 [out, groups], asymmetric schemes only: w = (code - zero_point) * scale.
-    minimum: float [out, groups], GGUF's `_1` types only: w = code * scale + minimum.
+    minimum: float [out, groups], GGUF's types with a minimum only: w = code * scale + minimum.
     group_index: int32 [in], the group of each column, only where it is not column // group_size.
+    global_scale: NVFP4 only, a divisor as compressed-tensors has it: w = value * scale / it.
+    input_scale: for activations with a stored scale: the multiplier of the rounded input (NVFP4:
+    the divisor of its group scales, as `global_scale` is).
+    blocks: the same numbers as ggml's blocks, where the weight was made of them.
     """
 
-    scheme: IntScheme
+    scheme: QuantizedScheme
     codes: npt.NDArray[np.int8]
     scale: FloatArray
     zero_point: npt.NDArray[np.int8] | None = None
     minimum: FloatArray | None = None
     group_index: npt.NDArray[np.int32] | None = None
+    global_scale: float | None = None
+    input_scale: float | None = None
+    blocks: GgmlBlocks | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,25 +69,48 @@ class QuantizedTensor:
         return (np.arange(columns, dtype=np.int32) // size).astype(np.int32)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """float32 [out, in]. Exact: every product of a code and a 16-bit scale fits float32."""
+        """float32 [out, in]. Exact for integers: every product of a code and a 16-bit scale fits
+        float32; codebooks with float32 scales are rounded once."""
         group = self.column_groups()
-        values = self.codes.astype(np.float32)
+        if isinstance(self.scheme, CodebookScheme):
+            values = decode_codebook(self.scheme.codebook, self.codes)
+        else:
+            values = self.codes.astype(np.float32)
         if self.zero_point is not None:
             values -= self.zero_point.astype(np.float32)[:, group]
-        values *= self.scale.astype(np.float32)[:, group]
+        values *= self.effective_scale()[:, group]
         if self.minimum is not None:
             values += self.minimum.astype(np.float32)[:, group]
         return values
 
+    def effective_scale(self) -> npt.NDArray[np.float32]:
+        """float32 [out, groups]: what each group's values are multiplied by."""
+        rows = self.codes.shape[0]
+        scale = self.scale.astype(np.float32)
+        if self.global_scale is not None:
+            scale = scale / np.float32(self.global_scale)
+        if isinstance(self.scheme.granularity, PerBlock):
+            return np.repeat(scale, self.scheme.granularity.rows, axis=0)[:rows]
+        return np.ascontiguousarray(np.broadcast_to(scale, (rows, scale.shape[1])))
+
     def take_rows(self, rows: npt.NDArray[np.intp]) -> "QuantizedTensor":
-        """The same weight with its output rows picked in the order `rows`."""
-        return QuantizedTensor(
-            self.scheme,
-            np.ascontiguousarray(self.codes[rows]),
-            self.scale[rows],
-            None if self.zero_point is None else self.zero_point[rows],
-            None if self.minimum is None else self.minimum[rows],
-            self.group_index,
+        """The same weight with its output rows picked in the order `rows`.
+
+        Rows of a block share scales, so that a scheme PerBlock is left with one row of scales for
+        each output row: `granularity` then says PerGroup.
+        """
+        scheme, scale = self.scheme, self.scale
+        if isinstance(scheme, CodebookScheme) and isinstance(scheme.granularity, PerBlock):
+            scale = np.repeat(scale, scheme.granularity.rows, axis=0)[: len(self.codes)]
+            scheme = replace(scheme, granularity=PerGroup(scheme.granularity.columns))
+        return replace(
+            self,
+            scheme=scheme,
+            codes=np.ascontiguousarray(self.codes[rows]),
+            scale=scale[rows] if len(scale) == len(self.codes) else scale,
+            zero_point=None if self.zero_point is None else self.zero_point[rows],
+            minimum=None if self.minimum is None else self.minimum[rows],
+            blocks=self.blocks and GgmlBlocks(self.blocks.type_name, self.blocks.data[rows]),
         )
 
     def digest(self) -> str:
