@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coldpress.evaluation import sizes
-from quant.format.scheme import IntScheme, Scheme
+from quant.format.scheme import (
+    CodebookScheme,
+    FloatScheme,
+    Granularity,
+    PerBlock,
+    PerTensor,
+    Scheme,
+)
 
 Kind = Literal["huggingface", "gguf"]
 
@@ -45,13 +52,28 @@ def _tensor(name: str, shape: tuple[int, ...], scheme: Scheme, kind: Kind) -> di
 
 
 def stored_bytes(scheme: Scheme, shape: tuple[int, ...], kind: Kind) -> int:
-    """Bytes of a tensor's codes, 16-bit scales and zero points (GGUF: 16-bit minimums)."""
-    if not isinstance(scheme, IntScheme):
+    """Bytes of a tensor's codes, scales and zero points (GGUF: 16-bit minimums).
+
+    Scales count 16 bits, or 8 where the scheme says what they are stored as.
+    """
+    if isinstance(scheme, FloatScheme):
         return prod(shape) * scheme.num_bits // 8
     rows, columns = shape
+    narrow = isinstance(scheme, CodebookScheme) and scheme.scales != "float"
+    scale_bits = 8 if narrow else 16
     offset_bits = 0 if scheme.symmetric else 16 if kind == "gguf" else scheme.num_bits
-    group_bits = scheme.groups(columns) * (16 + offset_bits)
-    return rows * (columns * scheme.num_bits + group_bits) // 8
+    groups = _rows_of_scales(scheme.granularity, rows) * scheme.groups(columns)
+    return (rows * columns * scheme.num_bits + groups * (scale_bits + offset_bits)) // 8
+
+
+def _rows_of_scales(granularity: Granularity, rows: int) -> int:
+    match granularity:
+        case PerTensor():
+            return 1
+        case PerBlock(height, _):
+            return -(-rows // height)
+        case _:
+            return rows
 
 
 def _by_scheme(tensors: list[dict[str, Any]]) -> dict[str, int]:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from quant.format.scheme import IntScheme
+from quant.format.codebooks import codebook_values
+from quant.format.scheme import CodebookScheme, IntScheme
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
 BLOCK_ELEMENTS = 1 << 20
@@ -19,7 +20,7 @@ SMALLEST_STEP = 2.0**-18
 State = Literal["equal", "rounded", "requantized", "different"]
 """equal: the same integers and scales, or the same float numbers bit for bit. rounded: each float
 is the nearest one in the artifact's dtype. requantized: the reference holds floats, and each
-integer is the nearest to its float. different: none of these."""
+integer (or value of a codebook) is the nearest to its float. different: none of these."""
 
 Float32 = npt.NDArray[np.float32]
 Matrix = npt.NDArray[Any]
@@ -81,7 +82,8 @@ def _attempts(reference: Weight, stored: Weight) -> list[tuple[State, Checks]]:
             return [("equal", _same_integers)]
         return [("equal", _same_values), ("rounded", _same_integers_rounded_minimum)]
     if isinstance(stored, QuantizedTensor):
-        return [("requantized", _nearest_integers)]
+        integers = isinstance(stored.scheme, IntScheme)
+        return [("requantized", _nearest_integers if integers else _nearest_levels)]
     return [("equal", _same_values), ("rounded", _nearest_floats)]
 
 
@@ -126,7 +128,7 @@ def _same_integers_rounded_minimum(
     reference: QuantizedTensor, stored: QuantizedTensor
 ) -> list[_Check]:
     """GGUF's `_1` types count codes from 0 and store -zero_point * scale, rounded, as a minimum."""
-    lowest = reference.scheme.qmin
+    lowest = _int_scheme(reference).qmin
     scale = _per_column(reference, "scale")
     zero_point = _per_column(reference, "zero_point") - np.float32(lowest)
     assert stored.minimum is not None
@@ -166,8 +168,30 @@ def _nearest_integers(reference: FloatArray, stored: QuantizedTensor) -> list[_C
     return [_Check("integer", exact, integers, (np.abs(clipped - integers) <= slack) & ~lost)]
 
 
+def _nearest_levels(reference: FloatArray, stored: QuantizedTensor) -> list[_Check]:
+    """The same for codebooks: no other value of the codebook is nearer to the float."""
+    scheme, scale = stored.scheme, _per_column(stored, "scale")
+    assert isinstance(scheme, CodebookScheme)
+    values = codebook_values(scheme.codebook)
+    levels = np.unique(values[np.isfinite(values)])
+    stored_values = values[stored.codes.view(np.uint8)]
+    step = np.where(scale == 0, np.float32(1), scale)
+    exact = np.where(scale == 0, stored_values, _values(reference) / step)
+    above = np.clip(np.searchsorted(levels, exact), 1, len(levels) - 1)
+    nearest = np.minimum(np.abs(exact - levels[above]), np.abs(exact - levels[above - 1]))
+    slack = (UNIT_ROUNDOFF["bfloat16"] + 2.0**-20) * np.abs(exact)
+    near = np.abs(exact - stored_values) <= nearest + slack
+    return [_Check("value", exact, stored_values, near)]
+
+
+def _int_scheme(tensor: QuantizedTensor) -> IntScheme:
+    assert isinstance(tensor.scheme, IntScheme)
+    return tensor.scheme
+
+
 def _integer_limits(stored: QuantizedTensor) -> tuple[Matrix | float, Matrix | float]:
-    lowest, highest = float(stored.scheme.qmin), float(stored.scheme.qmax)
+    scheme = _int_scheme(stored)
+    lowest, highest = float(scheme.qmin), float(scheme.qmax)
     if stored.minimum is not None:
         return 0.0, highest - lowest
     zero_point = _per_column(stored, "zero_point")
@@ -175,7 +199,8 @@ def _integer_limits(stored: QuantizedTensor) -> tuple[Matrix | float, Matrix | f
 
 
 def _integers(tensor: QuantizedTensor) -> npt.NDArray[np.int16]:
-    """int16 [rows, in]: code - zero_point, which no choice of zero point changes."""
+    """int16 [rows, in]: code - zero_point, which no choice of zero point changes; or the bits of a
+    codebook."""
     codes = tensor.codes.astype(np.int16)
     if tensor.zero_point is None:
         return codes
@@ -184,7 +209,7 @@ def _integers(tensor: QuantizedTensor) -> npt.NDArray[np.int16]:
 
 def _per_column(tensor: QuantizedTensor, what: str) -> Float32:
     """float32 [rows, in]: a group's number repeated for each of its columns; zeros when absent."""
-    numbers = getattr(tensor, what)
+    numbers = tensor.effective_scale() if what == "scale" else getattr(tensor, what)
     if numbers is None:
         return np.zeros(tensor.shape, np.float32)
     expanded: Float32 = numbers.astype(np.float32)[:, tensor.column_groups()]
@@ -214,6 +239,5 @@ def _bitwise(what: str, reference: Float32, stored: Float32) -> _Check:
 
 def _label(weight: Weight) -> str:
     if isinstance(weight, QuantizedTensor):
-        scheme: IntScheme = weight.scheme
-        return str(scheme)
+        return str(weight.scheme)
     return str(weight.dtype.name)

@@ -13,7 +13,7 @@ from quant.extras import require
 from quant.format.checkpoint import Checkpoint, open_checkpoint
 from quant.format.containers import CONTAINERS, Container, require_holdable
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import IntScheme, Scheme
+from quant.format.scheme import QuantizedScheme, Scheme
 from quant.memory import peak_bytes, samples_per_batch
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
@@ -161,7 +161,7 @@ def _tensor_plans(
         module, shape = name.removesuffix(".weight"), source.shape(name)
         task = resolution.tasks.get(module) if name.endswith(".weight") else None
         scheme: Scheme = source.scheme(name) if task is None else task.scheme
-        if isinstance(scheme, IntScheme):
+        if isinstance(scheme, QuantizedScheme):
             size = container.stored_bytes(shape, scheme, scale_bytes)
         else:
             size = math.prod(shape) * scheme.num_bits // 8

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from compile.program import Program
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import IntScheme
+from quant.format.scheme import QuantizedScheme
 from quant.format.tensor import WeightSource
 
 HARMLESS_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -24,16 +24,16 @@ def check_weights(program: Program, source: WeightSource) -> None:
         if name in present and tuple(source.shape(name)) != shape
     ]
     matrices = {name for name, shape in wanted.items() if len(shape) == 2}
-    integer_vectors = [
+    quantized_vectors = [
         name
         for name in wanted
-        if name in present - matrices and isinstance(source.scheme(name), IntScheme)
+        if name in present - matrices and isinstance(source.scheme(name), QuantizedScheme)
     ]
     problems = [
         _listed("missing", (name for name in wanted if name not in present)),
         _listed("not used by this model", sorted(present - wanted.keys())),
         _listed("of the wrong shape", misshapen),
-        _listed("quantized although no matrix", integer_vectors),
+        _listed("quantized although no matrix", quantized_vectors),
     ]
     if any(problems):
         raise UnsupportedModelError(

@@ -28,7 +28,7 @@ from compile.to_gguf.vocabulary import vocabulary_keys
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.gguf_types import F32, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
-from quant.format.scheme import FloatScheme, IntScheme
+from quant.format.scheme import FloatScheme, QuantizedScheme
 from quant.format.tensor import WeightSource
 
 
@@ -124,7 +124,7 @@ def _rows(
     factors: npt.NDArray[np.float32] | None,
 ) -> tuple[GgufRow, ...]:
     weights = program.weights()
-    quantized = any(isinstance(source.scheme(name), IntScheme) for name in weights)
+    quantized = any(isinstance(source.scheme(name), QuantizedScheme) for name in weights)
     rows = []
     for name, shape in weights.items():
         tensor = _checked_name(name, architecture)

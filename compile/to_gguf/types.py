@@ -4,7 +4,7 @@ from compile.gguf_names import EMBEDDINGS, HEAD
 from quant.format.errors import UnsupportedModelError
 from quant.format.gguf_blocks import lossless_type
 from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q8_0, GgmlType
-from quant.format.scheme import FloatScheme, IntScheme, Scheme
+from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 
 FLOAT_TYPES = {"f32": F32, "f16": F16, "bf16": BF16}
 BLOCK_TYPES = {"q8_0": Q8_0, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0}
@@ -26,8 +26,8 @@ def choose_type(
     """
     if len(shape) == 1:
         return F32, "vectors are F32 in every GGUF file"
-    if isinstance(scheme, IntScheme):
-        return _integer_type(name, scheme, shape, type_name)
+    if isinstance(scheme, QuantizedScheme):
+        return _quantized_type(name, scheme, shape, type_name)
     if type_name in FLOAT_TYPES:
         return FLOAT_TYPES[type_name], f"asked for: {type_name}"
     stored, reason = lossless_type(scheme, shape[1])
@@ -44,14 +44,14 @@ def choose_type(
     return kind, f"rounded: {type_name}"
 
 
-def _integer_type(
-    name: str, scheme: IntScheme, shape: tuple[int, ...], type_name: str
+def _quantized_type(
+    name: str, scheme: QuantizedScheme, shape: tuple[int, ...], type_name: str
 ) -> tuple[GgmlType, str]:
     kind, reason = lossless_type(scheme, shape[1])
     if type_name in ("auto", kind.name.lower()):
         return kind, reason
     if type_name == "f32":
-        return F32, "dequantized, exact"
+        return F32, "dequantized"
     raise UnsupportedModelError(
         f"tensor '{name}' is {scheme}, which {type_name} cannot hold without loss; {kind} can: "
         f"build with type auto"

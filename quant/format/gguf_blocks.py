@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
 from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, GgmlType
-from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.scheme import (
+    CodebookScheme,
+    FloatScheme,
+    IntScheme,
+    PerChannel,
+    PerGroup,
+    Scheme,
+)
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
 BLOCK = 32
@@ -115,11 +122,14 @@ def lossless_type(scheme: Scheme, columns: int) -> tuple[GgmlType, str]:
     """The smallest type that holds a weight of this scheme exactly, and the reason in words.
 
     Blocks store `code - zero_point`, so an asymmetric scheme needs one bit more than it has. What
-    no block can hold becomes F32, which is exact for every integer scheme with 16-bit scales.
+    no block can hold becomes F32, which is exact for every scheme with 16-bit scales, and for
+    float32 ones is the product rounded once, as everywhere else.
     """
     if isinstance(scheme, FloatScheme):
         kind = next(kind for kind, floats in FLOAT_SCHEMES.items() if floats == scheme)
         return kind, "as stored"
+    if isinstance(scheme, CodebookScheme):
+        return F32, f"no block holds {scheme}: dequantized"
     if columns % BLOCK:
         return F32, f"rows of {columns} are not whole blocks of {BLOCK}: dequantized, exact"
     if scheme.group_size(columns) % BLOCK and scheme.group_size(columns) < columns:
@@ -147,7 +157,8 @@ def encode(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Bytes:
     group = _block_groups(name, tensor)
     codes = _net_codes(name, kind, tensor).reshape(rows, -1, BLOCK)
     used: npt.NDArray[np.bool_] = np.any(codes, axis=2)
-    scale = _exact_float16(name, "scale", tensor.scale[:, group], used)
+    scales = np.broadcast_to(tensor.scale, (rows, tensor.scale.shape[1]))
+    scale = _exact_float16(name, "scale", scales[:, group], used)
     minimum = tensor.minimum
     if minimum is not None:
         everywhere = np.ones_like(used)

@@ -2,7 +2,7 @@
 
 from compile.program import Attend, Embed, Linear, Logits, Program, Rope
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import IntScheme, Scheme
+from quant.format.scheme import CodebookScheme, IntScheme, Scheme
 
 SMALLEST_BITS, LARGEST_BITS = 2, 8
 
@@ -28,7 +28,10 @@ def check_supported(program: Program) -> None:
 
 
 def _check_scheme(name: str, scheme: Scheme) -> None:
-    if isinstance(scheme, IntScheme) and not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS:
+    unknown = isinstance(scheme, CodebookScheme)
+    if isinstance(scheme, IntScheme):
+        unknown = not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS
+    if unknown:
         raise UnsupportedModelError(
             f"tensor {name} is stored as {scheme}; the cpu backend reads integers of "
             f"{SMALLEST_BITS} to {LARGEST_BITS} bits: use the torch backend or another build"
