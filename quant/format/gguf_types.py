@@ -33,24 +33,27 @@ Q4_1 = GgmlType("Q4_1", 3, 32, 20)
 Q5_0 = GgmlType("Q5_0", 6, 32, 22)
 Q5_1 = GgmlType("Q5_1", 7, 32, 24)
 Q8_0 = GgmlType("Q8_0", 8, 32, 34)
+Q2_K = GgmlType("Q2_K", 10, 256, 84)
+Q3_K = GgmlType("Q3_K", 11, 256, 110)
+Q4_K = GgmlType("Q4_K", 12, 256, 144)
+Q5_K = GgmlType("Q5_K", 13, 256, 176)
+Q6_K = GgmlType("Q6_K", 14, 256, 210)
+IQ4_NL = GgmlType("IQ4_NL", 20, 32, 18)
+IQ4_XS = GgmlType("IQ4_XS", 23, 256, 136)
 
 ALL_TYPES = (
     *(F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0),
     GgmlType("Q8_1", 9, 32, 40),
-    GgmlType("Q2_K", 10, 256, 84),
-    GgmlType("Q3_K", 11, 256, 110),
-    GgmlType("Q4_K", 12, 256, 144),
-    GgmlType("Q5_K", 13, 256, 176),
-    GgmlType("Q6_K", 14, 256, 210),
+    *(Q2_K, Q3_K, Q4_K, Q5_K, Q6_K),
     GgmlType("Q8_K", 15, 256, 292),
     GgmlType("IQ2_XXS", 16, 256, 66),
     GgmlType("IQ2_XS", 17, 256, 74),
     GgmlType("IQ3_XXS", 18, 256, 98),
     GgmlType("IQ1_S", 19, 256, 50),
-    GgmlType("IQ4_NL", 20, 32, 18),
+    IQ4_NL,
     GgmlType("IQ3_S", 21, 256, 110),
     GgmlType("IQ2_S", 22, 256, 82),
-    GgmlType("IQ4_XS", 23, 256, 136),
+    IQ4_XS,
     GgmlType("I8", 24, 1, 1),
     GgmlType("I16", 25, 1, 2),
     GgmlType("I32", 26, 1, 4),
