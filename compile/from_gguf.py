@@ -19,7 +19,7 @@ from compile.gguf_names import (
     take_rows,
 )
 from quant.format.errors import FileFormatError, UnsupportedModelError
-from quant.format.gguf_blocks import FLOATS, LAYOUTS, decode, scheme_of
+from quant.format.gguf_blocks import FLOATS, SCHEMES, decode, scheme_of
 from quant.format.gguf_file import GgufFile, GgufTensor
 from quant.format.gguf_types import GgmlType
 from quant.format.scheme import FloatScheme, Scheme
@@ -61,7 +61,7 @@ class GgufWeights:
     def load(self, name: str) -> Weight:
         tensor = self._tensors[name]
         data = self._file.raw(tensor.name)
-        if tensor.type in FLOATS or tensor.type in LAYOUTS:
+        if tensor.type in FLOATS or tensor.type in SCHEMES:
             weight = decode(tensor.type, data, tensor.shape)
         else:
             weight = _dequantize(tensor.type, data).reshape(tensor.shape)
@@ -80,7 +80,7 @@ class GgufWeights:
         if heads is not None and tensor.shape[0] % (2 * heads):
             problem = f"tensor '{tensor.name}' has {tensor.shape[0]} rows, not {heads} even heads"
             raise FileFormatError(self._file.path, problem)
-        if tensor.type in LAYOUTS and len(tensor.shape) != 2:
+        if tensor.type in SCHEMES and len(tensor.shape) != 2:
             problem = f"tensor '{tensor.name}' is {tensor.type} but not a matrix"
             raise FileFormatError(self._file.path, problem)
         return tensor
@@ -248,7 +248,7 @@ def _type_notes(file: GgufFile) -> list[str]:
     foreign = Counter(
         tensor.type
         for tensor in file.tensors.values()
-        if tensor.type not in FLOATS and tensor.type not in LAYOUTS
+        if tensor.type not in FLOATS and tensor.type not in SCHEMES
     )
     notes = []
     for kind, count in foreign.items():

@@ -7,6 +7,9 @@ Each run of 32 elements of a row is one block; all numbers are little endian (gg
     Q5_0  f16 d,        u32 high,  the same; bit j of `high` is bit 4 of q_j     w = d * (q - 16)
     Q5_1  f16 d, f16 m, u32 high,  the same                                      w = d * q + m
     Q8_0  f16 d, 32 int8                                                         w = d * q
+    IQ4_NL is Q4_0 with d times the q-th of 16 levels
+
+Blocks of 256 with nested scales are in ggml_kblocks; `decode` and `encode` take both.
 """
 
 from dataclasses import dataclass
@@ -16,13 +19,28 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
-from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, GgmlType
+from quant.format.ggml_kblocks import LAYOUTS as NESTED_LAYOUTS
+from quant.format.ggml_kblocks import decode_kblocks
+from quant.format.gguf_types import (
+    BF16,
+    F16,
+    F32,
+    IQ4_NL,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    TYPE_BY_NAME,
+    GgmlType,
+)
 from quant.format.scheme import (
     CodebookScheme,
     FloatScheme,
     IntScheme,
     PerChannel,
     PerGroup,
+    QuantizedScheme,
     Scheme,
 )
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
@@ -52,7 +70,16 @@ LAYOUTS = {
     Q5_0: BlockLayout(5, 16, False),
     Q5_1: BlockLayout(5, 0, True),
     Q8_0: BlockLayout(8, 0, False),
+    IQ4_NL: BlockLayout(4, 0, False),
 }
+
+SCHEMES: dict[GgmlType, QuantizedScheme] = {
+    kind: IntScheme(layout.num_bits, not layout.has_minimum, PerGroup(BLOCK), ggml_type=kind.name)
+    for kind, layout in LAYOUTS.items()
+}
+SCHEMES[IQ4_NL] = CodebookScheme("iq4_nl", PerGroup(BLOCK), ggml_type=IQ4_NL.name)
+SCHEMES |= {kind: nested.scheme for kind, nested in NESTED_LAYOUTS.items()}
+"""The scheme of every type that is read as the integers it holds."""
 
 FLOATS = {F32: np.dtype("<f4"), F16: np.dtype("<f2"), BF16: np.dtype(ml_dtypes.bfloat16)}
 FLOAT_SCHEMES = {F32: FloatScheme("float32"), F16: FloatScheme("float16")}
@@ -61,10 +88,7 @@ FLOAT_SCHEMES[BF16] = FloatScheme("bfloat16")
 
 def scheme_of(kind: GgmlType) -> Scheme | None:
     """The scheme of a type that is decoded without loss; None for all others."""
-    layout = LAYOUTS.get(kind)
-    if layout is None:
-        return FLOAT_SCHEMES.get(kind)
-    return IntScheme(layout.num_bits, not layout.has_minimum, PerGroup(BLOCK))
+    return SCHEMES.get(kind) or FLOAT_SCHEMES.get(kind)
 
 
 def decode(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Weight:
@@ -72,16 +96,17 @@ def decode(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Weight:
     if kind in FLOATS:
         floats: FloatArray = data.view(FLOATS[kind]).reshape(shape)
         return floats
-    layout = LAYOUTS[kind]
     rows, columns = shape
+    if kind in NESTED_LAYOUTS:
+        return decode_kblocks(kind, data, (rows, columns))
+    layout = LAYOUTS[kind]
     blocks = data.reshape(rows * columns // BLOCK, kind.block_bytes)
     scale = _float16_column(blocks, 0).reshape(rows, columns // BLOCK)
     minimum = None
     if layout.has_minimum:
         minimum = _float16_column(blocks, 2).reshape(rows, columns // BLOCK)
     codes = unpack_codes(layout, blocks[:, layout.head_bytes :]).reshape(rows, columns)
-    scheme = IntScheme(layout.num_bits, not layout.has_minimum, PerGroup(BLOCK))
-    return QuantizedTensor(scheme, codes, scale, minimum=minimum)
+    return QuantizedTensor(SCHEMES[kind], codes, scale, minimum=minimum)
 
 
 def unpack_codes(layout: BlockLayout, body: Bytes) -> Codes:
@@ -128,6 +153,8 @@ def lossless_type(scheme: Scheme, columns: int) -> tuple[GgmlType, str]:
     if isinstance(scheme, FloatScheme):
         kind = next(kind for kind, floats in FLOAT_SCHEMES.items() if floats == scheme)
         return kind, "as stored"
+    if scheme.ggml_type is not None:
+        return TYPE_BY_NAME[scheme.ggml_type], "the same blocks"
     if isinstance(scheme, CodebookScheme):
         return F32, f"no block holds {scheme}: dequantized"
     if columns % BLOCK:
@@ -151,12 +178,14 @@ def encode(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Bytes:
     where columns are ordered so that a block would need two scales.
     """
     rows, columns = tensor.shape
-    layout = LAYOUTS[kind]
-    if layout.has_minimum != (tensor.minimum is not None) or columns % BLOCK:
+    if tensor.blocks is not None and tensor.blocks.type_name == kind.name:
+        return tensor.blocks.data
+    plain = kind in LAYOUTS and LAYOUTS[kind].has_minimum == (tensor.minimum is not None)
+    if not plain or columns % BLOCK:
         raise UnsupportedModelError(f"tensor '{name}' ({tensor.scheme}) is not made of {kind}")
     group = _block_groups(name, tensor)
     codes = _net_codes(name, kind, tensor).reshape(rows, -1, BLOCK)
-    used: npt.NDArray[np.bool_] = np.any(codes, axis=2)
+    used: npt.NDArray[np.bool_] = np.any(codes, axis=2) | isinstance(tensor.scheme, CodebookScheme)
     scales = np.broadcast_to(tensor.scale, (rows, tensor.scale.shape[1]))
     scale = _exact_float16(name, "scale", scales[:, group], used)
     minimum = tensor.minimum

@@ -150,17 +150,31 @@ def test_integer_blocks_keep_their_codes(tmp_path: Path) -> None:
         for tensor in gguf.GGUFReader(path).tensors
     }
     query = weights.load("model.layers.0.self_attn.q_proj.weight")
-    assert isinstance(query, QuantizedTensor) and query.scheme == IntScheme(4, True, PerGroup(32))
+    assert isinstance(query, QuantizedTensor) and str(query.scheme) == "Q4_0"
     order = [
         head * 64 + element for head in range(4) for element in [*range(0, 64, 2), *range(1, 64, 2)]
     ]
     assert np.array_equal(query.dequantize(), values["blk.0.attn_q.weight"][order], equal_nan=True)
     value = weights.load("model.layers.0.self_attn.v_proj.weight")
     assert isinstance(value, QuantizedTensor) and value.minimum is not None
-    assert weights.scheme("model.embed_tokens.weight") == IntScheme(8, True, PerGroup(32))
+    table = weights.scheme("model.embed_tokens.weight")
+    assert table == IntScheme(8, True, PerGroup(32), ggml_type="Q8_0")
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_nested_scales_and_codebooks_keep_their_codes(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", types={"blk.0.ffn_up.weight": kind})
+    _, weights, _, notes = open_gguf(path)
+    assert notes == []
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
+    loaded = weights.load(name)
+    assert isinstance(loaded, QuantizedTensor) and str(weights.scheme(name)) == kind
+    expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    assert np.array_equal(loaded.dequantize(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["IQ2_XS", "IQ3_S", "TQ1_0"])
 def test_other_types_become_floats_with_a_note(kind: str, tmp_path: Path) -> None:
     types = {"blk.0.ffn_up.weight": kind, "blk.0.attn_k.weight": kind}
     path = write(tmp_path / "m.gguf", types=types)

@@ -17,14 +17,16 @@ from quant.format.gguf_types import (
     BF16,
     F16,
     F32,
+    IQ4_NL,
     Q4_0,
     Q4_1,
     Q5_0,
     Q5_1,
+    Q6_K,
     Q8_0,
     GgmlType,
 )
-from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup
+from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, PerChannel, PerGroup
 from quant.format.tensor import QuantizedTensor
 
 BLOCK_TYPES = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0]
@@ -282,7 +284,9 @@ def test_codes_that_do_not_fit_are_refused() -> None:
 
 
 def test_schemes_of_types() -> None:
-    assert scheme_of(Q4_1) == IntScheme(4, False, PerGroup(32))
-    assert scheme_of(Q8_0) == IntScheme(8, True, PerGroup(32))
+    assert scheme_of(Q4_1) == IntScheme(4, False, PerGroup(32), ggml_type="Q4_1")
+    assert scheme_of(Q8_0) == IntScheme(8, True, PerGroup(32), ggml_type="Q8_0")
+    assert scheme_of(Q6_K) == IntScheme(6, True, PerGroup(16), ggml_type="Q6_K")
+    assert scheme_of(IQ4_NL) == CodebookScheme("iq4_nl", PerGroup(32), ggml_type="IQ4_NL")
     assert scheme_of(BF16) == FloatScheme("bfloat16")
-    assert scheme_of(GgmlType("Q6_K", 14, 256, 210)) is None
+    assert scheme_of(GgmlType("IQ2_XS", 17, 256, 74)) is None
