@@ -43,14 +43,15 @@ def unreached(task: LinearTask, weight: torch.Tensor, settings: RoundingSettings
     if task.algorithm != "rtn":
         state = "fallback rtn: no calibration token reached it"
     _check_state(task.module, state, settings)
-    return round_to_nearest(
-        weight,
+    (rounded,) = round_to_nearest(
+        [weight],
         task.scheme,
         settings.scale_dtype,
         scales=settings.scales,
         lowest_zero=settings.lowest_zero,
         state=state,
     )
+    return rounded
 
 
 def _gptq_or_fallback(
@@ -83,18 +84,16 @@ def _nearest(
     settings: RoundingSettings,
     state: str,
 ) -> dict[str, Rounded]:
-    return {
-        t.module: round_to_nearest(
-            weights[t.module],
-            t.scheme,
-            settings.scale_dtype,
-            scales=settings.scales,
-            lowest_zero=settings.lowest_zero,
-            hessian=hessian,
-            state=state,
-        )
-        for t in tasks
-    }
+    rounded = round_to_nearest(
+        [weights[task.module] for task in tasks],
+        tasks[0].scheme,
+        settings.scale_dtype,
+        scales=settings.scales,
+        lowest_zero=settings.lowest_zero,
+        hessian=hessian,
+        state=state,
+    )
+    return {task.module: result for task, result in zip(tasks, rounded, strict=True)}
 
 
 def _check_state(module: str, state: str, settings: RoundingSettings) -> None:

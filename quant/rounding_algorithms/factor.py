@@ -32,6 +32,12 @@ class Factor:
         weights[self.order] = self.upper.diagonal().reciprocal().square()
         return weights
 
+    def condition(self) -> float:
+        """A lower bound of the damped Hessian's condition number: the squared ratio of the largest
+        to the smallest diagonal element of its factor."""
+        diagonal = self.upper.diagonal().double()
+        return float((diagonal.max() / diagonal.min()).square())
+
 
 def visiting_order(diagonal: torch.Tensor, by_activation: bool) -> torch.Tensor:
     """Columns by falling mean square input, ties by index; or as they lie."""

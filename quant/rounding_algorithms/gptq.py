@@ -9,24 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.format.scheme import IntScheme
+from quant.format.scheme import QuantizedScheme
 from quant.rounding_algorithms.factor import Factor
-from quant.rounding_algorithms.grid import (
-    Grid,
-    ScaleDtype,
-    decode,
-    nearest_codes,
-    to_quantized_tensor,
-)
-from quant.rounding_algorithms.refit import refit_grid
-from quant.rounding_algorithms.result import (
-    AS_ASKED,
-    Rounded,
-    quadratic_form,
-    relative_errors,
-)
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, nearest_levels
+from quant.rounding_algorithms.levels import snap
+from quant.rounding_algorithms.refit import can_refit, refit_grid
+from quant.rounding_algorithms.result import AS_ASKED, Rounded, quadratic_form, split_rows
 from quant.rounding_algorithms.rtn import choose_grid
-from quant.rounding_algorithms.sweep import sweep_codes
+from quant.rounding_algorithms.sweep import sweep_levels
 from quant.tasks import ScaleChoice
 
 _COLUMN_CHUNK = 128
@@ -47,10 +37,10 @@ class GptqOptions:
 
 @dataclass(frozen=True)
 class _Pass:
-    """codes, dequantized: float32 [out, in]; loss: float32 [out], under the Hessian."""
+    """levels, dequantized: float32 [out, in]; loss: float32 [out], under the Hessian."""
 
     grid: Grid
-    codes: torch.Tensor
+    levels: torch.Tensor
     dequantized: torch.Tensor
     loss: torch.Tensor
 
@@ -59,7 +49,7 @@ class _Pass:
         better = (other.loss < self.loss)[:, None]
         return _Pass(
             self.grid.where(better, other.grid),
-            torch.where(better, other.codes, self.codes),
+            torch.where(better, other.levels, self.levels),
             torch.where(better, other.dequantized, self.dequantized),
             torch.where(better[:, 0], other.loss, self.loss),
         )
@@ -69,7 +59,7 @@ def gptq(
     weights: Sequence[torch.Tensor],
     hessian: torch.Tensor,
     factored: Factor,
-    scheme: IntScheme,
+    scheme: QuantizedScheme,
     dtype: ScaleDtype,
     options: GptqOptions,
 ) -> list[Rounded]:
@@ -87,17 +77,17 @@ def gptq(
         best = _polish(stack, hessian, best, factored.order, scheme, dtype)
     raised = factored.damping > options.damping
     state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
-    dead = int((hessian.diagonal() == 0).sum())
-    results, row = [], 0
-    for weight in weights:
-        rows = slice(row, row + len(weight))
-        part = Grid(best.grid.scale[rows], best.grid.zero[rows])
-        tensor = to_quantized_tensor(best.codes[rows], part, scheme, dtype)
-        dequantized = best.dequantized[rows]
-        errors = relative_errors(weight, dequantized, hessian)
-        results.append(Rounded(tensor, dequantized, state, factored.damping, dead, *errors))
-        row += len(weight)
-    return results
+    return split_rows(
+        weights,
+        best.grid,
+        best.levels,
+        best.dequantized,
+        scheme,
+        dtype,
+        hessian,
+        state,
+        factored,
+    )
 
 
 def _polish(
@@ -105,36 +95,43 @@ def _polish(
     hessian: torch.Tensor,
     best: _Pass,
     order: torch.Tensor,
-    scheme: IntScheme,
+    scheme: QuantizedScheme,
     dtype: ScaleDtype,
 ) -> _Pass:
     """Scales refitted to the codes, then codes moved to the scales: each row only ever gains."""
-    size = scheme.group_size(weight.shape[1])
-    grid = refit_grid(weight, best.codes, best.grid, hessian, scheme, dtype)
-    best = best.where(_scored(weight, hessian, grid, best.codes, grid.columns(size)))
-    wide = best.grid.columns(size)
-    codes = sweep_codes(weight, hessian, best.codes, wide, order, scheme)
-    return best.where(_scored(weight, hessian, best.grid, codes, wide))
+    if can_refit(scheme):
+        grid = refit_grid(weight, best.levels, best.grid, hessian, scheme, dtype)
+        best = best.where(_scored(weight, hessian, grid, best.levels, scheme))
+    wide = best.grid.columns(scheme, weight.shape[1])
+    levels = sweep_levels(weight, hessian, best.levels, wide, order, scheme)
+    return best.where(_scored(weight, hessian, best.grid, levels, scheme))
 
 
 def _nearest_pass(
-    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scheme: IntScheme
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scheme: QuantizedScheme
 ) -> _Pass:
     """No feedback at all: the floor below which no row may fall."""
-    wide = grid.columns(scheme.group_size(weight.shape[1]))
-    codes = nearest_codes(weight, wide, scheme)
-    return _scored(weight, hessian, grid, codes, wide)
+    levels = nearest_levels(weight, grid.columns(scheme, weight.shape[1]), scheme)
+    return _scored(weight, hessian, grid, levels, scheme)
 
 
 def _scored(
-    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, codes: torch.Tensor, wide: Grid
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: Grid,
+    levels: torch.Tensor,
+    scheme: QuantizedScheme,
 ) -> _Pass:
-    dequantized = decode(codes, wide)
-    return _Pass(grid, codes, dequantized, quadratic_form(weight - dequantized, hessian))
+    dequantized = decode(levels, grid.columns(scheme, weight.shape[1]))
+    return _Pass(grid, levels, dequantized, quadratic_form(weight - dequantized, hessian))
 
 
 def _feedback_pass(
-    weight: torch.Tensor, hessian: torch.Tensor, factored: Factor, grid: Grid, scheme: IntScheme
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    factored: Factor,
+    grid: Grid,
+    scheme: QuantizedScheme,
 ) -> _Pass:
     """Algorithm 1 on a fixed grid; what comes back is in plain column order.
 
@@ -142,22 +139,22 @@ def _feedback_pass(
     spread at once; columns beyond it get the whole chunk's errors in one product.
     """
     order, upper = factored.order, factored.upper
-    wide = grid.columns(scheme.group_size(weight.shape[1]))
+    wide = grid.columns(scheme, weight.shape[1])
     left = weight.T[order].contiguous()
     scale = wide.scale.T[order].contiguous()
     zero = wide.zero.T[order].contiguous()
-    codes = torch.empty_like(left)
+    levels = torch.empty_like(left)
     for start in range(0, len(left), _COLUMN_CHUNK):
         stop = min(start + _COLUMN_CHUNK, len(left))
         errors = torch.empty_like(left[start:stop])
         for j in range(start, stop):
-            q = torch.round(left[j] / scale[j]).add_(zero[j]).clamp_(scheme.qmin, scheme.qmax)
-            codes[j] = q
+            q = snap(left[j] / scale[j] + zero[j], scheme)
+            levels[j] = q
             error = left[j] - (q - zero[j]) * scale[j]
             error /= upper[j, j]
             errors[j - start] = error
             left[j + 1 : stop].addr_(upper[j, j + 1 : stop], error, alpha=-1.0)
         left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1.0)
-    plain = torch.empty_like(codes)
-    plain[order] = codes
-    return _scored(weight, hessian, grid, plain.T.contiguous(), wide)
+    plain = torch.empty_like(levels)
+    plain[order] = levels
+    return _scored(weight, hessian, grid, plain.T.contiguous(), scheme)

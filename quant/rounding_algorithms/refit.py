@@ -1,29 +1,35 @@
-"""Scales in closed form for codes that are already chosen, under the whole Hessian."""
+"""Scales in closed form for levels that are already chosen, under the whole Hessian."""
 
 import torch
 
-from quant.format.scheme import IntScheme
+from quant.format.scheme import IntScheme, PerChannel, PerGroup, QuantizedScheme
 from quant.rounding_algorithms.grid import Grid, ScaleDtype, stored_scale
 from quant.rounding_algorithms.scales import grouped
 
 _RIDGE = 1e-6
 
 
+def can_refit(scheme: QuantizedScheme) -> bool:
+    """Whether each scale is a number of its own: not shared by rows, nor a product of others."""
+    own = isinstance(scheme.granularity, PerChannel | PerGroup)
+    free = isinstance(scheme, IntScheme) or scheme.scales == "float"
+    return own and free and scheme.ggml_type is None
+
+
 def refit_grid(
     weight: torch.Tensor,
-    codes: torch.Tensor,
+    levels: torch.Tensor,
     grid: Grid,
     hessian: torch.Tensor,
-    scheme: IntScheme,
+    scheme: QuantizedScheme,
     dtype: ScaleDtype,
 ) -> Grid:
-    """The scales that minimise (w - q) H (w - q)^T of each row, zero points and codes unchanged.
+    """The scales that minimise (w - q) H (w - q)^T of each row, zero points and levels unchanged.
 
-    With c_g the steps (code - zero) of group g, a row's scales s solve A s = b, where
+    With c_g the steps (level - zero) of group g, a row's scales s solve A s = b, where
     A[g, h] = c_g H c_h and b[g] = c_g H w. A scale that would change its sign keeps its old value.
     """
-    size = scheme.group_size(weight.shape[1])
-    steps = codes - grid.zero.repeat_interleave(size, dim=1)
+    steps = levels - grid.columns(scheme, weight.shape[1]).zero
     matrix = _group_products(steps, hessian, scheme)
     target = (grouped(weight @ hessian, scheme) * grouped(steps, scheme)).sum(-1)
     ridge = matrix.diagonal(dim1=1, dim2=2).mean(-1) * _RIDGE + torch.finfo(torch.float32).tiny
@@ -33,7 +39,9 @@ def refit_grid(
     return Grid(stored_scale(torch.where(usable, scale, grid.scale), dtype), grid.zero)
 
 
-def _group_products(steps: torch.Tensor, hessian: torch.Tensor, scheme: IntScheme) -> torch.Tensor:
+def _group_products(
+    steps: torch.Tensor, hessian: torch.Tensor, scheme: QuantizedScheme
+) -> torch.Tensor:
     """float32 [out, groups, groups]: c_g H c_h of each row."""
     parts = grouped(steps, scheme)
     rows, count, size = parts.shape

@@ -1,10 +1,15 @@
 """What rounding one linear gave, and how it went."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from quant.format.scheme import QuantizedScheme
 from quant.format.tensor import QuantizedTensor
+from quant.rounding_algorithms.factor import Factor
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, to_quantized_tensor
+from quant.rounding_algorithms.levels import level_range
 
 AS_ASKED = "as asked"
 
@@ -16,6 +21,8 @@ class Rounded:
     state: "as asked" | "damping raised to X" | "fallback rtn: REASON".
     damping: share of the mean diagonal that was added; None when nothing was factored.
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without H.
+    clip_ratio: share of the weights beyond the last level of their group by over half a step.
+    condition: at least this is the damped Hessian's condition number; None without one.
     """
 
     tensor: QuantizedTensor
@@ -25,6 +32,49 @@ class Rounded:
     dead_columns: int
     weight_error: float
     output_error: float | None
+    clip_ratio: float = 0.0
+    condition: float | None = None
+
+
+def split_rows(
+    weights: Sequence[torch.Tensor],
+    grid: Grid,
+    levels: torch.Tensor,
+    dequantized: torch.Tensor,
+    scheme: QuantizedScheme,
+    dtype: ScaleDtype,
+    hessian: torch.Tensor | None,
+    state: str,
+    factored: Factor | None = None,
+) -> list[Rounded]:
+    """What a stack of `weights` became, one by one: levels and dequantized are [rows, in]."""
+    dead = 0 if hessian is None else int((hessian.diagonal() == 0).sum())
+    results, row = [], 0
+    for weight in weights:
+        rows = slice(row, row + len(weight))
+        part, worth = grid.rows(rows), dequantized[rows]
+        results.append(
+            Rounded(
+                to_quantized_tensor(levels[rows], part, scheme, dtype),
+                worth,
+                state,
+                None if factored is None else factored.damping,
+                dead,
+                *relative_errors(weight, worth, hessian),
+                clip_ratio(weight, part, scheme),
+                None if factored is None else factored.condition(),
+            )
+        )
+        row += len(weight)
+    return results
+
+
+def clip_ratio(weight: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> float:
+    """Share of `weight` [out, in] that lies beyond the last level by more than half a step."""
+    lowest, highest = level_range(scheme)
+    wide = grid.columns(scheme, weight.shape[1])
+    steps = weight / wide.scale + wide.zero
+    return float(((steps < lowest - 0.5) | (steps > highest + 0.5)).float().mean())
 
 
 def relative_errors(

@@ -1,24 +1,21 @@
 """Round to nearest, with searched scales."""
 
+from collections.abc import Sequence
+
 import torch
 
-from quant.format.scheme import IntScheme
-from quant.rounding_algorithms.grid import (
-    Grid,
-    ScaleDtype,
-    decode,
-    nearest_codes,
-    to_quantized_tensor,
-)
-from quant.rounding_algorithms.result import AS_ASKED, Rounded, relative_errors
-from quant.rounding_algorithms.scales import full_range_grid, search_grid
+from quant.format.scheme import CodebookScheme, PerTensor, QuantizedScheme
+from quant.rounding_algorithms.codebook_grids import codebook_grid
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, nearest_levels
+from quant.rounding_algorithms.result import AS_ASKED, Rounded, split_rows
+from quant.rounding_algorithms.scales import full_range_grid, one_grid, search_grid
 from quant.tasks import ScaleChoice
 
 
 def choose_grid(
     weight: torch.Tensor,
     importance: torch.Tensor | None,
-    scheme: IntScheme,
+    scheme: QuantizedScheme,
     dtype: ScaleDtype,
     scales: ScaleChoice,
     lowest_zero: int = 0,
@@ -27,30 +24,34 @@ def choose_grid(
 
     lowest_zero: smallest zero point of an asymmetric scheme, counted from qmin.
     """
-    if scales == "range":
-        return full_range_grid(weight, scheme, dtype, lowest_zero=lowest_zero)
     if importance is None:
         importance = torch.ones(weight.shape[1])
+    if isinstance(scheme, CodebookScheme):
+        return codebook_grid(weight, importance, scheme, search=scales != "range")
+    if isinstance(scheme.granularity, PerTensor):
+        return one_grid(weight, scheme, dtype)
+    if scales == "range":
+        return full_range_grid(weight, scheme, dtype, lowest_zero=lowest_zero)
     signed = scales == "signed"
     return search_grid(weight, importance, scheme, dtype, signed, lowest_zero)
 
 
 def round_to_nearest(
-    weight: torch.Tensor,
-    scheme: IntScheme,
+    weights: Sequence[torch.Tensor],
+    scheme: QuantizedScheme,
     dtype: ScaleDtype,
     *,
     scales: ScaleChoice = "signed",
     lowest_zero: int = 0,
     hessian: torch.Tensor | None = None,
     state: str = AS_ASKED,
-) -> Rounded:
-    """Each weight to the nearest point of its group's grid. weight: float32 [out, in]."""
+) -> list[Rounded]:
+    """Each weight to the nearest point of its group's grid. weights: float32 [out, in] each, of
+    linears that read the same input and that servers fuse: what a tensor shares, they share."""
+    stack = torch.cat(list(weights))
     importance = None if hessian is None else hessian.diagonal()
-    grid = choose_grid(weight, importance, scheme, dtype, scales, lowest_zero)
-    wide = grid.columns(scheme.group_size(weight.shape[1]))
-    codes = nearest_codes(weight, wide, scheme)
-    dequantized = decode(codes, wide)
-    weight_error, output_error = relative_errors(weight, dequantized, hessian)
-    tensor = to_quantized_tensor(codes, grid, scheme, dtype)
-    return Rounded(tensor, dequantized, state, None, 0, weight_error, output_error)
+    grid = choose_grid(stack, importance, scheme, dtype, scales, lowest_zero)
+    levels = nearest_levels(stack, grid.columns(scheme, stack.shape[1]), scheme)
+    wide = grid.columns(scheme, stack.shape[1])
+    dequantized = decode(levels, wide)
+    return split_rows(weights, grid, levels, dequantized, scheme, dtype, hessian, state)

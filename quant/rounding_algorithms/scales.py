@@ -1,9 +1,17 @@
-"""Scales and zero points chosen by weighted error rather than by the largest magnitude."""
+"""Scales and zero points of integers, chosen by weighted error rather than by the largest
+magnitude."""
 
 import torch
 
-from quant.format.scheme import IntScheme
-from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, nearest_codes, stored_scale
+from quant.format.scheme import IntScheme, PerTensor, QuantizedScheme
+from quant.rounding_algorithms.grid import (
+    Grid,
+    ScaleDtype,
+    decode,
+    joined,
+    nearest_levels,
+    stored_scale,
+)
 
 _SHRINK_STEPS = 25
 _SMALLEST_SHRINK = 0.5
@@ -12,7 +20,7 @@ _CHUNK_ELEMENTS = 1 << 18
 """Rows are searched in chunks whose temporaries stay in a processor's cache."""
 
 
-def grouped(weight: torch.Tensor, scheme: IntScheme) -> torch.Tensor:
+def grouped(weight: torch.Tensor, scheme: QuantizedScheme) -> torch.Tensor:
     """weight [out, in] as [out, groups, group_size]. The group size must divide the row."""
     rows, columns = weight.shape
     size = scheme.group_size(columns)
@@ -46,6 +54,13 @@ def full_range_grid(
     return Grid(scale, zero.clamp_(scheme.qmin + lowest_zero, scheme.qmax))
 
 
+def one_grid(weight: torch.Tensor, scheme: IntScheme, dtype: ScaleDtype) -> Grid:
+    """The grid of a whole tensor, repeated for each row: nothing is clipped."""
+    assert isinstance(scheme.granularity, PerTensor)
+    grid = full_range_grid(weight.reshape(1, -1), scheme, dtype)
+    return Grid(grid.scale.expand(len(weight), 1), grid.zero.expand(len(weight), 1))
+
+
 def search_grid(
     weight: torch.Tensor,
     importance: torch.Tensor,
@@ -70,7 +85,7 @@ def search_grid(
             negative = Grid(-mirrored.scale, mirrored.zero)
             grid = grid.where(mirrored_error < error, negative)
         parts.append(grid)
-    return Grid(torch.cat([p.scale for p in parts]), torch.cat([p.zero for p in parts]))
+    return joined(parts)
 
 
 def _search_rows(
@@ -83,40 +98,42 @@ def _search_rows(
     groups = grouped(weight, scheme)
     h = grouped(importance[None, :], scheme)
     best = full_range_grid(weight, scheme, dtype, lowest_zero=lowest_zero)
-    best_error = _group_error(groups, h, best, scheme)
+    best_error = group_error(groups, h, best, scheme)
     for step in range(1, _SHRINK_STEPS):
         shrink = 1.0 - (1.0 - _SMALLEST_SHRINK) * step / (_SHRINK_STEPS - 1)
         candidate = full_range_grid(weight, scheme, dtype, shrink, lowest_zero)
-        best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
+        best, best_error = keep_better(groups, h, scheme, best, best_error, candidate)
     for _ in range(_REFIT_ROUNDS):
         candidate = _least_squares_grid(groups, h, best, scheme, dtype)
-        best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
+        best, best_error = keep_better(groups, h, scheme, best, best_error, candidate)
         if not scheme.symmetric:
             for shift in (-1.0, 1.0):
                 zero = (best.zero + shift).clamp_(scheme.qmin + lowest_zero, scheme.qmax)
                 candidate = _least_squares_grid(groups, h, Grid(best.scale, zero), scheme, dtype)
-                best, best_error = _keep_better(groups, h, scheme, best, best_error, candidate)
+                best, best_error = keep_better(groups, h, scheme, best, best_error, candidate)
     return best, best_error
 
 
-def _keep_better(
+def keep_better(
     groups: torch.Tensor,
     h: torch.Tensor,
-    scheme: IntScheme,
+    scheme: QuantizedScheme,
     best: Grid,
     best_error: torch.Tensor,
     candidate: Grid,
 ) -> tuple[Grid, torch.Tensor]:
-    error = _group_error(groups, h, candidate, scheme)
+    """The better grid of each group, and its error [out, groups]."""
+    error = group_error(groups, h, candidate, scheme)
     better = error < best_error
     return best.where(better, candidate), torch.where(better, error, best_error)
 
 
-def _group_error(
-    groups: torch.Tensor, h: torch.Tensor, grid: Grid, scheme: IntScheme
+def group_error(
+    groups: torch.Tensor, h: torch.Tensor, grid: Grid, scheme: QuantizedScheme
 ) -> torch.Tensor:
+    """float32 [out, groups]: sum of h * (weight - nearest)**2 of groups [out, groups, size]."""
     wide = Grid(grid.scale[..., None], grid.zero[..., None])
-    difference = decode(nearest_codes(groups, wide, scheme), wide).sub_(groups)
+    difference = decode(nearest_levels(groups, wide, scheme), wide).sub_(groups)
     return difference.square_().mul_(h).sum(-1)
 
 
@@ -125,7 +142,7 @@ def _least_squares_grid(
 ) -> Grid:
     """The best scale for the codes that `grid` gives: sum(h*w*c) / sum(h*c*c), c = code - zero."""
     wide = Grid(grid.scale[..., None], grid.zero[..., None])
-    steps = nearest_codes(groups, wide, scheme).sub_(wide.zero)
+    steps = nearest_levels(groups, wide, scheme).sub_(wide.zero)
     weighted = steps * h
     norm = (weighted * steps).sum(-1)
     scale = (weighted * groups).sum(-1) / torch.where(norm > 0, norm, torch.ones_like(norm))

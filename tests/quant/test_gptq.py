@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.rounding_algorithms.factor import factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
-from quant.rounding_algorithms.grid import ScaleDtype, nearest_codes
+from quant.rounding_algorithms.grid import ScaleDtype, nearest_levels
 from quant.rounding_algorithms.result import Rounded, quadratic_form
 from quant.rounding_algorithms.rtn import choose_grid, round_to_nearest
-from quant.rounding_algorithms.sweep import sweep_codes
+from quant.rounding_algorithms.sweep import sweep_levels
 from quant.tasks import ScaleChoice
 
 Matrix = npt.NDArray[np.float64]
@@ -79,7 +79,7 @@ def test_equals_dense_column_by_column(scheme: IntScheme, by_activation: bool) -
     """160 columns: errors are spread inside a chunk of 128 and beyond it."""
     weight, hessian = problem(1, 16, 160)
     result = run(weight, hessian, scheme, by_activation=by_activation, scales="range")
-    columns = choose_grid(weight, None, scheme, "bfloat16", "range").columns(scheme.group_size(160))
+    columns = choose_grid(weight, None, scheme, "bfloat16", "range").columns(scheme, 160)
     diagonal = hessian.double().numpy().diagonal()
     order = np.argsort(-diagonal, kind="stable") if by_activation else np.arange(160)
     wide, moments = weight.double().numpy(), hessian.double().numpy()
@@ -111,7 +111,7 @@ def test_never_worse_than_nearest_with_the_same_scales(
 ) -> None:
     weight, hessian = problem(seed, rows, 32 * groups)
     result = run(weight, hessian, scheme, scales="range", polish=polish)
-    nearest = round_to_nearest(weight, scheme, "bfloat16", scales="range", hessian=hessian)
+    (nearest,) = round_to_nearest([weight], scheme, "bfloat16", scales="range", hessian=hessian)
     ours = quadratic_form(weight - result.dequantized, hessian)
     theirs = quadratic_form(weight - nearest.dequantized, hessian)
     assert bool((ours <= theirs).all())
@@ -168,7 +168,7 @@ def test_dead_columns_keep_the_nearest_value_and_are_counted() -> None:
     hessian[:, dead] = 0.0
     scheme = IntScheme(4, True, PerGroup(32))
     result = run(weight, hessian, scheme, scales="range")
-    nearest = round_to_nearest(weight, scheme, "bfloat16", scales="range")
+    (nearest,) = round_to_nearest([weight], scheme, "bfloat16", scales="range")
     assert result.dead_columns == len(dead)
     np.testing.assert_array_equal(result.tensor.codes[:, dead], nearest.tensor.codes[:, dead])
 
@@ -188,7 +188,7 @@ def test_every_part_helps() -> None:
     weight, hessian = problem(8, 64, 128)
     scheme = IntScheme(4, True, PerGroup(32))
     results = [
-        round_to_nearest(weight, scheme, "bfloat16", scales="range", hessian=hessian),
+        *round_to_nearest([weight], scheme, "bfloat16", scales="range", hessian=hessian),
         run(weight, hessian, scheme, scales="range"),
         run(weight, hessian, scheme, scales="search"),
         run(weight, hessian, scheme, scales="signed"),
@@ -205,10 +205,10 @@ def test_a_sweep_equals_dense_coordinate_descent() -> None:
     weight, hessian = problem(9, 6, 160)
     scheme = IntScheme(4, False, PerGroup(32))
     grid = choose_grid(weight, None, scheme, "bfloat16", "search")
-    wide = grid.columns(32)
-    start = nearest_codes(weight, wide, scheme)
+    wide = grid.columns(scheme, weight.shape[1])
+    start = nearest_levels(weight, wide, scheme)
     order = torch.from_numpy(np.random.default_rng(0).permutation(160))
-    ours = sweep_codes(weight, hessian, start, wide, order, scheme)
+    ours = sweep_levels(weight, hessian, start, wide, order, scheme)
     codes, moments = start.double().numpy(), hessian.double().numpy()
     scale, zero = wide.scale.double().numpy(), wide.zero.double().numpy()
     for j in order.tolist():

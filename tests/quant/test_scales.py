@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
-from quant.rounding_algorithms.grid import Grid, decode, nearest_codes, stored_scale
+from quant.rounding_algorithms.grid import Grid, decode, nearest_levels, stored_scale
 from quant.rounding_algorithms.refit import refit_grid
 from quant.rounding_algorithms.result import quadratic_form
 from quant.rounding_algorithms.scales import full_range_grid, search_grid
@@ -22,8 +22,8 @@ SCHEMES = [
 
 
 def rounded(weight: torch.Tensor, grid: Grid, scheme: IntScheme) -> torch.Tensor:
-    wide = grid.columns(scheme.group_size(weight.shape[1]))
-    return decode(nearest_codes(weight, wide, scheme), wide)
+    wide = grid.columns(scheme, weight.shape[1])
+    return decode(nearest_levels(weight, wide, scheme), wide)
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,7 +47,7 @@ def test_full_range_clips_nothing(scheme: IntScheme) -> None:
     """Half a step at most, and the scale's own rounding times the largest code."""
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     grid = full_range_grid(weight, scheme, "float32")
-    step = grid.columns(scheme.group_size(64)).scale
+    step = grid.columns(scheme, 64).scale
     assert bool(((rounded(weight, grid, scheme) - weight).abs() <= step * (0.5 + 1e-4)).all())
 
 
@@ -60,7 +60,7 @@ def test_a_lowest_zero_point_clips_nothing_either(num_bits: int, offset: float) 
     weight[0] = 0.0
     grid = full_range_grid(weight, scheme, "float32", lowest_zero=1)
     assert float(grid.zero.min()) == scheme.qmin + 1
-    step = grid.columns(32).scale
+    step = grid.columns(scheme, weight.shape[1]).scale
     assert bool(((rounded(weight, grid, scheme) - weight).abs() <= step * (0.5 + 1e-4)).all())
     found = search_grid(weight, torch.ones(64), scheme, "float16", lowest_zero=1)
     assert float(found.zero.min()) >= scheme.qmin + 1
@@ -93,12 +93,11 @@ def test_refit_is_the_best_scale_for_its_codes(seed: int, scheme: IntScheme) -> 
     hessian = inputs.T @ inputs / 256
     weight = torch.randn(3, 64, generator=generator)
     grid = full_range_grid(weight, scheme, "float32")
-    size = scheme.group_size(64)
-    codes = nearest_codes(weight, grid.columns(size), scheme)
+    codes = nearest_levels(weight, grid.columns(scheme, weight.shape[1]), scheme)
     best = refit_grid(weight, codes, grid, hessian, scheme, "float32")
 
     def loss(scale: torch.Tensor) -> torch.Tensor:
-        values = decode(codes, Grid(scale, grid.zero).columns(size))
+        values = decode(codes, Grid(scale, grid.zero).columns(scheme, weight.shape[1]))
         return quadratic_form((weight - values).double(), hessian.double())
 
     # The loss is a parabola in each scale: one that float32 sums and the ridge put off by 1e-5 of
