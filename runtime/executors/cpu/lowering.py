@@ -1,6 +1,7 @@
 """A Program becomes a native Plan: the same ops in order, linears of one input joined."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from runtime.executors.cpu.weights import Packed, Weights
 from runtime.kernels.cpu._native import Plan
 
 Projection = tuple[int, Packed, npt.NDArray[np.float32] | None]
+Place = tuple[int, bool]
+"""Width of a buffer, and whether it has R rows and not T."""
+Key = TypeVar("Key", bound=Hashable)
 
 
 def lower(program: Program, weights: Weights, plan: Plan) -> int:
@@ -59,6 +63,16 @@ def frequencies(spec: RopeSpec) -> list[float]:
     base = spec.theta ** (-2.0 * pairs / spec.dimension)
     factors = np.ones_like(base) if spec.factors is None else np.array(spec.factors, np.float64)
     return [float(value) for value in base / factors]
+
+
+def _by(
+    projections: Sequence[Projection], key: Callable[[Packed], Key]
+) -> dict[Key, list[Projection]]:
+    """Projections whose matrices agree in `key`, in the order of the first of each."""
+    found: dict[Key, list[Projection]] = {}
+    for projection in projections:
+        found.setdefault(key(projection[1]), []).append(projection)
+    return found
 
 
 class _Lowering:
@@ -106,18 +120,34 @@ class _Lowering:
         return self.buffers.create(op.out, op.out_features), packed, bias
 
     def _project(self, x: Value, projections: Sequence[Projection]) -> None:
+        """x is rounded once for each way that the matrices ask for."""
+        place = (self.buffers.width(x), self.buffers.is_selected(x))
+        for rounding, same in _by(projections, lambda packed: packed.rounding).items():
+            if rounding is None:
+                self._multiply(self.buffers[x], place, same)
+                continue
+            rounded = self.buffers.scratch(*place)
+            self.plan.add_round(
+                rounded,
+                self.buffers[x],
+                rounding.numbers,
+                rounding.group,
+                rounding.scales,
+                rounding.fixed or 0.0,
+                rounding.divisor or 1.0,
+            )
+            self._multiply(rounded, place, same)
+            self.buffers.recycle(rounded, *place)
+
+    def _multiply(self, x: int, place: Place, projections: Sequence[Projection]) -> None:
         """One native op for each order of x's columns that the matrices want."""
-        by_order: dict[bytes, list[Projection]] = {}
-        for projection in projections:
-            by_order.setdefault(projection[1].order_key, []).append(projection)
-        for order, same in by_order.items():
+        for order, same in _by(projections, lambda packed: packed.order_key).items():
             native = [(out, packed.matrix, bias) for out, packed, bias in same]
             if not order:
-                self.plan.add_linear(self.buffers[x], native)
+                self.plan.add_linear(x, native)
                 continue
-            place = (self.buffers.width(x), self.buffers.is_selected(x))
             gathered = self.buffers.scratch(*place)
-            self.plan.add_gather(gathered, self.buffers[x], same[0][1].matrix)
+            self.plan.add_gather(gathered, x, same[0][1].matrix)
             self.plan.add_linear(gathered, native)
             self.buffers.recycle(gathered, *place)
 

@@ -1,8 +1,9 @@
 """What the native executor can run, decided from headers alone."""
 
+from compile.input_rounding import check_input
 from compile.program import Attend, Embed, Linear, Logits, Program, Rope
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import CodebookScheme, IntScheme, Scheme
+from quant.format.scheme import IntScheme, Scheme
 
 SMALLEST_BITS, LARGEST_BITS = 2, 8
 
@@ -13,6 +14,7 @@ def check_supported(program: Program) -> None:
         match op:
             case Embed() | Linear() | Logits():
                 _check_scheme(op.weight, op.scheme)
+                check_input(op.weight, op.scheme)
             case Attend() if op.heads % op.kv_heads != 0:
                 raise UnsupportedModelError(
                     f"layer {op.layer} shares {op.kv_heads} key-value heads among {op.heads} "
@@ -28,10 +30,7 @@ def check_supported(program: Program) -> None:
 
 
 def _check_scheme(name: str, scheme: Scheme) -> None:
-    unknown = isinstance(scheme, CodebookScheme)
-    if isinstance(scheme, IntScheme):
-        unknown = not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS
-    if unknown:
+    if isinstance(scheme, IntScheme) and not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS:
         raise UnsupportedModelError(
             f"tensor {name} is stored as {scheme}; the cpu backend reads integers of "
             f"{SMALLEST_BITS} to {LARGEST_BITS} bits: use the torch backend or another build"

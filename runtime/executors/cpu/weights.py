@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from compile.input_rounding import InputRounding, input_rounding
+from quant.format.codebooks import codebook_values
 from quant.format.errors import UnsupportedModelError
+from quant.format.scheme import CodebookScheme, FloatScheme, PerBlock, Scheme
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 from runtime.kernels.cpu._native import Matrix, ThreadPool
 
@@ -15,10 +19,12 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Packed:
-    """column_order: int32 [in], the order in which the matrix wants x's columns; None: as is."""
+    """column_order: int32 [in], the order in which the matrix wants x's columns; None: as is.
+    rounding: how x is rounded before, in its own order of columns; None: not at all."""
 
     matrix: Matrix
     column_order: npt.NDArray[np.int32] | None = None
+    rounding: InputRounding | None = None
 
     @property
     def order_key(self) -> bytes:
@@ -41,7 +47,9 @@ class Weights:
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Packed:
         if name not in self._packed:
-            self._packed[name] = pack(self._load(name, shape), self._pool)
+            weight = self._load(name, shape)
+            _require_numbers(name, weight)
+            self._packed[name] = pack(weight, self._pool, input_rounding(name, weight))
         return self._packed[name]
 
     def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
@@ -60,22 +68,50 @@ class Weights:
         return weight
 
 
-def pack(weight: Weight, pool: ThreadPool) -> Packed:
-    """Copy a weight [out, in] into the native layout; the integers and scales stay as they are."""
+def pack(weight: Weight, pool: ThreadPool, rounding: InputRounding | None = None) -> Packed:
+    """Copy a weight [out, in] into the native layout; the codes and scales stay as they are."""
     if not isinstance(weight, QuantizedTensor):
         return Packed(Matrix.from_numbers(*_numbers(weight), pool))
     starts, order = group_layout(weight)
+    codes, scale = np.ascontiguousarray(weight.codes), _numbers(row_scales(weight))
+    if isinstance(weight.scheme, CodebookScheme):
+        table = None
+        if weight.scheme.num_bits == 4:
+            table = np.ascontiguousarray(codebook_values(weight.scheme.codebook))
+        divisor = 1.0 if weight.global_scale is None else weight.global_scale
+        matrix = Matrix.from_codebook(codes, table, scale, divisor, starts, order, pool)
+        return Packed(matrix, order, rounding)
     matrix = Matrix.from_integers(
-        np.ascontiguousarray(weight.codes),
+        codes,
         weight.scheme.num_bits,
-        _numbers(weight.scale),
+        scale,
         None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point),
         None if weight.minimum is None else _numbers(weight.minimum),
         starts,
         order,
         pool,
     )
-    return Packed(matrix, order)
+    return Packed(matrix, order, rounding)
+
+
+def row_scales(weight: QuantizedTensor) -> npt.NDArray[Any]:
+    """[out, groups]: the stored scales, one row for each output row. 8-bit scales become bfloat16,
+    which holds every e4m3 and e8m0 number."""
+    rows, scale = weight.shape[0], weight.scale
+    if scale.dtype.name not in FLOATS:
+        scale = scale.astype(np.float32).astype(ml_dtypes.bfloat16)
+    if isinstance(weight.scheme.granularity, PerBlock):
+        return np.repeat(scale, weight.scheme.granularity.rows, axis=0)[:rows]
+    return np.broadcast_to(scale, (rows, scale.shape[1]))
+
+
+def held_form(scheme: Scheme) -> str:
+    """How the native executor holds a matrix of this scheme in memory."""
+    if isinstance(scheme, FloatScheme):
+        return scheme.dtype
+    if isinstance(scheme, CodebookScheme):
+        return "8-bit floats" if scheme.num_bits == 8 else f"4-bit codes of {scheme.codebook}"
+    return f"{4 if scheme.num_bits <= 4 else 8}-bit integers"
 
 
 def group_layout(
@@ -96,3 +132,13 @@ def _numbers(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
     assert name in FLOATS, f"a WeightSource yields {', '.join(FLOATS)}, not {name}"
     array = np.ascontiguousarray(array)
     return (array if name == "float32" else array.view(np.uint16)), name
+
+
+def _require_numbers(name: str, weight: Weight) -> None:
+    """e4m3's two codes for NaN are no weight, and the kernels do not know them."""
+    if isinstance(weight, QuantizedTensor) and isinstance(weight.scheme, CodebookScheme):
+        eight_bits = weight.scheme.num_bits == 8
+        if eight_bits and bool(((weight.codes & 0x7F) == 0x7F).any()):
+            raise UnsupportedModelError(
+                f"tensor {name} holds NaN; the checkpoint is damaged: download or quantize it again"
+            )

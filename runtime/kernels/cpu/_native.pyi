@@ -31,6 +31,18 @@ class Matrix:
     ) -> Matrix:
         """Columns of one group are adjacent in `column_order`; group g is packed columns
         [group_starts[g], group_starts[g + 1])."""
+    @staticmethod
+    def from_codebook(
+        codes: npt.NDArray[np.int8],
+        table: npt.NDArray[np.float32] | None,
+        scale: tuple[npt.NDArray[Any], str],
+        divisor: float,
+        group_starts: npt.NDArray[np.int32],
+        column_order: npt.NDArray[np.int32] | None,
+        pool: ThreadPool,
+    ) -> Matrix:
+        """`table` holds the 16 values of 4-bit codes; None: codes are e4m3 floats, none of them
+        NaN. Every scale is divided by `divisor`."""
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -49,6 +61,17 @@ class Plan:
     def add_embed(self, out: int, table: Matrix) -> None: ...
     def add_rms_norm(self, out: int, x: int, weight: Sequence[float], eps: float) -> None: ...
     def add_gather(self, out: int, x: int, matrix: Matrix) -> None: ...
+    def add_round(
+        self,
+        out: int,
+        x: int,
+        numbers: str,
+        group: int,
+        scales: str,
+        fixed: float,
+        divisor: float,
+    ) -> None:
+        """As `compile.input_rounding.InputRounding` says; `fixed` is 0 where there is none."""
     def add_linear(
         self, x: int, projections: Sequence[tuple[int, Matrix, npt.NDArray[np.float32] | None]]
     ) -> None: ...

@@ -6,6 +6,7 @@ namespace coldpress::COLDPRESS_ISA {
 void linear(const MatrixView&, int, const float*, std::size_t, int, const float*, float*,
             std::size_t, float*);
 void attend(const AttentionView&, const float*, int, const std::int32_t*, int, float*, float*);
+void round_row(const float*, int, const Rounding&, float*);
 
 inline float sum_of_squares(const float* x, int n) {
   Vec sums = splat(0.0F);
@@ -55,6 +56,6 @@ void softcap(float* x, std::size_t n, float cap) {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA), linear, attend, rms_norm, gated_act,
-                            softcap};
+                            softcap, round_row};
 
 }  // namespace coldpress::COLDPRESS_ISA

@@ -20,13 +20,14 @@ constexpr int kPad = 16;
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
 enum class Number : std::uint8_t { float32, float16, bfloat16 };
-enum class Codes : std::uint8_t { int4, int8, number };
+// table: 4-bit codes of any 16 values. e4m3: 8-bit floats.
+enum class Codes : std::uint8_t { int4, int8, table, e4m3, number };
 
 // A packed weight [rows, columns]: strips of kStrip rows, each [columns][kStrip].
 //
-// int4: byte (k / 2, row) holds column k in its low and k + 1 in its high half, as code + bias.
-// Columns of one group are adjacent; group g is [group_starts[g], group_starts[g + 1]).
-// scales, zero_points and minimums are [strip][group][kStrip].
+// int4, table: byte (k / 2, row) holds column k in its low and k + 1 in its high half; int4 as
+// code + bias. Columns of one group are adjacent; group g is [group_starts[g], group_starts[g + 1]).
+// scales, zero_points and minimums are [strip][group][kStrip]; scales are divided by `divisor`.
 struct MatrixView {
   int rows = 0;
   int columns = 0;
@@ -35,6 +36,8 @@ struct MatrixView {
   const std::uint8_t* codes = nullptr;
   std::size_t strip_bytes = 0;
   float bias = 0.0F;
+  const float* table = nullptr;  // [16]
+  float divisor = 1.0F;
   int groups = 0;
   const std::int32_t* group_starts = nullptr;
   Number scale_type = Number::float32;
@@ -64,6 +67,18 @@ struct AttentionView {
 
 enum class Activation : std::uint8_t { silu, gelu_tanh };
 
+enum class Levels : std::uint8_t { int8, e4m3, e2m1 };
+enum class Scales : std::uint8_t { number, e8m0, e4m3 };
+
+// How a row is rounded; compile.input_rounding.InputRounding.
+struct Rounding {
+  Levels levels = Levels::int8;
+  Scales scales = Scales::number;
+  int group = 0;         // columns that share a scale; 0: the whole row
+  float fixed = 0.0F;    // the scale of every row; 0: made from the row
+  float divisor = 1.0F;  // of e4m3 scales
+};
+
 struct KernelTable {
   const char* name;
   // out[rows, strip] = x[rows, columns] @ strip.T + bias; panel: (kPanel + 1) * kStrip floats.
@@ -76,6 +91,7 @@ struct KernelTable {
   void (*gated_act)(const float* gate, const float* up, std::size_t n, Activation activation,
                     float* out);
   void (*softcap)(float* x, std::size_t n, float cap);
+  void (*round_row)(const float* x, int n, const Rounding& rounding, float* out);
 };
 
 // Query heads that one pass over a page serves.

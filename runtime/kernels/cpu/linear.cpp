@@ -27,6 +27,8 @@ inline Vec weigh(Vec code, const GroupNumbers& group) {
 
 inline GroupNumbers group_numbers(const MatrixView& m, std::size_t index) {
   GroupNumbers group{load_number(m.scale_type, m.scales, index), splat(0.0F)};
+  if (m.divisor != 1.0F) group.scale = div(group.scale, splat(m.divisor));
+  if (m.codes_type == Codes::e4m3) group.scale = mul(group.scale, splat(256.0F));
   if (m.zero_points != nullptr) group.shift = load_int8(m.zero_points + index);
   if (m.minimums != nullptr) group.shift = load_number(m.minimum_type, m.minimums, index);
   return group;
@@ -39,9 +41,14 @@ inline void expand_int8(const std::int8_t* codes, int count, GroupNumbers group,
     store(panel + k * kStrip, weigh<shift>(load_int8(codes + k * kStrip), group));
 }
 
-template <Shift shift>
-inline void expand_int4(const std::uint8_t* codes, int from, int to, NibbleTable table,
-                        GroupNumbers group, float* panel) {
+inline void expand_e4m3(const std::uint8_t* codes, int count, Vec scale, float* panel) {
+  for (int k = 0; k < count; ++k)
+    store(panel + k * kStrip, mul(load_e4m3(codes + k * kStrip), scale));
+}
+
+template <Shift shift, class Table>
+inline void expand_nibbles(const std::uint8_t* codes, int from, int to, Table table,
+                           GroupNumbers group, float* panel) {
   Vec low;
   Vec high;
   int left = to - from;
@@ -68,7 +75,7 @@ inline void expand_group(const MatrixView& m, const std::uint8_t* codes, std::si
   for (int v = 0; v < kStripVecs; ++v) {
     const GroupNumbers group = group_numbers(m, numbers + v * kLanes);
     if (m.codes_type == Codes::int4) {
-      expand_int4<shift>(codes + v * kLanes, from, to, table, group, panel + v * kLanes);
+      expand_nibbles<shift>(codes + v * kLanes, from, to, table, group, panel + v * kLanes);
     } else {
       const auto* bytes = reinterpret_cast<const std::int8_t*>(codes) + v * kLanes;
       expand_int8<shift>(bytes + static_cast<std::size_t>(from) * kStrip, to - from, group,
@@ -77,15 +84,30 @@ inline void expand_group(const MatrixView& m, const std::uint8_t* codes, std::si
   }
 }
 
+// The same for codebooks, which have scales alone.
+inline void expand_codebook(const MatrixView& m, const std::uint8_t* codes, std::size_t numbers,
+                            int from, int to, float* panel) {
+  for (int v = 0; v < kStripVecs; ++v, codes += kLanes, panel += kLanes) {
+    const GroupNumbers group = group_numbers(m, numbers + v * kLanes);
+    if (m.codes_type == Codes::table) {
+      expand_nibbles<Shift::none>(codes, from, to, codebook_table(m.table), group, panel);
+    } else {
+      expand_e4m3(codes + static_cast<std::size_t>(from) * kStrip, to - from, group.scale, panel);
+    }
+  }
+}
+
 // `group` is the group of column `from`; it is moved on to that of column `to`.
-void expand_integers(const MatrixView& m, int strip, int from, int to, int& group, float* panel) {
+void expand_codes(const MatrixView& m, int strip, int from, int to, int& group, float* panel) {
   const std::uint8_t* codes = m.codes + strip * m.strip_bytes;
   for (int k = from; k < to;) {
     while (m.group_starts[group + 1] <= k) ++group;
     const int end = m.group_starts[group + 1] < to ? m.group_starts[group + 1] : to;
     const std::size_t numbers = (static_cast<std::size_t>(strip) * m.groups + group) * kStrip;
     float* at = panel + (k - from) * kStrip;
-    if (m.zero_points != nullptr) {
+    if (m.codes_type == Codes::table || m.codes_type == Codes::e4m3) {
+      expand_codebook(m, codes, numbers, k, end, at);
+    } else if (m.zero_points != nullptr) {
       expand_group<Shift::zero_point>(m, codes, numbers, k, end, at);
     } else if (m.minimums != nullptr) {
       expand_group<Shift::minimum>(m, codes, numbers, k, end, at);
@@ -99,7 +121,7 @@ void expand_integers(const MatrixView& m, int strip, int from, int to, int& grou
 // float32 [to - from][kStrip]: in `panel`, or in the matrix itself where it is float32 already.
 const float* expand(const MatrixView& m, int strip, int from, int to, int& group, float* panel) {
   if (m.codes_type != Codes::number) {
-    expand_integers(m, strip, from, to, group, panel);
+    expand_codes(m, strip, from, to, group, panel);
     return panel;
   }
   const std::size_t start = static_cast<std::size_t>(from) * kStrip;

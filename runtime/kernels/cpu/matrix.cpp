@@ -24,6 +24,14 @@ float from_float16(std::uint16_t half) {
   return sign != 0 ? -value : value;
 }
 
+float from_e4m3(std::uint8_t byte) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(byte & 0x80U) << 24;
+  const float value = from_float16(static_cast<std::uint16_t>((byte & 0x7FU) << 7)) * 256.0F;
+  return sign != 0 ? -value : value;
+}
+
+bool in_pairs(Codes type) { return type == Codes::int4 || type == Codes::table; }
+
 // from [lanes, columns] to [columns, kStrip], the missing lanes left zero.
 template <class T>
 void transpose_strip(const T* from, int lanes, int columns, T* to) {
@@ -64,16 +72,18 @@ Matrix::Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool)
   pool.run(strips(), [&](int strip, int) { pack_numbers(numbers.data, strip); });
 }
 
-Matrix::Matrix(int rows, int columns, IntegerSource source, ThreadPool& pool)
+Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
     : rows_(rows),
       columns_(columns),
-      codes_type_(source.num_bits <= 4 ? Codes::int4 : Codes::int8),
+      codes_type_(source.type),
       unsigned_codes_(source.minimum.data != nullptr),
+      table_(std::move(source.table)),
+      divisor_(source.divisor),
       group_starts_(std::move(source.group_starts)),
       column_order_(std::move(source.column_order)),
       scale_type_(source.scale.type),
       minimum_type_(source.minimum.type) {
-  const std::size_t stored = codes_type_ == Codes::int4 ? (columns + 1) / 2 : columns;
+  const std::size_t stored = in_pairs(codes_type_) ? (columns + 1) / 2 : columns;
   strip_bytes_ = stored * kStrip;
   codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
   const std::size_t numbers = strips() * (group_starts_.size() - 1) * kStrip;
@@ -92,17 +102,17 @@ void Matrix::pack_numbers(const void* numbers, int strip) {
   transpose_strip(number_, numbers, start, lanes, columns_, codes_.data(), start);
 }
 
-void Matrix::pack_codes(const IntegerSource& source, int strip) {
+void Matrix::pack_codes(const CodesSource& source, int strip) {
   std::uint8_t* to = codes_.data() + strip * strip_bytes_;
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
-  const std::uint8_t bias = unsigned_codes_ ? 0 : 8;
+  const std::uint8_t bias = codes_type_ == Codes::int4 && !unsigned_codes_ ? 8 : 0;
   for (int lane = 0; lane < lanes; ++lane) {
     const std::int8_t* row =
         source.codes + (static_cast<std::size_t>(strip) * kStrip + lane) * columns_;
     const auto code = [&](int k) {
       return static_cast<std::uint8_t>(row[column_order_.empty() ? k : column_order_[k]]);
     };
-    if (codes_type_ == Codes::int8) {
+    if (!in_pairs(codes_type_)) {
       for (int k = 0; k < columns_; ++k) to[static_cast<std::size_t>(k) * kStrip + lane] = code(k);
       continue;
     }
@@ -115,7 +125,7 @@ void Matrix::pack_codes(const IntegerSource& source, int strip) {
   }
 }
 
-void Matrix::pack_groups(const IntegerSource& source, int strip) {
+void Matrix::pack_groups(const CodesSource& source, int strip) {
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
   const int groups = static_cast<int>(group_starts_.size()) - 1;
   const std::size_t start = static_cast<std::size_t>(strip) * kStrip * groups;
@@ -140,6 +150,8 @@ MatrixView Matrix::view() const {
   view.codes = codes_.data();
   view.strip_bytes = strip_bytes_;
   view.bias = unsigned_codes_ ? 0.0F : 8.0F;
+  view.table = table_.data();
+  view.divisor = divisor_;
   view.groups = group_starts_.empty() ? 0 : static_cast<int>(group_starts_.size()) - 1;
   view.group_starts = group_starts_.data();
   view.scale_type = scale_type_;
@@ -155,8 +167,10 @@ float Matrix::code_at(std::size_t strip, int column, int lane) const {
   const std::size_t at = static_cast<std::size_t>(column) * kStrip + lane;
   if (codes_type_ == Codes::number) return read_number({number_, codes}, at);
   if (codes_type_ == Codes::int8) return static_cast<float>(static_cast<std::int8_t>(codes[at]));
+  if (codes_type_ == Codes::e4m3) return from_e4m3(codes[at]);
   const int pair = codes[static_cast<std::size_t>(column / 2) * kStrip + lane];
   const int nibble = column % 2 == 0 ? pair & 15 : pair >> 4;
+  if (codes_type_ == Codes::table) return table_[nibble];
   return static_cast<float>(nibble - (unsigned_codes_ ? 0 : 8));
 }
 
@@ -170,7 +184,7 @@ void Matrix::dequantize_row(int row, float* out) const {
   const std::size_t groups = group_starts_.size() - 1;
   for (std::size_t group = 0; group < groups; ++group) {
     const std::size_t at = (strip * groups + group) * kStrip + lane;
-    const float scale = read_number({scale_type_, scales_.data()}, at);
+    const float scale = read_number({scale_type_, scales_.data()}, at) / divisor_;
     const float zero = zero_points_.empty() ? 0.0F : zero_points_.data()[at];
     const float minimum =
         minimums_.empty() ? 0.0F : read_number({minimum_type_, minimums_.data()}, at);

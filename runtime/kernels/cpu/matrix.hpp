@@ -19,10 +19,14 @@ struct Numbers {
 // float32 value of element `index`.
 float read_number(Numbers numbers, std::size_t index);
 
-struct IntegerSource {
-  int num_bits = 8;
+// What codes mean: integers of two's complement (with minimums: unsigned), the 16 values of a table,
+// or e4m3 floats.
+struct CodesSource {
+  Codes type = Codes::int8;
   const std::int8_t* codes = nullptr;             // [rows, columns]
+  std::vector<float> table;                       // [16], or empty
   Numbers scale;                                  // [rows, groups]
+  float divisor = 1.0F;                           // of every scale
   const std::int8_t* zero_point = nullptr;        // [rows, groups]
   Numbers minimum;                                // [rows, groups]
   std::vector<std::int32_t> group_starts;         // [groups + 1]
@@ -33,7 +37,7 @@ class Matrix {
  public:
   // numbers: [rows, columns].
   Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool);
-  Matrix(int rows, int columns, IntegerSource source, ThreadPool& pool);
+  Matrix(int rows, int columns, CodesSource source, ThreadPool& pool);
 
   int rows() const { return rows_; }
   int columns() const { return columns_; }
@@ -47,8 +51,8 @@ class Matrix {
 
  private:
   void pack_numbers(const void* numbers, int strip);
-  void pack_codes(const IntegerSource& source, int strip);
-  void pack_groups(const IntegerSource& source, int strip);
+  void pack_codes(const CodesSource& source, int strip);
+  void pack_groups(const CodesSource& source, int strip);
   float code_at(std::size_t strip, int column, int lane) const;
 
   int rows_;
@@ -56,6 +60,8 @@ class Matrix {
   Codes codes_type_;
   Number number_ = Number::float32;
   bool unsigned_codes_ = false;
+  std::vector<float> table_;
+  float divisor_ = 1.0F;
   std::size_t strip_bytes_;
   Memory<std::uint8_t> codes_;
   std::vector<std::int32_t> group_starts_;

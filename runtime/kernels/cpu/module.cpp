@@ -58,12 +58,30 @@ std::shared_ptr<Matrix> matrix_from_integers(
     const std::optional<Array<std::int8_t, nb::ndim<2>>>& zero_point,
     const std::optional<TypedArray>& minimum, const Ints& group_starts,
     const std::optional<Ints>& column_order, ThreadPool& pool) {
-  IntegerSource source;
-  source.num_bits = num_bits;
+  CodesSource source;
+  source.type = num_bits <= 4 ? Codes::int4 : Codes::int8;
   source.codes = codes.data();
   source.scale = numbers_of(std::get<0>(scale), std::get<1>(scale));
   if (zero_point) source.zero_point = zero_point->data();
   if (minimum) source.minimum = numbers_of(std::get<0>(*minimum), std::get<1>(*minimum));
+  source.group_starts = to_vector(group_starts);
+  if (column_order) source.column_order = to_vector(*column_order);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(codes.shape(0), codes.shape(1), std::move(source), pool);
+}
+
+// `table` holds the 16 values of 4-bit codes; without one, codes are e4m3 floats.
+std::shared_ptr<Matrix> matrix_from_codebook(
+    const Array<std::int8_t, nb::ndim<2>>& codes,
+    const std::optional<Array<float, nb::shape<16>>>& table, const TypedArray& scale,
+    float divisor, const Ints& group_starts, const std::optional<Ints>& column_order,
+    ThreadPool& pool) {
+  CodesSource source;
+  source.type = table ? Codes::table : Codes::e4m3;
+  source.codes = codes.data();
+  if (table) source.table.assign(table->data(), table->data() + 16);
+  source.scale = numbers_of(std::get<0>(scale), std::get<1>(scale));
+  source.divisor = divisor;
   source.group_starts = to_vector(group_starts);
   if (column_order) source.column_order = to_vector(*column_order);
   const nb::gil_scoped_release release;
@@ -103,6 +121,21 @@ void add_linear(Plan& plan, int x, const std::vector<ProjectionArgument>& argume
     projections.push_back({out, matrix, std::move(values)});
   }
   plan.add_linear(x, std::move(projections));
+}
+
+void add_round(Plan& plan, int out, int x, const std::string& numbers, int group,
+               const std::string& scales, float fixed, float divisor) {
+  Rounding rounding;
+  rounding.group = group;
+  rounding.fixed = fixed;
+  rounding.divisor = divisor;
+  if (numbers == "e4m3") rounding.levels = Levels::e4m3;
+  else if (numbers == "e2m1") rounding.levels = Levels::e2m1;
+  else if (numbers != "int8") throw std::invalid_argument("unknown numbers: " + numbers);
+  if (scales == "e8m0") rounding.scales = Scales::e8m0;
+  else if (scales == "e4m3") rounding.scales = Scales::e4m3;
+  else if (scales != "float") throw std::invalid_argument("unknown scales: " + scales);
+  plan.add_round(out, x, rounding);
 }
 
 void add_attend(Plan& plan, int out, int q, int k, int v, int cache, int heads, int kv_heads,
@@ -167,6 +200,9 @@ NB_MODULE(_native, m) {
       .def_static("from_integers", &matrix_from_integers, nb::arg("codes"), nb::arg("num_bits"),
                   nb::arg("scale"), nb::arg("zero_point").none(), nb::arg("minimum").none(),
                   nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"))
+      .def_static("from_codebook", &matrix_from_codebook, nb::arg("codes"),
+                  nb::arg("table").none(), nb::arg("scale"), nb::arg("divisor"),
+                  nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"))
       .def_prop_ro("shape", [](const Matrix& m) { return std::make_tuple(m.rows(), m.columns()); })
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("reordered", [](const Matrix& m) { return !m.column_order().empty(); })
@@ -182,6 +218,8 @@ NB_MODULE(_native, m) {
       .def("add_rms_norm", &Plan::add_rms_norm, nb::arg("out"), nb::arg("x"), nb::arg("weight"),
            nb::arg("eps"))
       .def("add_gather", &Plan::add_gather, nb::arg("out"), nb::arg("x"), nb::arg("matrix"))
+      .def("add_round", &add_round, nb::arg("out"), nb::arg("x"), nb::arg("numbers"),
+           nb::arg("group"), nb::arg("scales"), nb::arg("fixed"), nb::arg("divisor"))
       .def("add_linear", &add_linear, nb::arg("x"), nb::arg("projections"))
       .def("add_rope", &Plan::add_rope, nb::arg("out"), nb::arg("x"), nb::arg("heads"),
            nb::arg("head_dim"), nb::arg("table"))

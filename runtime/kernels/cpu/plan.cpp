@@ -69,6 +69,14 @@ void Plan::add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> ma
   });
 }
 
+void Plan::add_round(BufferId out, BufferId x, Rounding rounding) {
+  ops_.push_back([this, out, x, rounding](const Batch& batch) {
+    for_rows(count(batch, out), 2 * buffers_[x].stride, [&](int row) {
+      kernels_.round_row(buffers_[x].row(row), buffers_[x].width, rounding, buffers_[out].row(row));
+    });
+  });
+}
+
 void Plan::add_linear(BufferId x, std::vector<Projection> projections) {
   struct Part {
     BufferId out;

@@ -50,6 +50,7 @@ class Plan {
   void add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps);
   // x's columns in the order that `matrix` wants them.
   void add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix);
+  void add_round(BufferId out, BufferId x, Rounding rounding);
   void add_linear(BufferId x, std::vector<Projection> projections);
   void add_rope(BufferId out, BufferId x, int heads, int head_dim, int table);
   // `view` without its pointers and strides, which belong to cache `cache`.

@@ -54,8 +54,25 @@ inline Vec load_int8(const std::int8_t* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+// The value of each e4m3 byte / 256: its bits, moved to where float16 has them. NaN is not known.
+inline Vec load_e4m3(const std::uint8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtph_ps(
+      _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xBFFF))));
+}
+// Of magnitudes: their bits are ordered as they are, with infinity and then NaN at the top.
+inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
+inline Vec max_bits(Vec a, Vec b) {
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+inline Vec exponent_of(Vec a) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7F800000)));
+}
 // The 16 values that a nibble can mean; the permutation looks at the low four bits alone.
 using NibbleTable = __m512;
+using CodebookTable = __m512;
+inline CodebookTable codebook_table(const float* values) { return _mm512_loadu_ps(values); }
 inline NibbleTable nibble_table(float bias) {
   const __m512 all = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_sub_ps(all, _mm512_set1_ps(bias));
@@ -100,6 +117,36 @@ inline Vec load_bfloat16(const std::uint16_t* p) {
 inline Vec load_int8(const std::int8_t* p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Vec load_e4m3(const std::uint8_t* p) {
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_cvtph_ps(
+      _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xBFFF))));
+}
+inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), a); }
+inline Vec max_bits(Vec a, Vec b) {
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+inline Vec exponent_of(Vec a) {
+  return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7F800000)));
+}
+struct CodebookTable {
+  __m256 low;
+  __m256 high;
+};
+inline CodebookTable codebook_table(const float* values) {
+  return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)};
+}
+// The permutation looks at the low three bits; the fourth, moved to the sign, picks the half.
+inline Vec look_up(__m256i index, CodebookTable table) {
+  const __m256 half = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index),
+                          _mm256_permutevar8x32_ps(table.high, index), half);
+}
+inline void load_nibbles(const std::uint8_t* p, CodebookTable table, Vec& low, Vec& high) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  low = look_up(bytes, table);
+  high = look_up(_mm256_srli_epi32(bytes, 4), table);
 }
 using NibbleTable = __m256;
 inline NibbleTable nibble_table(float bias) { return _mm256_set1_ps(bias); }
@@ -162,6 +209,35 @@ inline Vec load_bfloat16(const std::uint16_t* p) {
 }
 inline Vec load_int8(const std::int8_t* p) {
   return __builtin_convertvector((IntVec{p[0], p[1], p[2], p[3]}), Vec);
+}
+inline Vec load_e4m3(const std::uint8_t* p) {
+  const auto one = [](std::uint8_t byte) {
+    return float16_to_float(static_cast<std::uint16_t>((byte & 0x80U) << 8 | (byte & 0x7FU) << 7));
+  };
+  return Vec{one(p[0]), one(p[1]), one(p[2]), one(p[3])};
+}
+inline IntVec bits_of(Vec a) {
+  IntVec bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  return bits;
+}
+inline Vec from_bits(IntVec bits) {
+  Vec a;
+  std::memcpy(&a, &bits, sizeof a);
+  return a;
+}
+inline Vec abs(Vec a) { return from_bits(bits_of(a) & 0x7FFFFFFF); }
+inline Vec max_bits(Vec a, Vec b) {
+  const IntVec x = bits_of(a);
+  const IntVec y = bits_of(b);
+  return from_bits(x > y ? x : y);
+}
+inline Vec exponent_of(Vec a) { return from_bits(bits_of(a) & 0x7F800000); }
+using CodebookTable = const float*;
+inline CodebookTable codebook_table(const float* values) { return values; }
+inline void load_nibbles(const std::uint8_t* p, CodebookTable table, Vec& low, Vec& high) {
+  low = Vec{table[p[0] & 15], table[p[1] & 15], table[p[2] & 15], table[p[3] & 15]};
+  high = Vec{table[p[0] >> 4], table[p[1] >> 4], table[p[2] >> 4], table[p[3] >> 4]};
 }
 using NibbleTable = Vec;
 inline NibbleTable nibble_table(float bias) { return splat(bias); }

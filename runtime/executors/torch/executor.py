@@ -1,7 +1,6 @@
 """The oracle: a Program, op by op, in plain PyTorch arithmetic on any device.
 
-Every other executor is tested against this one, so it prefers the obvious over the fast. Import it
-lazily: it is the one module of the runtime that needs torch.
+Every other executor is tested against this one, so it prefers the obvious over the fast.
 """
 
 from collections.abc import Mapping
@@ -9,7 +8,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from compile.input_rounding import InputRounding, check_input, input_rounding
 from compile.model import Model
 from compile.program import (
     Add,
@@ -25,15 +27,9 @@ from compile.program import (
     RopeSpec,
     SelectRows,
 )
-from quant.format.errors import MissingExtraError
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 from runtime.engine.batch import StepBatch
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("the torch executor", "torch", "quantize") from error
+from runtime.executors.torch.rounding import round_input
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 TILE = 8
@@ -58,6 +54,10 @@ class TorchExecutor:
         self._program: Program = model.program
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
+        for op in model.program.ops:
+            if isinstance(op, Linear | Logits):
+                check_input(op.weight, op.scheme)
+        self._roundings: dict[str, InputRounding] = {}
         self._weights = self._load(model.weights)
         sizes = model.program.sizes
         # [layers, keys or values, page, offset, kv_heads, head_dim]
@@ -97,10 +97,14 @@ class TorchExecutor:
         self._pool = self._pool[:, :, :0]
 
     def _load(self, source: WeightSource) -> dict[str, Tensor]:
-        return {
-            name: torch.from_numpy(as_float32(source.load(name))).to(self._device, self._dtype)
-            for name in self._program.weights()
-        }
+        tensors = {}
+        for name in self._program.weights():
+            weight = source.load(name)
+            rounding = input_rounding(name, weight)
+            if rounding is not None:
+                self._roundings[name] = rounding
+            tensors[name] = torch.from_numpy(as_float32(weight)).to(self._device, self._dtype)
+        return tensors
 
     def _run(self, op: Op, values: Mapping[str, Tensor], batch: StepBatch) -> Tensor:
         weights = self._weights
@@ -110,7 +114,7 @@ class TorchExecutor:
             case RmsNorm():
                 return rms_norm(values[op.x], weights[op.weight], op.size, op.eps)
             case Linear():
-                out = matmul_by_tiles(values[op.x], weights[op.weight])
+                out = self._project(values[op.x], op.weight)
                 return out if op.bias is None else out + weights[op.bias]
             case Rope():
                 return rotate(values[op.x], self._index(batch.positions), op)
@@ -123,8 +127,15 @@ class TorchExecutor:
             case SelectRows():
                 return values[op.x][self._index(batch.logit_rows)]
             case Logits():
-                logits = matmul_by_tiles(values[op.x], weights[op.weight])
+                logits = self._project(values[op.x], op.weight)
                 return logits if op.softcap is None else cap(logits, op.softcap)
+
+    def _project(self, x: Tensor, weight: str) -> Tensor:
+        """x @ weight.T, with x rounded as the weight's scheme says."""
+        rounding = self._roundings.get(weight)
+        if rounding is not None:
+            x = round_input(x, rounding)
+        return matmul_by_tiles(x, self._weights[weight])
 
     def _attend(self, op: Attend, q: Tensor, k: Tensor, v: Tensor, batch: StepBatch) -> Tensor:
         out = torch.empty_like(q)

@@ -1,0 +1,65 @@
+"""Rounding of a linear's input in plain PyTorch arithmetic."""
+
+from torch import Tensor, finfo, float8_e4m3fn, float32, frexp, nan, ones_like, tensor, where
+from torch.nn.functional import pad
+
+from compile.input_rounding import InputRounding
+
+LARGEST = {"int8": 127.0, "e4m3": 448.0, "e2m1": 6.0}
+LOWEST = {"int8": -128.0, "e4m3": -448.0, "e2m1": -6.0}
+LARGEST_EXPONENT = {"e4m3": 8, "e2m1": 2}
+SMALLEST_SCALE = finfo(float32).eps
+"""Stands in for a scale of 0, that of a group of zeros."""
+SMALLEST_E4M3_SCALE = 0.125
+
+
+def round_input(x: Tensor, rounding: InputRounding) -> Tensor:
+    """x [rows, columns], rounded in float32 whatever its dtype, which the result has.
+
+    A group whose largest magnitude is not finite becomes NaN; under a fixed scale infinities
+    saturate, and NaN stays NaN alone.
+    """
+    columns = x.shape[1]
+    size = rounding.group or columns
+    groups = pad(x.to(float32), (0, -columns % size)).unflatten(1, (-1, size))
+    scale = _scale(groups.abs().amax(-1, keepdim=True), rounding)
+    rounded = _round(groups / scale, rounding.numbers) * scale
+    return rounded.flatten(1)[:, :columns].to(x.dtype)
+
+
+def _scale(largest: Tensor, rounding: InputRounding) -> Tensor:
+    if rounding.fixed is not None:
+        return ones_like(largest) * rounding.fixed
+    if rounding.scales == "e8m0":
+        scale = _power_of_two(largest, LARGEST_EXPONENT[rounding.numbers])
+    else:
+        span = LARGEST[rounding.numbers] - LOWEST[rounding.numbers]
+        scale = largest / (span / 2)
+        if rounding.divisor is not None:
+            divisor = tensor(rounding.divisor, dtype=float32, device=largest.device)
+            scale = (divisor * scale).clamp(max=LARGEST["e4m3"]).to(float8_e4m3fn).to(float32)
+            scale = where(scale == 0, SMALLEST_E4M3_SCALE, scale) / divisor
+        scale = where(scale == 0, SMALLEST_SCALE, scale)
+    return where(largest.isfinite(), scale, nan)
+
+
+def _power_of_two(largest: Tensor, largest_exponent: int) -> Tensor:
+    """The exponent of `largest` rounded to one bit behind the point, so that 1.75 * 2**e counts as
+    2 ** (e + 1); minus the exponent of the largest number, within what e8m0 holds."""
+    mantissa, exponent = frexp(largest)  # mantissa in [0.5, 1), or 0
+    floor = exponent - 1 + (mantissa >= 0.875).to(exponent.dtype)
+    floor = where(largest == 0, -127, floor)
+    clamped = (floor - largest_exponent).clamp(min=-127)
+    return ones_like(largest).ldexp(clamped)
+
+
+def _round(x: Tensor, numbers: str) -> Tensor:
+    x = x.clamp(LOWEST[numbers], LARGEST[numbers])
+    if numbers == "int8":
+        return x.round()
+    if numbers == "e4m3":
+        return x.to(float8_e4m3fn).to(float32)
+    # e2m1: steps of 1/2 below 2, of 1 below 4, of 2 up to 6.
+    size = x.abs()
+    step = where(size < 2, 0.5, where(size < 4, 1.0, 2.0))
+    return (x / step).round() * step
