@@ -1,0 +1,1 @@
+"""Measurements against other tools. No part of the product imports this."""
