@@ -18,7 +18,7 @@ from runtime.engine.batch import Executor, StepBatch
 from runtime.executors.cpu import CpuExecutor
 from runtime.executors.torch import TorchExecutor
 from runtime.kernels.cpu._native import instruction_sets
-from tests.runtime.kernels.weights import KINDS, quantized
+from tests.runtime.kernels.weights import CODEBOOKS, KINDS, codebook_weight, quantized
 from tests.tiny import tiny_config, tiny_model, tiny_shapes
 
 TOKENS = np.random.default_rng(7).integers(3, 384, 45).astype(np.int32)
@@ -57,8 +57,12 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int3-short-last-group": {"num_bits": 3, "group_size": 24},
     "int5-minimum": {"num_bits": 5, "kind": "minimum", "group_size": 32},
     "int4-scattered": {"kind": "zero_point", "scattered": True},
+    "int2-minimum-of-16": {
+        "num_bits": 2, "kind": "minimum", "group_size": 16, "scale_type": np.float32,
+    },
+    "int6-of-16": {"num_bits": 6, "group_size": 16, "scale_type": np.float32},
     "int4-float32-scales": {"kind": "zero_point", "scale_type": np.float32},
-}
+}  # fmt: skip
 
 
 def executor_of(model: Model, **options: Any) -> CpuExecutor:
@@ -107,6 +111,18 @@ def test_families_follow_the_oracle(case: str) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_schemes_follow_the_oracle(scheme: str) -> None:
     assert_follows_the_oracle(tiny_model("llama", weights=quantized_weights(**SCHEMES[scheme])))
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS)
+def test_codebooks_follow_the_oracle(kind: str) -> None:
+    """The table of the embeddings too."""
+    shapes = tiny_shapes(tiny_config("llama"))
+    weights: dict[str, Weight] = {
+        name: codebook_weight(*shape, kind, seed=index)
+        for index, (name, shape) in enumerate(shapes.items())
+        if len(shape) == 2
+    }
+    assert_follows_the_oracle(tiny_model("llama", weights=weights))
 
 
 def test_a_tied_quantized_table_serves_both_ends() -> None:

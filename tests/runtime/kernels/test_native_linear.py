@@ -9,7 +9,14 @@ from quant.format.tensor import Weight
 from runtime.executors.cpu.weights import Packed, pack
 from runtime.kernels.cpu._native import Plan
 from tests.runtime.kernels.harness import ISAS, POOLS, Build, Floats, gamma, random_floats, run_rows
-from tests.runtime.kernels.weights import KINDS, as_float32, quantized, weights
+from tests.runtime.kernels.weights import (
+    CODEBOOKS,
+    KINDS,
+    as_float32,
+    codebook_weight,
+    quantized,
+    weights,
+)
 
 
 def product(packed: Packed, bias: Floats | None = None) -> Build:
@@ -44,12 +51,14 @@ def test_every_product_is_within_the_error_of_its_sum(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", [*KINDS, "float"])
+@pytest.mark.parametrize("kind", [*KINDS, *CODEBOOKS, "float"])
 @pytest.mark.parametrize("columns", [64, 200])
 def test_a_row_has_the_same_bits_in_any_company(isa: str, kind: str, columns: int) -> None:
     """Every tile height (1 to 6 rows), several row blocks (more than 96), one and two threads."""
     weight: Weight = random_floats((130, columns), 0)
-    if kind != "float":
+    if kind in CODEBOOKS:
+        weight = codebook_weight(130, columns, kind)
+    elif kind != "float":
         weight = quantized(130, columns, kind=kind, group_size=24)
     build = product(pack(weight, POOLS[2]))
     x = random_floats((211, columns), 1)

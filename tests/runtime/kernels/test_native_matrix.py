@@ -1,5 +1,7 @@
 """Packed weights hold exactly the numbers that they were packed from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,13 @@ from quant.format.tensor import QuantizedTensor, Weight
 from runtime.executors.cpu.weights import pack
 from runtime.kernels.cpu._native import Matrix, Plan
 from tests.runtime.kernels.harness import ISAS, POOLS, random_floats, run_rows
-from tests.runtime.kernels.weights import as_float32, quantized, weights
+from tests.runtime.kernels.weights import (
+    CODEBOOKS,
+    as_float32,
+    codebook_weight,
+    quantized,
+    weights,
+)
 
 
 @given(weights(), st.sampled_from([1, 2]))
@@ -23,6 +31,39 @@ def test_every_float16_is_read_right() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(512, 128)
     packed = pack(halves, POOLS[2]).matrix
     np.testing.assert_array_equal(packed.dequantize(), halves.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS)
+def test_every_code_is_read_right(kind: str) -> None:
+    """All of a codebook's values, negative ones, zeros and subnormal ones too."""
+    weight = codebook_weight(64, 256, kind)
+    codes = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
+    codes = np.where((codes & 0x7F) == 0x7F, 0, codes) if "8" in kind else codes % 16
+    weight = replace(weight, codes=codes.astype(np.uint8).view(np.int8))
+    found = pack(weight, POOLS[1]).matrix.dequantize()
+    np.testing.assert_array_equal(found, weight.dequantize())
+
+
+@pytest.mark.parametrize(("kind", "size", "not_a_number"), [("mxfp4", 32, 255), ("nvfp4", 16, 127)])
+def test_every_scale_of_eight_bits_is_read_right(kind: str, size: int, not_a_number: int) -> None:
+    """Powers of two that are no normal float32 among them."""
+    weight = codebook_weight(16, 16 * size, kind)
+    scale = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scale[scale == not_a_number] = 0
+    scale[scale == 255] = 0
+    small = np.where(weight.codes & 4, 1, weight.codes)  # up to 1.5: 2**127 times more overflows
+    weight = replace(weight, scale=scale.view(weight.scale.dtype), codes=small.astype(np.int8))
+    found = pack(weight, POOLS[1]).matrix.dequantize()
+    np.testing.assert_array_equal(found, weight.dequantize())
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS)
+def test_packed_codebooks_take_no_more_room_than_codes_and_scales(kind: str) -> None:
+    """8-bit scales take 16, and those of blocks and tensors are repeated for each row."""
+    weight = codebook_weight(128, 256, kind)
+    codes = 128 * 256 * weight.scheme.num_bits // 8
+    scales = 128 * weight.scheme.groups(256) * max(2, weight.scale.dtype.itemsize)
+    assert pack(weight, POOLS[1]).matrix.nbytes == codes + scales
 
 
 def test_packed_integers_take_no_more_room_than_their_bits() -> None:

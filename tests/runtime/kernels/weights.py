@@ -7,7 +7,18 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.format.codebooks import LARGEST
+from quant.format.scheme import (
+    ActivationScheme,
+    Codebook,
+    CodebookScheme,
+    Granularity,
+    IntScheme,
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+)
 from quant.format.tensor import QuantizedTensor, Weight
 
 FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -53,6 +64,55 @@ def quantized(
     )
 
 
+CODEBOOKS: dict[str, tuple[Codebook, Granularity, str]] = {
+    "fp8-tensor": ("e4m3", PerTensor(), "float32"),
+    "fp8-channel": ("e4m3", PerChannel(), "bfloat16"),
+    "fp8-block": ("e4m3", PerBlock(48, 40), "float32"),
+    "mxfp8": ("e4m3", PerGroup(32), "float8_e8m0fnu"),
+    "mxfp4": ("e2m1", PerGroup(32), "float8_e8m0fnu"),
+    "nvfp4": ("e2m1", PerGroup(16), "float8_e4m3fn"),
+    "iq4_nl": ("iq4_nl", PerGroup(32), "float16"),
+    "iq4_xs": ("iq4_nl", PerGroup(32), "float32"),
+}
+"""The codebook, its scales' granularity, and what a scale is stored as."""
+
+
+def codebook_weight(
+    rows: int,
+    columns: int,
+    kind: str,
+    *,
+    seed: int = 0,
+    activation: ActivationScheme | None = None,
+    input_scale: float | None = None,
+) -> QuantizedTensor:
+    """Random codes of one of CODEBOOKS, each of them but NaN; about as large as a real weight."""
+    random = np.random.default_rng(seed)
+    codebook, granularity, stored = CODEBOOKS[kind]
+    names = {"float8_e8m0fnu": "e8m0", "float8_e4m3fn": "e4m3"}
+    scales = names.get(stored, "float")
+    scheme = CodebookScheme(codebook, granularity, scales, activation)  # type: ignore[arg-type]
+    codes = random.integers(0, 256 if codebook == "e4m3" else 16, (rows, columns)).astype(np.uint8)
+    codes = np.where((codes & 0x7F) == 0x7F, 0, codes).astype(np.uint8)
+    scale_rows = rows
+    if isinstance(granularity, PerBlock | PerTensor):
+        scale_rows = 1 if isinstance(granularity, PerTensor) else -(-rows // granularity.rows)
+    scale = random.uniform(0.5, 1.5, (scale_rows, scheme.groups(columns)))
+    global_scale = None
+    if stored == "float8_e4m3fn":
+        scale, global_scale = scale * 200, 200 * LARGEST[codebook] * columns**0.5 * 1.1
+    else:
+        scale /= LARGEST[codebook] * columns**0.5
+    dtype = np.dtype(getattr(ml_dtypes, stored, stored))
+    return QuantizedTensor(
+        scheme,
+        codes.view(np.int8),
+        scale.astype(np.float32).astype(dtype),
+        global_scale=global_scale,
+        input_scale=input_scale,
+    )
+
+
 @st.composite
 def weights(draw: st.DrawFn, rows: int | None = None, columns: int | None = None) -> Weight:
     """[rows, columns] of any storage; sizes are drawn where they are not given."""
@@ -64,6 +124,8 @@ def weights(draw: st.DrawFn, rows: int | None = None, columns: int | None = None
         values = np.random.default_rng(seed).standard_normal((rows, columns))
         floats: Weight = (values / np.sqrt(columns)).astype(dtype)
         return floats
+    if draw(st.booleans()):
+        return codebook_weight(rows, columns, draw(st.sampled_from([*CODEBOOKS])), seed=seed)
     kind = draw(st.sampled_from(KINDS))
     return quantized(
         rows,
