@@ -17,7 +17,9 @@ from quant.format.awq import AwqCodec
 from quant.format.codec import FLOAT_DTYPES, PackedWeight, WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
+from quant.format.fp8 import Fp8Codec
 from quant.format.gptq import GptqCodec
+from quant.format.kv_cache import KvCacheScheme, KvScales, find_kv_scales, load_kv_scales
 from quant.format.safetensors_file import SafetensorsFile, TensorInfo
 from quant.format.safetensors_writer import INDEX_NAME
 from quant.format.scheme import FloatScheme, Scheme
@@ -43,10 +45,12 @@ _CODECS: Mapping[str, Callable[[Mapping[str, Any], str], WeightCodec]] = {
     "compressed-tensors": CompressedTensorsCodec,
     "gptq": GptqCodec,
     "awq": AwqCodec,
+    "fp8": Fp8Codec,
 }
 _PARAMETER = re.compile(
-    r".*\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|scale_inv|zero_point|g_idx|shape|scale_2)"
-    r"|(input|output)_(scale|zero_point)|[kv]_scale|SCB|absmax|quant_map)$"
+    r".*\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|[qkv]_scale"
+    r"|weight_(packed|scale|scale_inv|zero_point|g_idx|shape|scale_2|global_scale)"
+    r"|(input|output)_(scale|zero_point|global_scale)|activation_scale)$"
 )
 
 
@@ -64,6 +68,11 @@ class Checkpoint:
         self._codec = _make_codec(self.quantization_config, path)
         found = self._codec.find(self._headers, self.load_raw) if self._codec else []
         self._packed = {f"{weight.module}.weight": weight for weight in found}
+        self._kv_names = find_kv_scales(self._headers)
+        self.kv_cache: KvCacheScheme | None = None
+        if isinstance(self._codec, CompressedTensorsCodec):
+            self.kv_cache = self._codec.kv_cache
+        self._kv_scales = load_kv_scales(self._headers, self.load_raw, self.kv_cache, str(path))
         self._logical = self._logical_names()
 
     @property
@@ -100,6 +109,13 @@ class Checkpoint:
         assert self._codec is not None
         return self._codec.decode(packed, self.load_raw)
 
+    def kv_scales(self, layer: int) -> KvScales | None:
+        """Scales of the KV cache of decoder layer `layer`; None where none are stored.
+
+        `kv_cache` says what the cache is rounded to; None when the checkpoint does not say.
+        """
+        return self._kv_scales.get(layer)
+
     def stored_bytes(self, name: str) -> int:
         """Bytes on disk of everything that a logical tensor is made of."""
         packed = self._packed.get(name)
@@ -135,7 +151,8 @@ class Checkpoint:
         return self._headers[name]
 
     def _logical_names(self) -> dict[str, None]:
-        """Closes the books: each stored tensor is a float tensor or part of one packed weight."""
+        """Closes the books: each stored tensor is a float tensor, part of one packed weight or a
+        scale of the KV cache."""
         owners: dict[str, PackedWeight] = {}
         for weight in self._packed.values():
             owners.update(dict.fromkeys(weight.parts.values(), weight))
@@ -143,6 +160,8 @@ class Checkpoint:
         for name, header in self._headers.items():
             if name in owners:
                 logical[f"{owners[name].module}.weight"] = None
+                continue
+            if name in self._kv_names:
                 continue
             if name in self._packed:
                 raise FileFormatError(self.path, f"'{name}' is stored both packed and in full")

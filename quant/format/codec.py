@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import FileFormatError, UnsupportedModelError
-from quant.format.scheme import IntScheme
+from quant.format.scheme import QuantizedScheme
 from quant.format.tensor import QuantizedTensor
 
 LoadRaw = Callable[[str], npt.NDArray[Any]]
@@ -40,7 +40,7 @@ class PackedWeight:
 
     module: str
     shape: tuple[int, int]
-    scheme: IntScheme
+    scheme: QuantizedScheme
     parts: Mapping[str, str]
 
 
@@ -105,6 +105,12 @@ def require_shape(
         )
 
 
+def require_scalar(actual: tuple[int, ...], suffix: str, fault: Fault) -> None:
+    """One number: as a scalar, a vector of one or a matrix of one."""
+    if actual not in ((), (1, 1)):
+        require_shape(actual, (1,), suffix, fault)
+
+
 def require_usable_scale(scale: npt.NDArray[Any], fault: Fault) -> None:
     """Every scale is finite; a scale of 0 is a weight of zeros, which old writers made."""
     if not np.isfinite(scale.astype(np.float32)).all():
@@ -122,7 +128,7 @@ def as_unsigned(codes: npt.NDArray[np.int8], num_bits: int) -> npt.NDArray[np.ui
 
 
 def group_index_or_none(
-    index: npt.NDArray[Any], scheme: IntScheme, fault: Fault
+    index: npt.NDArray[Any], scheme: QuantizedScheme, fault: Fault
 ) -> npt.NDArray[np.int32] | None:
     """The stored group of each column, or None when it is the plain `column // group_size`.
 

@@ -7,47 +7,60 @@ alone, so that it is refused before a weight is read.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 
-from quant.format import awq, compressed_tensors, gptq
+from quant.format import awq, compressed_tensors, fp8, gptq
 from quant.format.errors import RecipeError
+from quant.format.kv_cache import KvCacheScheme
 from quant.format.packing import packed_words
-from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.scheme import FloatScheme, IntScheme, PerGroup, PerTensor, QuantizedScheme, Scheme
 from quant.format.tensor import QuantizedTensor
 
-Format = Literal["compressed-tensors", "gptq", "gptq_v2", "awq"]
+Format = Literal["compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
 Shape = tuple[int, ...]
 
 GPTQ_CONFIG = "quantize_config.json"
 """A copy of `quantization_config` that older readers of GPTQ look for."""
 
 
+class MakeConfig(Protocol):
+    """The `quantization_config` for {module: scheme} of every linear, and the damping of GPTQ.
+
+    kv_cache: how the KV cache is rounded; only where the container holds that.
+    """
+
+    def __call__(
+        self, modules: Mapping[str, Scheme], damping: float, kv_cache: KvCacheScheme | None = None
+    ) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Container:
     """One format of checkpoint.
 
-    encode: the stored tensors of a module's weight, by name. config: the `quantization_config` for
-    {module: scheme} of every linear, and the damping of GPTQ. stored_bytes: payload of one weight
-    of a shape and scheme, with so many bytes per scale. check: why a weight of a scheme and shape
-    cannot be held, and what to set instead; None when it can.
+    encode: the stored tensors of a module's weight, by name. config: see MakeConfig. stored_bytes:
+    payload of one weight of a shape and scheme, with so many bytes per scale where the scheme does
+    not say what they are. check: why a weight of a scheme and shape cannot be held, and what to set
+    instead; None when it can.
     scale_dtype: the only type of scales, None for that of the model.
     signed_scales: whether readers take negative ones. one_scheme: whether all weights share one.
     may_skip: whether it can tell which linears of the decoder layers are not quantized.
-    lowest_zero: the smallest zero point, counted from qmin. extra_file: where a copy of the config
-    goes.
+    lowest_zero: the smallest zero point, counted from qmin. kv_cache: whether it holds scales of a
+    KV cache. extra_file: where a copy of the config goes.
     """
 
     encode: Callable[[str, QuantizedTensor], dict[str, npt.NDArray[Any]]]
-    config: Callable[[Mapping[str, Scheme], float], dict[str, Any]]
-    stored_bytes: Callable[[Shape, IntScheme, int], int]
-    check: Callable[[IntScheme, Shape], str | None]
-    scale_dtype: Literal["float16"] | None = None
+    config: MakeConfig
+    stored_bytes: Callable[[Shape, QuantizedScheme, int], int]
+    check: Callable[[QuantizedScheme, Shape], str | None]
+    scale_dtype: Literal["float16", "float32"] | None = None
     signed_scales: bool = False
     one_scheme: bool = True
     may_skip: bool = True
     lowest_zero: int = 0
+    kv_cache: bool = False
     extra_file: str | None = None
 
 
@@ -73,32 +86,45 @@ def require_holdable(
                     f"it has one scheme for all, and {common[0]} is {common[1]}: make them alike"
                 )
         if problem:
+            widest = "compressed-tensors"
+            other = "" if format_name == widest else f", or choose format={widest}"
             raise RecipeError(
-                f"{module}: format '{format_name}' cannot hold it as {scheme}: {problem}, "
-                "or choose format=compressed-tensors"
+                f"{module}: format '{format_name}' cannot hold it as {scheme}: {problem}{other}"
             )
 
 
-def _compressed_config(modules: Mapping[str, Scheme], damping: float) -> dict[str, Any]:
-    return compressed_tensors.quantization_config(modules)
+def _compressed_config(
+    modules: Mapping[str, Scheme], damping: float, kv_cache: KvCacheScheme | None = None
+) -> dict[str, Any]:
+    return compressed_tensors.quantization_config(modules, kv_cache)
 
 
-def _compressed_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
-    """Codes, scales, zero points and the stored shape."""
-    rows, columns = shape
-    groups = scheme.groups(columns)
-    words = rows * packed_words(columns, scheme.num_bits)
-    if not scheme.symmetric:
-        words += packed_words(rows, scheme.num_bits) * groups
-    return 4 * words + rows * groups * scale_bytes + 16
+def _fp8_config(
+    modules: Mapping[str, Scheme], damping: float, kv_cache: KvCacheScheme | None = None
+) -> dict[str, Any]:
+    assert kv_cache is None
+    return fp8.quantization_config(modules)
 
 
-def _no_problem(scheme: IntScheme, shape: Shape) -> str | None:
+def _plain_integers(name: str, scheme: QuantizedScheme) -> str | None:
+    """What keeps GPTQ and AWQ files, which know integers alone, from holding a scheme."""
+    if not isinstance(scheme, IntScheme):
+        return f"{name} files hold integers: set scheme.type=int"
+    if scheme.ggml_type is not None:
+        return f"only GGUF files hold blocks of {scheme.ggml_type}: set scheme.type=int"
+    if scheme.activation is not None:
+        return f"{name} files cannot say that inputs are rounded: set scheme.activations=none"
+    if isinstance(scheme.granularity, PerTensor):
+        return f"{name} files have a scale per row at least: set scheme.group_size"
     return None
 
 
 def _gptq_config(
-    modules: Mapping[str, Scheme], damping: float, checkpoint_format: str
+    modules: Mapping[str, Scheme],
+    damping: float,
+    kv_cache: KvCacheScheme | None = None,
+    *,
+    checkpoint_format: str,
 ) -> dict[str, Any]:
     """Without `meta`, a writer's name: transformers takes it for a sign of GPTQModel's dialect."""
     scheme = _only_scheme(modules)
@@ -117,7 +143,7 @@ def _gptq_config(
     }
 
 
-def _gptq_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
+def _gptq_bytes(shape: Shape, scheme: QuantizedScheme, scale_bytes: int) -> int:
     """Codes, zero points (symmetric ones too), scales and the group of each column."""
     rows, columns = shape
     groups, bits = scheme.groups(columns), scheme.num_bits
@@ -125,8 +151,11 @@ def _gptq_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
     return 4 * words + rows * groups * scale_bytes
 
 
-def _gptq_check(scheme: IntScheme, shape: Shape) -> str | None:
+def _gptq_check(scheme: QuantizedScheme, shape: Shape) -> str | None:
     """Whole words along both sides: our reader takes a padded last one, others do not."""
+    problem = _plain_integers("GPTQ", scheme)
+    if problem:
+        return problem
     bits, (rows, columns) = scheme.num_bits, shape
     if bits not in gptq.READABLE_BITS:
         return f"GPTQ files have 2, 3, 4 or 8 bits, not {bits}: set scheme.num_bits"
@@ -136,7 +165,9 @@ def _gptq_check(scheme: IntScheme, shape: Shape) -> str | None:
     return None
 
 
-def _awq_config(modules: Mapping[str, Scheme], damping: float) -> dict[str, Any]:
+def _awq_config(
+    modules: Mapping[str, Scheme], damping: float, kv_cache: KvCacheScheme | None = None
+) -> dict[str, Any]:
     scheme = _only_scheme(modules)
     kept = [name for name, other in modules.items() if isinstance(other, FloatScheme)]
     config = {
@@ -154,17 +185,19 @@ def _awq_config(modules: Mapping[str, Scheme], damping: float) -> dict[str, Any]
     return config
 
 
-def _awq_bytes(shape: Shape, scheme: IntScheme, scale_bytes: int) -> int:
+def _awq_bytes(shape: Shape, scheme: QuantizedScheme, scale_bytes: int) -> int:
     rows, columns = shape
     groups = scheme.groups(columns)
     return 4 * (columns + groups) * (rows // 8) + rows * groups * scale_bytes
 
 
-def _awq_check(scheme: IntScheme, shape: Shape) -> str | None:
-    rows, columns = shape
+def _awq_check(scheme: QuantizedScheme, shape: Shape) -> str | None:
+    problem, (rows, columns) = _plain_integers("AWQ", scheme), shape
+    if problem:
+        return problem
     if scheme.num_bits != 4:
         return f"AWQ files have 4 bits, not {scheme.num_bits}: set scheme.num_bits=4"
-    if isinstance(scheme.granularity, PerChannel):
+    if not isinstance(scheme.granularity, PerGroup):
         return "AWQ files have groups, not one scale per row: set scheme.group_size"
     if columns % scheme.granularity.size:
         return f"its {columns} inputs are not whole groups of {scheme.granularity.size}"
@@ -199,10 +232,11 @@ CONTAINERS: Mapping[Format, Container] = {
     "compressed-tensors": Container(
         encode=compressed_tensors.encode_weight,
         config=_compressed_config,
-        stored_bytes=_compressed_bytes,
-        check=_no_problem,
+        stored_bytes=compressed_tensors.stored_bytes,
+        check=compressed_tensors.why_not,
         signed_scales=True,
         one_scheme=False,
+        kv_cache=True,
     ),
     "gptq": _gptq("gptq", 1, lowest_zero=1),
     "gptq_v2": _gptq("gptq_v2", 2, lowest_zero=0),
@@ -212,5 +246,12 @@ CONTAINERS: Mapping[Format, Container] = {
         stored_bytes=_awq_bytes,
         check=_awq_check,
         scale_dtype="float16",
+    ),
+    "fp8": Container(
+        encode=fp8.encode_weight,
+        config=_fp8_config,
+        stored_bytes=fp8.stored_bytes,
+        check=fp8.why_not,
+        scale_dtype="float32",
     ),
 }

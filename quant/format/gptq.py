@@ -48,6 +48,7 @@ def encode_weight(
     Raises UnsupportedModelError for zero points that v1 cannot hold (an unsigned 0, stored as -1).
     """
     bits, (rows, columns) = tensor.scheme.num_bits, tensor.shape
+    assert isinstance(tensor.scheme, IntScheme)
     zero = tensor.zero_point
     if zero is None:
         zero = np.zeros((rows, tensor.scheme.groups(columns)), dtype=np.int8)
@@ -83,7 +84,7 @@ class GptqCodec:
         return [self._describe(module, headers) for module in modules]
 
     def decode(self, weight: PackedWeight, load: LoadRaw) -> QuantizedTensor:
-        fault, scheme = Fault(self._where, weight.module), weight.scheme
+        fault, scheme = Fault(self._where, weight.module), self._scheme
         rows, columns = weight.shape
         # Turned while packed: a transpose of words moves a fraction of the elements.
         words = np.ascontiguousarray(load(weight.parts["qweight"]).T)

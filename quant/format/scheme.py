@@ -137,7 +137,7 @@ class CodebookScheme:
             return self.ggml_type
         names = {("e2m1", "e4m3"): "nvfp4", ("e2m1", "e8m0"): "mxfp4", ("e4m3", "e8m0"): "mxfp8"}
         name = names.get((self.codebook, self.scales))
-        if name is None:
+        if name is None or not isinstance(self.granularity, PerGroup):
             number = "fp8" if self.codebook == "e4m3" else self.codebook
             name = f"{number}-{_grain(self.granularity)}"
         return _with_activation(name, self.activation)
@@ -158,7 +158,22 @@ class FloatScheme:
 
 
 QuantizedScheme = IntScheme | CodebookScheme
+"""How codes are stored; both kinds have num_bits, symmetric, granularity, activation, group_size
+and groups."""
 Scheme = IntScheme | CodebookScheme | FloatScheme
+
+
+def scale_shape(scheme: QuantizedScheme, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Shape of the scales of a weight [out, in] in canonical form: [rows of scales, groups]."""
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    match scheme.granularity:
+        case PerTensor():
+            return 1, 1
+        case PerBlock(height, _):
+            return -(-rows // height), groups
+        case _:
+            return rows, groups
 
 
 def _group_size(granularity: Granularity, in_features: int) -> int:

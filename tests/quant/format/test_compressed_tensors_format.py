@@ -18,7 +18,7 @@ from quant.format.compressed_tensors import (
 )
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
 from quant.format.safetensors_writer import ShardedWriter
-from quant.format.scheme import FloatScheme, IntScheme, Scheme
+from quant.format.scheme import FloatScheme, IntScheme, PerTensor, Scheme
 from quant.format.tensor import QuantizedTensor
 from tests.quant.format.random_weights import assert_same, int_scheme, random_weight
 from tests.tiny import tiny_config, tiny_tensors, write_json
@@ -179,7 +179,10 @@ def test_one_scale_for_the_whole_weight() -> None:
     tensor = random_weight(int_scheme(8, True, None), 6, 64)
     stored: Stored = {"a.weight": tensor.codes, "a.weight_scale": tensor.scale[0]}
     ours = decode(int_quantized_config(strategy="tensor"), stored)["a"]
-    np.testing.assert_array_equal(ours.scale, np.broadcast_to(tensor.scale[0], (6, 1)))
+    assert ours.scheme == IntScheme(8, True, PerTensor())
+    np.testing.assert_array_equal(ours.scale, tensor.scale[:1])
+    expected = ours.codes * np.float32(tensor.scale[0, 0])
+    np.testing.assert_array_equal(ours.dequantize(), expected)
 
 
 def test_stored_column_order() -> None:
@@ -288,9 +291,9 @@ def test_lies_are_refused_by_name(part: str, array: npt.NDArray[Any] | None, mes
         ({"num_bits": "4"}, "num_bits"),
         ({"strategy": "group", "group_size": 0}, "group_size 0"),
         ({"strategy": "group", "group_size": None}, "group_size None"),
-        ({"strategy": "block"}, "strategy 'block'"),
-        ({"type": "float"}, "integer weights"),
-        ({"dynamic": True}, "integer weights"),
+        ({"strategy": "block"}, "block_structure None"),
+        ({"type": "float"}, "no combination"),
+        ({"dynamic": True}, "dynamic"),
         ({"symmetric": 1}, "symmetric"),
     ],
 )
@@ -303,7 +306,7 @@ def test_bad_weight_arguments(weights: dict[str, Any], message: str) -> None:
     ("change", "message"),
     [
         ({"format": "nvfp4-pack-quantized"}, "nvfp4"),
-        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ({"kv_cache_scheme": {"num_bits": 4}}, "kv_cache_scheme"),
         ({"transform_config": {"config_groups": {}}}, "transform_config"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
         ({"config_groups": None}, "config_groups"),

@@ -4,22 +4,33 @@ Source: the compressed-tensors package (QuantizationConfig, QuantizationScheme, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quant.format.compressed_tensors.args import (
+    PACKED,
+    activation_args,
+    format_of,
+    parse_activation,
+    parse_weights,
+    weight_args,
+)
 from quant.format.errors import FileFormatError, UnsupportedModelError
-from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.kv_cache import KvCacheScheme, kv_cache_args, parse_kv_cache
+from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 
 LAYOUT_VERSION = "0.20.0"
 """The release of compressed-tensors whose layout we write."""
 FIRST_DENSE_VERSION = (0, 18)
 """Earlier releases started each word with a new code, so words of 3, 5, 6 or 7 bits had a gap."""
 
-READABLE_FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+MIXED = "mixed-precision"
 
 
-def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
+def quantization_config(
+    modules: Mapping[str, Scheme], kv_cache: KvCacheScheme | None = None
+) -> dict[str, Any]:
     """The config of a checkpoint whose linear modules are stored as `modules` says.
 
     `modules` must name every linear layer of the model (without `.weight`), also those left in
@@ -29,57 +40,62 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
     vLLM loads any mixture. transformers 5 loads every symmetric one, and an asymmetric scheme only
     where it is the only one.
     """
-    by_scheme: dict[IntScheme, list[str]] = {}
+    by_scheme: dict[QuantizedScheme, list[str]] = {}
     for name, scheme in modules.items():
-        if isinstance(scheme, IntScheme):
+        if isinstance(scheme, QuantizedScheme):
             by_scheme.setdefault(scheme, []).append(name)
-    if not by_scheme:
+    if not by_scheme and kv_cache is None:
         raise UnsupportedModelError("no module is quantized, so there is nothing to describe")
     ignore = [name for name, scheme in modules.items() if isinstance(scheme, FloatScheme)]
     if "lm_head" not in modules:
         ignore.append("lm_head")
-    # The class name "Linear" is what servers that fuse layers look for; it suits one scheme only.
-    quantized = [name for names in by_scheme.values() for name in names]
-    one = len(by_scheme) == 1 and all(_module_class(name) == "Linear" for name in quantized)
-    groups = {
-        f"group_{i}": {
-            "targets": ["Linear"] if one else names,
-            "weights": _weight_args(scheme),
-            "input_activations": None,
-            "output_activations": None,
-            "format": "pack-quantized",
-        }
-        for i, (scheme, names) in enumerate(by_scheme.items())
-    }
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": _common_format(by_scheme),
         "quantization_status": "compressed",
         "version": LAYOUT_VERSION,
         "global_compression_ratio": None,
-        "config_groups": groups,
+        "config_groups": _groups(by_scheme),
         "ignore": ignore,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": kv_cache_args(kv_cache),
         "sparsity_config": {},
         "transform_config": {},
     }
-    if len(by_scheme) == 1 and not next(iter(by_scheme)).symmetric:
+    if _needs_unpacking(by_scheme):
         # transformers 5 takes packed zero points only when it unpacks weights as it loads, and
         # that way knows one scheme alone. Servers ignore the key.
         config["dequantize"] = True
     return config
 
 
-def _weight_args(scheme: IntScheme) -> dict[str, Any]:
-    grouped = isinstance(scheme.granularity, PerGroup)
+def _common_format(schemes: Collection[QuantizedScheme]) -> str:
+    formats = {format_of(scheme) for scheme in schemes}
+    if not formats:
+        return "dense"
+    return formats.pop() if len(formats) == 1 else MIXED
+
+
+def _groups(by_scheme: Mapping[QuantizedScheme, list[str]]) -> dict[str, Any]:
+    # The class name "Linear" is what servers that fuse layers look for; it suits one scheme only.
+    quantized = [name for names in by_scheme.values() for name in names]
+    one = len(by_scheme) == 1 and all(_module_class(name) == "Linear" for name in quantized)
     return {
-        "num_bits": scheme.num_bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": "group" if grouped else "channel",
-        "group_size": scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else None,
-        "dynamic": False,
+        f"group_{i}": {
+            "targets": ["Linear"] if one else names,
+            "weights": weight_args(scheme),
+            "input_activations": activation_args(scheme.activation),
+            "output_activations": None,
+            "format": format_of(scheme),
+        }
+        for i, (scheme, names) in enumerate(by_scheme.items())
     }
+
+
+def _needs_unpacking(schemes: Collection[QuantizedScheme]) -> bool:
+    if len(schemes) != 1:
+        return False
+    (scheme,) = schemes
+    return not scheme.symmetric and format_of(scheme) == PACKED
 
 
 @dataclass(frozen=True)
@@ -87,9 +103,7 @@ class StoredScheme:
     """A scheme and how it is laid out in the file."""
 
     format: str
-    scheme: IntScheme
-    one_scale: bool
-    """Strategy "tensor": a single scale for the whole weight."""
+    scheme: QuantizedScheme
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ class SchemeTable:
     ignore: tuple[str, ...]
     dense_words: bool
     """The writer surely packed a dense stream of bits."""
+    kv_cache: KvCacheScheme | None = None
 
     def lookup(self, module: str) -> StoredScheme | None:
         """Exact names come before patterns, patterns before class names; `ignore` beats all."""
@@ -130,9 +145,10 @@ def _match_rank(module: str, target: str) -> int | None:
 def parse_config(config: Mapping[str, Any], where: str) -> SchemeTable:
     """Raises FileFormatError when the config is malformed, UnsupportedModelError when it asks for
     something that changes the numbers and that we do not know."""
-    for key in ("kv_cache_scheme", "transform_config"):
-        if config.get(key):
-            raise UnsupportedModelError(f"{where}: quantization_config.{key} is not supported")
+    if config.get("transform_config"):
+        raise UnsupportedModelError(
+            f"{where}: quantization_config.transform_config is not supported"
+        )
     sparsity = config.get("sparsity_config")
     if sparsity and not (isinstance(sparsity, dict) and sparsity.get("format") == "dense"):
         raise UnsupportedModelError(f"{where}: sparse checkpoints are not supported")
@@ -145,7 +161,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> SchemeTable:
         if (stored := _stored_scheme(name, group, config.get("format"), where)) is not None
     )
     ignore = _strings(config.get("ignore") or [], f"{where}: quantization_config.ignore")
-    return SchemeTable(where, table, ignore, _packs_densely(config.get("version")))
+    kv_cache = parse_kv_cache(config.get("kv_cache_scheme"), where)
+    return SchemeTable(where, table, ignore, _packs_densely(config.get("version")), kv_cache)
 
 
 def _packs_densely(version: Any) -> bool:
@@ -156,45 +173,23 @@ def _packs_densely(version: Any) -> bool:
 def _stored_scheme(
     name: str, group: Mapping[str, Any], top_format: Any, where: str
 ) -> StoredScheme | None:
-    args = group.get("weights")
-    if args is None:
+    weights, inputs, what = (
+        group.get("weights"),
+        group.get("input_activations"),
+        f"{where}: quantization_config group '{name}'",
+    )
+    if weights is None:
         return None
-    if not isinstance(args, dict):
-        raise FileFormatError(where, f"quantization_config group '{name}' has malformed weights")
+    for key, args in (("weights", weights), ("input_activations", inputs)):
+        if args is not None and not isinstance(args, dict):
+            raise FileFormatError(what, f"has malformed {key}")
+    if group.get("output_activations"):
+        raise UnsupportedModelError(f"{what} rounds its outputs, which is not supported")
     layout = group.get("format") or top_format
-    if layout not in READABLE_FORMATS:
-        raise UnsupportedModelError(
-            f"{where}: group '{name}' is stored as {layout!r}; "
-            f"readable are {', '.join(READABLE_FORMATS)}"
-        )
-    if args.get("type", "int") != "int" or args.get("dynamic"):
-        raise UnsupportedModelError(f"{where}: group '{name}' does not store integer weights")
-    num_bits = args.get("num_bits")
-    if type(num_bits) is not int or not 2 <= num_bits <= 8:
-        raise FileFormatError(where, f"group '{name}' has num_bits {num_bits!r}, not 2 to 8")
-    symmetric = args.get("symmetric", True)
-    if not isinstance(symmetric, bool):
-        raise FileFormatError(where, f"group '{name}' has symmetric {symmetric!r}")
-    granularity = _granularity(name, args, where)
-    one_scale = args.get("strategy") == "tensor"
-    return StoredScheme(layout, IntScheme(num_bits, symmetric, granularity), one_scale)
-
-
-def _granularity(name: str, args: Mapping[str, Any], where: str) -> PerChannel | PerGroup:
-    size, strategy = args.get("group_size"), args.get("strategy")
-    if strategy is None:
-        strategy = "channel" if size == -1 else "group" if size else "tensor"
-    if strategy in ("channel", "tensor"):
-        return PerChannel()
-    if strategy != "group":
-        raise UnsupportedModelError(
-            f"{where}: group '{name}' has the unknown strategy {strategy!r}"
-        )
-    if type(size) is not int or size <= 0:
-        raise FileFormatError(
-            where, f"group '{name}' has group_size {size!r}, not a positive number"
-        )
-    return PerGroup(size)
+    if not isinstance(layout, str):
+        raise FileFormatError(what, f"has format {layout!r}")
+    activation = parse_activation(inputs, what)
+    return StoredScheme(layout, parse_weights(weights, layout, activation, what))
 
 
 def _strings(values: Any, what: str) -> tuple[str, ...]:

@@ -1,0 +1,175 @@
+"""What is stored beside the codes: scales, zero points, column order, scales of the inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from quant.format.codec import (
+    FLOAT_DTYPES,
+    Fault,
+    group_index_or_none,
+    require_scalar,
+    require_shape,
+    require_usable_scale,
+)
+from quant.format.compressed_tensors.args import PACKED, format_of
+from quant.format.compressed_tensors.layouts import Codes, Parts, Stored
+from quant.format.packing import pack_signed, packed_words, unpack_signed
+from quant.format.scheme import (
+    CodebookScheme,
+    IntScheme,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantizedScheme,
+    scale_shape,
+)
+from quant.format.tensor import QuantizedTensor
+
+SUFFIXES = (
+    *("weight_scale", "weight_zero_point", "weight_g_idx", "weight_global_scale"),
+    *("input_scale", "input_global_scale"),
+)
+GetPart = Callable[[str], npt.NDArray[Any]]
+
+
+def scalars_of(scheme: QuantizedScheme) -> dict[str, str]:
+    """The scalars that a scheme stores, float32 [1]: field of QuantizedTensor by suffix."""
+    nested = isinstance(scheme, CodebookScheme) and scheme.scales == "e4m3"
+    scalars = {"weight_global_scale": "global_scale"} if nested else {}
+    activation = scheme.activation
+    if nested and activation is not None:
+        scalars["input_global_scale"] = "input_scale"
+    elif activation is not None and not activation.dynamic:
+        scalars["input_scale"] = "input_scale"
+    return scalars
+
+
+def encode_parameters(module: str, tensor: QuantizedTensor) -> Stored:
+    """Everything but the codes, by suffix."""
+    scheme, scale = tensor.scheme, tensor.scale
+    if isinstance(scheme.granularity, PerTensor):
+        scale = scale.reshape(1)
+    powers = isinstance(scheme, CodebookScheme) and scheme.scales == "e8m0"
+    stored: Stored = {"weight_scale": scale.view(np.uint8) if powers else scale}
+    if tensor.zero_point is not None:
+        packed = format_of(scheme) == PACKED
+        zero = tensor.zero_point
+        stored["weight_zero_point"] = pack_signed(zero, scheme.num_bits, axis=0) if packed else zero
+    for suffix, field in scalars_of(scheme).items():
+        value = getattr(tensor, field)
+        if value is None:
+            raise ValueError(f"weight '{module}' ({scheme}) has no {field}")
+        stored[suffix] = np.array([value], dtype=np.float32)
+    return stored
+
+
+def parameter_bytes(scheme: QuantizedScheme, shape: tuple[int, ...], scale_bytes: int) -> int:
+    """Bytes of everything but the codes; `scale_bytes` counts where the scheme leaves it open."""
+    scale_rows, groups = scale_shape(scheme, shape)
+    own = isinstance(scheme, CodebookScheme) and scheme.scales != "float"
+    size = scale_rows * groups * (1 if own else scale_bytes) + 4 * len(scalars_of(scheme))
+    if not scheme.symmetric:
+        packed = format_of(scheme) == PACKED
+        rows = 4 * packed_words(scale_rows, scheme.num_bits) if packed else scale_rows
+        size += rows * groups
+    return size
+
+
+def check_parameters(scheme: QuantizedScheme, shape: tuple[int, int], parts: Parts) -> None:
+    """All parts that the scheme needs are there, in dtypes and shapes that fit; and no others."""
+    _check_scale(scheme, shape, parts)
+    scale_rows, groups = scale_shape(scheme, shape)
+    if not scheme.symmetric:
+        zero, expected = parts.shape("weight_zero_point", "int32", "int8"), (scale_rows, groups)
+        if parts.headers[parts.names["weight_zero_point"]].dtype == np.int32:
+            expected = (packed_words(scale_rows, scheme.num_bits), groups)
+            parts.refuse_padded_words(scale_rows, scheme.num_bits)
+        require_shape(zero, expected, "weight_zero_point", parts.fault)
+    if "weight_g_idx" in parts.names:
+        index = parts.shape("weight_g_idx", "int32", "int64")
+        require_shape(index, shape[1:], "weight_g_idx", parts.fault)
+    scalars = scalars_of(scheme)
+    for suffix in ("weight_global_scale", "input_scale", "input_global_scale"):
+        if suffix in scalars:
+            require_scalar(parts.shape(suffix, *FLOAT_DTYPES), suffix, parts.fault)
+        elif suffix in parts.names:
+            raise parts.fault.malformed(f"has '{suffix}', which the config does not speak of")
+
+
+def _check_scale(scheme: QuantizedScheme, shape: tuple[int, int], parts: Parts) -> None:
+    rows, columns = shape
+    if isinstance(scheme.granularity, PerGroup) and columns % scheme.granularity.size:
+        raise parts.fault.malformed(
+            f"{columns} columns do not divide into groups of {scheme.granularity.size}"
+        )
+    own = {"e4m3": ("float8_e4m3fn",), "e8m0": ("uint8", "float8_e8m0fnu"), "float": FLOAT_DTYPES}
+    kind = scheme.scales if isinstance(scheme, CodebookScheme) else "float"
+    stored = parts.shape("weight_scale", *own[kind])
+    if isinstance(scheme.granularity, PerTensor):
+        require_scalar(stored, "weight_scale", parts.fault)
+    elif not (isinstance(scheme.granularity, PerChannel) and stored == (rows,)):
+        require_shape(stored, scale_shape(scheme, shape), "weight_scale", parts.fault)
+
+
+def decode_scale(
+    scheme: QuantizedScheme, shape: tuple[int, int], part: GetPart, fault: Fault
+) -> npt.NDArray[Any]:
+    """The scales in canonical form, all finite."""
+    scale = part("weight_scale").reshape(scale_shape(scheme, shape))
+    if scale.dtype == np.uint8:
+        scale = scale.view(ml_dtypes.float8_e8m0fnu)
+    require_usable_scale(scale, fault)
+    return scale
+
+
+def decode_scalars(scheme: QuantizedScheme, part: GetPart, fault: Fault) -> dict[str, float]:
+    """global_scale and input_scale of a QuantizedTensor, those that the scheme has."""
+    scalars = {}
+    for suffix, field in scalars_of(scheme).items():
+        value = float(part(suffix).astype(np.float32).reshape(()))
+        if not (np.isfinite(value) and value > 0):
+            raise fault.malformed(f"'{suffix}' is {value}, not a positive number")
+        scalars[field] = value
+    return scalars
+
+
+def decode_zero_point(
+    scheme: QuantizedScheme, shape: tuple[int, int], part: GetPart, fault: Fault
+) -> npt.NDArray[np.int8] | None:
+    """int8 [out, groups], or None where the scheme has none. `part` raises KeyError for none."""
+    try:
+        stored = part("weight_zero_point")
+    except KeyError:
+        return None
+    if scheme.symmetric:
+        if (stored.astype(np.float32) != 0).any():
+            raise fault.malformed("is symmetric, but has zero points that are not 0")
+        return None
+    if stored.dtype == np.int32:
+        rows = scale_shape(scheme, shape)[0]
+        stored = unpack_signed(stored, scheme.num_bits, rows, axis=0)
+    return in_range(stored, scheme, "a zero point", fault)
+
+
+def decode_group_index(
+    scheme: QuantizedScheme, part: GetPart, fault: Fault
+) -> npt.NDArray[np.int32] | None:
+    try:
+        stored = part("weight_g_idx")
+    except KeyError:
+        return None
+    return None if (stored == -1).all() else group_index_or_none(stored, scheme, fault)
+
+
+def in_range(codes: Codes, scheme: QuantizedScheme, what: str, fault: Fault) -> Codes:
+    """`codes`, all of which the scheme has. Raises FileFormatError otherwise."""
+    if isinstance(scheme, IntScheme):
+        if int(codes.min()) < scheme.qmin or int(codes.max()) > scheme.qmax:
+            raise fault.malformed(f"{what} is outside {scheme.qmin}..{scheme.qmax}")
+    elif scheme.codebook == "e4m3" and bool(((codes & np.int8(127)) == 127).any()):
+        raise fault.malformed(f"{what} is NaN")
+    return codes
