@@ -49,7 +49,7 @@ class Groups:
 
     def error(self, sums: Sums, scale: Floats, minimum: Floats | None = None) -> Floats:
         """[groups]: the weighted error of those codes with this scale and minimum."""
-        error = self.xx - scale * (2 * sums.xc - scale * sums.cc)
+        error: Floats = self.xx - scale * (2 * sums.xc - scale * sums.cc)
         if minimum is not None:
             error = error + minimum * (minimum * self.w - 2 * (self.sum_x - scale * sums.c))
         return error
@@ -57,7 +57,8 @@ class Groups:
     def best_scale(self, sums: Sums, otherwise: Floats) -> Floats:
         """[groups]: of least error without a minimum; `otherwise` where all codes are 0."""
         found = sums.xc / np.maximum(sums.cc, _TINY)
-        return np.where((sums.cc > 0) & (found != 0), found, otherwise)
+        best: Floats = np.where((sums.cc > 0) & (found != 0), found, otherwise)
+        return best
 
     def best_affine(
         self, sums: Sums, scale: Floats, minimum: Floats, below_zero: bool

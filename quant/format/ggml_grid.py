@@ -35,7 +35,6 @@ class Levels:
             self._nearest = np.abs(middles[:, None] - self._table).argmin(axis=1).astype(np.int8)
         else:
             offset = PLAIN[kind].offset if kind in PLAIN else NESTED[kind].offset
-            self.has_minimum = not scheme.symmetric
             signed_8 = scheme.num_bits == 8
             self.lowest = -128.0 if signed_8 else float(-offset)
             self.highest = self.lowest + float((1 << scheme.num_bits) - 1)
@@ -53,12 +52,14 @@ class Levels:
     def codes(self, steps: Floats) -> Codes:
         """int8: the stored code of the level nearest to each step."""
         if self.codebook:
-            return self._nearest[self._cells(steps)]
+            codes: Codes = self._nearest[self._cells(steps)]
+            return codes
         return self.snap(steps).astype(np.int8)
 
     def _cells(self, steps: Floats) -> npt.NDArray[np.intp]:
         cells = np.floor(steps * np.float32(2)) + np.float32(255)
-        return np.clip(cells, 0, 511).astype(np.intp)
+        cells = np.clip(np.nan_to_num(cells), 0, 511)
+        return np.asarray(cells, np.intp)
 
 
 @dataclass(frozen=True)

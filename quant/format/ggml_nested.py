@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from quant.format.ggml_fit import Groups, Sums
 from quant.format.ggml_grid import BlockGrid, Floats, half
 from quant.format.gguf_types import GgmlType
 
+_Number = TypeVar("_Number", bound=np.generic)
 _ROUNDS = 2
 _SHARES = (1.0, 0.985, 0.97, 0.95, 0.92, 0.89, 0.86, 0.82, 0.78, 0.73, 0.67, 0.6)
 """Of the largest nested scale: what the group that wants most is tried at."""
@@ -27,17 +30,18 @@ class _Nest:
     def by_block(self, values: Floats) -> Floats:
         return values.reshape(-1, self.per_block)
 
-    def spread(self, values: Floats) -> Floats:
+    def spread(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
         """[groups] of [blocks]."""
         return np.repeat(values, self.per_block)
 
     def total(self, values: Floats) -> Floats:
         """[blocks]: the sum over the groups of each block."""
-        return self.by_block(values).sum(axis=1)
+        sums: Floats = self.by_block(values).sum(axis=1)
+        return sums
 
     def nested(self, wanted: Floats, factor: Floats, lowest: float) -> Floats:
         """Whole numbers [groups] with which the factors [blocks] come next to `wanted`."""
-        nested = np.rint(wanted / self.spread(factor))
+        nested: Floats = np.rint(wanted / self.spread(factor))
         return np.clip(nested, np.float32(lowest), np.float32(self.highest))
 
     def array(self, values: Floats) -> Floats:
@@ -209,9 +213,10 @@ def _refit_affine(nest: _Nest, grid: _Affine) -> _Affine:
     determinant = a * c - b * b
     usable = determinant > np.float32(1e-6) * a * c
     divisor = np.where(usable, determinant, np.float32(1))
-    d, m = (p * c + b * q) / divisor, (a * q + b * p) / divisor
-    usable &= (d > 0) & (m > 0)
-    d, m = np.where(usable, half(d), grid.d), np.where(usable, half(m), grid.m)
+    d_wanted, m_wanted = (p * c + b * q) / divisor, (a * q + b * p) / divisor
+    usable &= (d_wanted > 0) & (m_wanted > 0)
+    d: Floats = np.where(usable, half(d_wanted), grid.d)
+    m: Floats = np.where(usable, half(m_wanted), grid.m)
     tried = _Affine(d, m, grid.sub, grid.least, grid.error).scored(nest)
     better = nest.total(tried.error) < nest.total(grid.error)
     wide = nest.spread(better)

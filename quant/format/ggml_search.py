@@ -118,7 +118,8 @@ def _floored(importance: Floats | None, columns: int) -> Floats:
     mean = float(importance.mean(dtype=np.float64))
     if not mean > 0:
         return np.ones(columns, np.float32)
-    return np.maximum(importance / np.float32(mean), np.float32(_LEAST_IMPORTANCE))
+    floored: Floats = np.maximum(importance / np.float32(mean), np.float32(_LEAST_IMPORTANCE))
+    return floored
 
 
 def _search_rows(kind: GgmlType, levels: Levels, weight: Floats, h: Floats) -> BlockGrid:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quant.format.ggml_grid import BlockGrid
+from quant.format.gguf_types import TYPE_BY_NAME
 from quant.format.rounding import dequantize_codes
 from quant.format.scheme import IntScheme, PerBlock, PerTensor, QuantizedScheme
 from quant.format.tensor import FloatArray, QuantizedTensor
@@ -115,6 +117,9 @@ def to_quantized_tensor(
     `dtype` is that of the scales where the scheme leaves it open.
     """
     codes = level_codes(levels, scheme)
+    if scheme.ggml_type is not None:
+        parts = {name: part.numpy() for name, part in grid.parts.items()}
+        return BlockGrid(TYPE_BY_NAME[scheme.ggml_type], **parts).tensor(codes)
     if isinstance(scheme, IntScheme):
         scale: FloatArray = grid.scale.numpy().astype(_NUMPY[dtype])
         zero = None if scheme.symmetric else grid.zero.numpy().astype(np.int8)

@@ -4,16 +4,19 @@ import torch
 
 from quant.format.scheme import IntScheme, PerChannel, PerGroup, QuantizedScheme
 from quant.rounding_algorithms.grid import Grid, ScaleDtype, stored_scale
+from quant.rounding_algorithms.kquants import refit_blocks
 from quant.rounding_algorithms.scales import grouped
 
 _RIDGE = 1e-6
 
 
 def can_refit(scheme: QuantizedScheme) -> bool:
-    """Whether each scale is a number of its own: not shared by rows, nor a product of others."""
+    """Whether the scales of a row are its own, and no search chose them once and for all."""
+    if scheme.ggml_type is not None:
+        return True
     own = isinstance(scheme.granularity, PerChannel | PerGroup)
     free = isinstance(scheme, IntScheme) or scheme.scales == "float"
-    return own and free and scheme.ggml_type is None
+    return own and free
 
 
 def refit_grid(
@@ -29,6 +32,8 @@ def refit_grid(
     With c_g the steps (level - zero) of group g, a row's scales s solve A s = b, where
     A[g, h] = c_g H c_h and b[g] = c_g H w. A scale that would change its sign keeps its old value.
     """
+    if scheme.ggml_type is not None:
+        return refit_blocks(weight, levels, grid, hessian, scheme)
     steps = levels - grid.columns(scheme, weight.shape[1]).zero
     matrix = _group_products(steps, hessian, scheme)
     target = (grouped(weight @ hessian, scheme) * grouped(steps, scheme)).sum(-1)
