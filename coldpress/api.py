@@ -9,7 +9,9 @@ from typing import Any
 
 from coldpress import evaluation, pressing
 from coldpress.llm import LLM, Completion
+from coldpress.loading import Machine
 from coldpress.texts import read_text
+from runtime.evaluation.protocol import ProtocolName
 
 __all__ = ["LLM", "Completion", "build", "evaluate", "quantize", "verify"]
 
@@ -67,19 +69,27 @@ def evaluate(
     text: Path | str,
     *,
     baseline: Path | str | None = None,
+    protocol: ProtocolName = "paper",
     window: int | None = None,
+    cache: bool = False,
     backend: str = "cpu",
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate on a text file; returns the report of `coldpress eval --json`."""
+    """Evaluate on a text file; returns the report of `coldpress eval --json`.
+
+    cache: keep what the baseline predicts in the user's cache, and read it there the next time.
+    """
+    from coldpress.baseline_cache import BaselineCache
+
     return evaluation.evaluate_files(
         Path(artifact),
         read_text(Path(text)),
         baseline=None if baseline is None else Path(baseline),
+        protocol=protocol,
         window=window,
-        backend=backend,
-        threads=threads,
+        cache=BaselineCache() if cache else None,
+        machine=Machine(backend, threads),
         on_progress=on_progress,
     )
 

@@ -1,10 +1,17 @@
 """Benchmark of what lies on disk: one executor, warmed up, then every concurrency in turn."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coldpress.loading import open_artifact, open_executor, payload_bytes
+from coldpress.loading import (
+    DEFAULT_MACHINE,
+    Machine,
+    open_artifact,
+    open_executor,
+    payload_bytes,
+)
 from quant.format.errors import InputError
 
 
@@ -15,8 +22,7 @@ def bench(
     prompt_tokens: int = 128,
     output_tokens: int = 64,
     rounds: int = 1,
-    backend: str = "cpu",
-    threads: int | None = None,
+    machine: Machine = DEFAULT_MACHINE,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """The JSON of `coldpress bench`, its runs still as dataclasses.
@@ -26,7 +32,7 @@ def bench(
     from runtime.bench import measure, read_bytes_per_second, resident_bytes
     from runtime.machine import available_threads
 
-    threads = available_threads() if threads is None else threads
+    threads = machine.threads or available_threads()
     model, _ = open_artifact(artifact)
     longest = prompt_tokens + output_tokens
     limit = model.program.sizes.max_positions
@@ -38,7 +44,7 @@ def bench(
     bandwidth = read_bytes_per_second(threads)
     weight_bytes = payload_bytes(artifact)
     executor = open_executor(
-        model, backend=backend, tokens=longest, sequences=max(concurrency), threads=threads
+        model, replace(machine, threads=threads), tokens=longest, sequences=max(concurrency)
     )
     runs = []
     try:

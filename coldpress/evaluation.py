@@ -1,16 +1,29 @@
 """Evaluation of what lies on disk: opens models, checks that they speak of the same tokens."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coldpress.jsonable import to_jsonable
-from coldpress.loading import open_artifact, open_executor, payload_bytes
+from coldpress.loading import (
+    DEFAULT_MACHINE,
+    Machine,
+    default_name,
+    open_artifact,
+    open_executor,
+    payload_bytes,
+)
 from quant.format.errors import InputError
 
 if TYPE_CHECKING:
+    from coldpress.baseline_cache import BaselineCache
     from compile.model import Model
+    from runtime.evaluation.baseline import Baseline
+    from runtime.evaluation.protocol import Protocol, ProtocolName
+    from runtime.text.tokenizer import Tokenizer
 
 Figures = dict[str, Any]
 """The JSON of `coldpress eval`."""
@@ -21,18 +34,22 @@ def evaluate_files(
     text: str,
     *,
     baseline: Path | None = None,
+    protocol: "ProtocolName" = "paper",
     window: int | None = None,
     max_tokens: int | None = None,
-    backend: str = "cpu",
-    threads: int | None = None,
+    cache: "BaselineCache | None" = None,
+    machine: Machine = DEFAULT_MACHINE,
+    name: str | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Figures:
     """Perplexity of `artifact` on `text` and, with a baseline, the distance to it.
 
-    window: tokens; 1024 by default, or the shortest context where that is less. Raises InputError
-    when the two do not share a tokenizer, or the text is too short.
+    window: tokens; that of the protocol by default, or the shortest context where that is less.
+    cache: where the baseline's predictions are kept, and read when they are there already.
+    name: what the artifact is called in the figures. Raises InputError when the two do not share a
+    tokenizer, or the text is too short.
     """
-    from runtime.evaluate import WINDOW_TOKENS, evaluate
+    from runtime.evaluate import evaluate
 
     model, tokenizer = open_artifact(artifact)
     token_ids = tokenizer.encode(text)[:max_tokens]
@@ -44,24 +61,69 @@ def evaluate_files(
                 f"{artifact} and {baseline} split the text into different tokens; "
                 "compare models that share a tokenizer"
             )
-    if window is None:
-        opened = [model] if other is None else [model, other]
-        window = min(WINDOW_TOKENS, *(one.program.sizes.max_positions for one in opened))
-    executor = open_executor(model, backend=backend, tokens=window, threads=threads)
-    reference = None
-    try:
+    chosen = _protocol(protocol, window, tokenizer, token_ids, [model, other])
+    with ExitStack() as stack:
+        executor = open_executor(model, machine, tokens=chosen.window)
+        stack.callback(executor.close)
+        reference = None
         if other is not None:
-            reference = open_executor(other, backend=backend, tokens=window, threads=threads)
+            opened = _baseline(other, chosen, token_ids, cache, machine)
+            reference = stack.enter_context(opened)
         measured = evaluate(
-            executor, token_ids, baseline=reference, window=window, on_progress=on_progress
+            executor, token_ids, baseline=reference, protocol=chosen, on_progress=on_progress
         )
-    finally:
-        executor.close()
-        if reference is not None:
-            reference.close()
-    figures: Figures = to_jsonable(measured)
+    figures: Figures = {"model": default_name(artifact) if name is None else name}
+    figures["baseline"] = None if baseline is None else default_name(baseline)
+    figures["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    figures |= to_jsonable(measured)
     figures["bytes"], figures["bits_per_weight"] = sizes(artifact, model)
     return figures
+
+
+def _protocol(
+    name: "ProtocolName",
+    window: int | None,
+    tokenizer: "Tokenizer",
+    token_ids: Sequence[int],
+    models: Sequence["Model | None"],
+) -> "Protocol":
+    from runtime.evaluation.protocol import WINDOW_TOKENS, Protocol
+
+    if window is None:
+        contexts = [model.program.sizes.max_positions for model in models if model is not None]
+        window = min(WINDOW_TOKENS[name], *contexts)
+    begins = bool(token_ids) and token_ids[0] == tokenizer.bos_id
+    return Protocol(name, window, tokenizer.bos_id if begins else None)
+
+
+@contextmanager
+def _baseline(
+    model: "Model",
+    protocol: "Protocol",
+    token_ids: Sequence[int],
+    cache: "BaselineCache | None",
+    machine: Machine,
+) -> "Iterator[Baseline]":
+    """The baseline as it was kept, or a model that runs beside the other, kept if there is room."""
+    from runtime.evaluation.baseline import LiveBaseline
+
+    key = None
+    if cache is not None:
+        key = cache.key(model.path, token_ids, protocol, machine.backend)
+        kept = cache.read(key)
+        if kept is not None:
+            yield kept
+            return
+    executor = open_executor(model, machine, tokens=protocol.window)
+    try:
+        live = LiveBaseline(executor, protocol)
+        if cache is None or key is None:
+            yield live
+        else:
+            with cache.keep(key, live) as keeping:
+                yield keeping
+    finally:
+        executor.close()
 
 
 def sizes(path: Path, model: "Model | None" = None) -> tuple[int, float]:

@@ -1,11 +1,17 @@
-"""Gates: conditions on measured figures, such as `kld<=0.05`, that a run must meet."""
+"""Gates: conditions on measured figures, such as `kld<=0.05`, that a run must meet.
+
+The rule: a gate holds when the whole 95 % interval of its figure is on the right side of the limit.
+It fails when the whole interval is on the wrong side. In between it is undecided, which fails too,
+and says how much more text would decide it. Sizes, and the largest divergence of a text, are no
+estimates: for them the figure alone decides.
+"""
 
 import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from quant.format.errors import CheckFailedError, InputError
 
@@ -22,6 +28,8 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 """Name of each metric, and where it stands in the JSON of `coldpress eval`."""
 
 NEEDS_BASELINE = frozenset({"kld", "kld_p99", "kld_max", "top1", "ppl_ratio"})
+
+Outcome = Literal["holds", "fails", "undecided"]
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -80,23 +88,76 @@ def require_baseline(gates: Sequence[Gate], baseline_given: bool) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one gate; `value` is NaN where the figure is not a number."""
+    """What came of one gate.
+
+    value: NaN where the figure is not a number. interval: equal to (value, value) for a figure that
+    is no estimate; an end may be infinite. tokens: how many were scored, None where not told.
+    """
 
     gate: Gate
     value: float
+    interval: tuple[float, float]
+    tokens: int | None
+
+    @property
+    def outcome(self) -> Outcome:
+        if math.isnan(self.value):
+            return "fails"
+        ends = [self.gate.holds(end) for end in self.interval]
+        return "holds" if all(ends) else "undecided" if any(ends) else "fails"
 
     @property
     def holds(self) -> bool:
-        return self.gate.holds(self.value)
+        return self.outcome == "holds"
+
+    def more_tokens(self) -> int | None:
+        """About how many more tokens would bring the whole interval to one side of the limit.
+
+        An interval shrinks with the root of the text: one that reaches w towards the limit, d away,
+        needs (w/d)^2 times the tokens. None where no text would do, or nothing is known.
+        """
+        low, high = self.interval
+        reach = self.value - low if self.gate.limit < self.value else high - self.value
+        distance = abs(self.value - self.gate.limit)
+        if self.outcome != "undecided" or not self.tokens or distance == 0 or math.isinf(reach):
+            return None
+        wanted = self.tokens * ((reach / distance) ** 2 - 1)
+        return math.ceil(wanted) if wanted < 1e15 else None
 
     def __str__(self) -> str:
         shown = "not a number" if math.isnan(self.value) else f"{self.value:.6g}"
-        return f"{self.gate} (measured {shown})"
+        low, high = self.interval
+        if low != high:
+            shown += f", 95% interval {low:.6g} to {high:.6g}"
+        if self.outcome != "undecided":
+            return f"{self.gate} (measured {shown})"
+        return f"{self.gate} is undecided (measured {shown}): {self._advice()}"
+
+    def _advice(self) -> str:
+        more = self.more_tokens()
+        if more is not None:
+            return f"about {_round_up(more):,} more tokens of text like this would decide it"
+        if self.value == self.gate.limit:
+            return "the figure is the limit itself, so no text would decide it; move the limit"
+        return "the text is too short to tell; give a longer one"
+
+    def to_json(self) -> dict[str, Any]:
+        """For the JSON of a command: the gate, the estimate, its interval and the verdict."""
+        return {
+            "gate": str(self.gate),
+            "metric": self.gate.metric,
+            "limit": self.gate.limit,
+            "estimate": self.value,
+            "interval": list(self.interval),
+            "verdict": self.outcome,
+            "more_tokens": self.more_tokens(),
+            "sentence": str(self),
+        }
 
 
 def judge_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
     """Every gate with what `figures` (the JSON of eval) say about it."""
-    return [Verdict(gate, _measured(gate, figures)) for gate in gates]
+    return [_judge(gate, figures) for gate in gates]
 
 
 def require_held(verdicts: Sequence[Verdict]) -> None:
@@ -111,9 +172,18 @@ def check_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> None:
     require_held(judge_gates(gates, figures))
 
 
-def _measured(gate: Gate, figures: Mapping[str, Any]) -> float:
-    value: Any = figures
+def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
+    found: Any = figures
     for key in METRICS[gate.metric]:
-        value = value[key]
+        found = found[key]
     # JSON has no word for what is not finite, so it stands there as null.
-    return math.nan if value is None else float(value)
+    value = math.nan if found is None else float(found)
+    low, high = figures.get("intervals", {}).get(gate.metric, (value, value))
+    interval = (-math.inf if low is None else low, math.inf if high is None else high)
+    return Verdict(gate, value, interval, figures.get("tokens"))
+
+
+def _round_up(count: int) -> int:
+    """Two leading digits: it is an estimate."""
+    unit: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // unit) * unit

@@ -18,12 +18,14 @@ _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @dataclass(frozen=True)
 class Case:
-    """One testcase. outcome None: passed; otherwise `message` says why not."""
+    """One testcase. outcome None: passed; otherwise `message` says why not. output: what was
+    measured, whatever came of it."""
 
     group: str
     name: str
     outcome: str | None = None
     message: str = ""
+    output: str = ""
 
 
 @contextmanager
@@ -51,11 +53,15 @@ def junit_file(path: Path | None, command: str, output: Path | None = None) -> I
 
 
 def gate_cases(verdicts: Sequence[Verdict]) -> list[Case]:
-    """One case per gate; a gate that is not met fails."""
+    """One case per gate; a gate that is not met, or undecided, fails."""
     return [
-        Case("coldpress.gates", str(verdict.gate))
-        if verdict.holds
-        else Case("coldpress.gates", str(verdict.gate), "failure", str(verdict))
+        Case(
+            "coldpress.gates",
+            str(verdict.gate),
+            None if verdict.holds else "failure",
+            "" if verdict.holds else str(verdict),
+            str(verdict),
+        )
         for verdict in verdicts
     ]
 
@@ -89,6 +95,8 @@ def junit_bytes(command: str, cases: Sequence[Case]) -> bytes:
         )
         if case.outcome is not None:
             ElementTree.SubElement(element, case.outcome, message=_legal(case.message))
+        if case.output:
+            ElementTree.SubElement(element, "system-out").text = _legal(case.output)
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from coldpress.loading import open_service
+from coldpress.loading import Machine, open_service
 from runtime.engine.request import FinishReason, SamplingParams
 from runtime.generation import Generation, GenerationParams
 
@@ -48,8 +48,7 @@ class LLM:
         """`context`: longest prompt and answer together, in tokens; the model's own by default."""
         self._service, self._close = open_service(
             Path(artifact),
-            backend=backend,
-            threads=threads,
+            Machine(backend, threads),
             context=context,
             max_running=max_running,
             max_waiting=MAX_WAITING,

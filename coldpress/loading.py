@@ -1,6 +1,7 @@
 """Opens an artifact for the commands: the model, its tokenizer, an executor that runs it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 PAGE_SIZE = 32
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What runs a model. backend: "cpu" or "torch". threads: None for all cores."""
+
+    backend: str = "cpu"
+    threads: int | None = None
+
+
+DEFAULT_MACHINE = Machine()
+
+
 def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
     """The model and its tokenizer; reads headers only."""
     from compile.open_model import open_model
@@ -25,27 +37,25 @@ def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
 
 
 def open_executor(
-    model: "Model",
-    *,
-    backend: str = "cpu",
-    tokens: int,
-    sequences: int = 1,
-    threads: int | None = None,
+    model: "Model", machine: Machine, *, tokens: int, sequences: int = 1
 ) -> "Executor":
     """An executor whose pool holds `sequences` sequences of `tokens` positions each."""
     from runtime.loading import load_executor
 
     pages = -(-tokens // PAGE_SIZE) * sequences + 1
     return load_executor(
-        model, backend=backend, num_pages=pages, page_size=PAGE_SIZE, threads=threads
+        model,
+        backend=machine.backend,
+        num_pages=pages,
+        page_size=PAGE_SIZE,
+        threads=machine.threads,
     )
 
 
 def open_service(
     path: Path,
+    machine: Machine = DEFAULT_MACHINE,
     *,
-    backend: str = "cpu",
-    threads: int | None = None,
     context: int | None = None,
     kv_cache_bytes: int | None = None,
     max_running: int = 16,
@@ -71,7 +81,9 @@ def open_service(
         raise InputError(
             f"a context of {context} tokens is longer than the model's {longest}; lower --context"
         )
-    executor = load_executor(model, backend=backend, kv_cache_bytes=kv_cache_bytes, threads=threads)
+    executor = load_executor(
+        model, backend=machine.backend, kv_cache_bytes=kv_cache_bytes, threads=machine.threads
+    )
     engine = EngineThread(Engine(executor, max_running=max_running, max_waiting=max_waiting))
 
     def close() -> None:

@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from coldpress.console import Console
+from coldpress.loading import Machine
+
+if TYPE_CHECKING:
+    from coldpress.baseline_cache import BaselineCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,19 +83,51 @@ def gate_text_option(function: F) -> F:
     )(function)
 
 
-def backend_option(function: F) -> F:
-    """Which executor runs the Program."""
-    return click.option(
+def machine_options(function: F) -> F:
+    """`--backend` and `--threads`; the command gets them as one `machine`."""
+
+    @wraps(function)
+    def with_machine(*args: Any, backend: str, threads: int | None, **kwargs: Any) -> Any:
+        return function(*args, machine=Machine(backend, threads), **kwargs)
+
+    decorate = click.option(
         "--backend",
         type=click.Choice(["cpu", "torch"]),
         default="cpu",
         show_default=True,
         help="Executor: native CPU kernels, or the slow reference in torch.",
-    )(function)
-
-
-def threads_option(function: F) -> F:
-    """How many cores to use."""
-    return click.option(
+    )
+    more = click.option(
         "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."
-    )(function)
+    )
+    return cast(F, decorate(more(with_machine)))
+
+
+def cache_options(function: F) -> F:
+    """`--no-cache` and `--cache-size`; the command gets `cache`, which is None without one."""
+
+    @wraps(function)
+    def with_cache(*args: Any, no_cache: bool, cache_size: int | None, **kwargs: Any) -> Any:
+        return function(*args, cache=_cache(no_cache, cache_size), **kwargs)
+
+    decorate = click.option(
+        "--no-cache",
+        is_flag=True,
+        help="Run the baseline even if its predictions are kept, and keep none.",
+    )
+    more = click.option(
+        "--cache-size",
+        metavar="SIZE",
+        callback=parse_size,
+        help="Disk for predictions of baselines, all together; 20GB by default.",
+    )
+    return cast(F, decorate(more(with_cache)))
+
+
+def _cache(no_cache: bool, size: int | None) -> "BaselineCache | None":
+    from coldpress.baseline_cache import CACHE_BYTES, BaselineCache
+
+    if no_cache:
+        return None
+    note = click.get_current_context().ensure_object(Console).note
+    return BaselineCache(limit_bytes=CACHE_BYTES if size is None else size, note=note)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from coldpress.loading import open_executor
+from coldpress.loading import DEFAULT_MACHINE, Machine, open_executor
 
 if TYPE_CHECKING:
     from compile.model import Model
@@ -19,17 +19,16 @@ def verify(
     *,
     against: Path | None = None,
     logits: bool = True,
-    backend: str = "cpu",
-    threads: int | None = None,
+    machine: Machine = DEFAULT_MACHINE,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> "VerifyReport":
     """Digests; with `against`, every integer and, if `logits`, the logits of a fixed prompt."""
     from compile.verify import verify as check
 
     def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        from runtime.evaluate import chunk_batch
+        from runtime.evaluation.protocol import chunk_batch
 
-        executor = open_executor(model, backend=backend, tokens=len(tokens), threads=threads)
+        executor = open_executor(model, machine, tokens=len(tokens))
         try:
             ids = np.asarray(tokens, np.int32)
             return executor.step(chunk_batch(executor, ids, 0, len(ids))).copy()

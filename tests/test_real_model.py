@@ -12,7 +12,7 @@ import coldpress
 from compile.open_model import open_model
 from runtime.engine.engine import Engine
 from runtime.engine.request import Request, SamplingParams
-from runtime.evaluate import chunk_batch
+from runtime.evaluation.protocol import chunk_batch
 from runtime.loading import load_executor
 from runtime.text.tokenizer import load_tokenizer
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, backend_option, json_option, pass_console, threads_option
+from coldpress.loading import Machine
+from coldpress.options import PATH, json_option, machine_options, pass_console
 
 
 def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
@@ -31,8 +32,7 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[i
 @click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--output-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
-@backend_option
-@threads_option
+@machine_options
 @json_option
 @pass_console
 def command(
@@ -42,8 +42,7 @@ def command(
     prompt_tokens: int,
     output_tokens: int,
     rounds: int,
-    backend: str,
-    threads: int | None,
+    machine: Machine,
 ) -> None:
     """Time ARTIFACT through the engine: random prompts, greedy, output forced to its length."""
     from coldpress.benching import bench
@@ -56,8 +55,7 @@ def command(
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             rounds=rounds,
-            backend=backend,
-            threads=threads,
+            machine=machine,
             on_progress=on_progress,
         )
     columns = ["streams", "prefill tok/s", "decode tok/s", "of limit", "TTFT p50 ms", "TPOT p50 ms"]

@@ -9,28 +9,44 @@ import click
 from coldpress.console import Console
 from coldpress.gates import judge_gates, parse_gates, require_baseline, require_held
 from coldpress.junit import gate_cases, junit_file
+from coldpress.loading import Machine
 from coldpress.options import (
     PATH,
-    backend_option,
+    cache_options,
     gate_option,
     json_option,
     junit_option,
+    machine_options,
     pass_console,
-    threads_option,
 )
 
 if TYPE_CHECKING:
+    from coldpress.baseline_cache import BaselineCache
     from coldpress.evaluation import Figures
+    from runtime.evaluation.protocol import ProtocolName
+
+_FOR_MACHINES = frozenset({"model", "text_sha256", "kld_histogram", "gates"})
 
 
 @click.command("eval")
 @click.argument("artifact", type=PATH)
 @click.option("--text", type=PATH, required=True, help="UTF-8 text to predict.")
 @click.option("--baseline", type=PATH, help="Model to compare with: usually the float original.")
-@click.option("--window", type=click.IntRange(2), help="Tokens; 1024, or a shorter context.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["paper", "llama.cpp"]),
+    default="paper",
+    show_default=True,
+    help="paper: all of a window but its first token; llama.cpp: its second half.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(2),
+    help="Tokens; 2048 (paper) or 512 (llama.cpp), or a shorter context.",
+)
 @click.option("--max-tokens", type=click.IntRange(2), help="Use only this much of the text.")
-@backend_option
-@threads_option
+@cache_options
+@machine_options
 @gate_option
 @junit_option
 @json_option
@@ -40,16 +56,19 @@ def command(
     artifact: Path,
     text: Path,
     baseline: Path | None,
+    protocol: "ProtocolName",
     window: int | None,
     max_tokens: int | None,
-    backend: str,
-    threads: int | None,
+    cache: "BaselineCache | None",
+    machine: Machine,
     gates: Sequence[str],
     junit: Path | None,
 ) -> None:
     """Perplexity of ARTIFACT on a text; with --baseline, KL divergence and top-1 agreement.
 
-    Windows do not overlap, every position but a window's first is scored, the tail is dropped.
+    Windows do not overlap, and the tail that fills none is dropped. A gate holds when the whole 95%
+    interval of its figure does; if only a part of it does, the gate is undecided, and not met. What
+    the baseline predicts is kept for the next candidate.
     """
     from coldpress.evaluation import evaluate_files
     from coldpress.texts import read_text
@@ -62,14 +81,17 @@ def command(
                 artifact,
                 read_text(text),
                 baseline=baseline,
+                protocol=protocol,
                 window=window,
                 max_tokens=max_tokens,
-                backend=backend,
-                threads=threads,
+                cache=cache,
+                machine=machine,
                 on_progress=on_progress,
             )
-        console.result(figures, lambda: _render(artifact, figures))
         verdicts = judge_gates(wanted, figures)
+        if verdicts:
+            figures["gates"] = [verdict.to_json() for verdict in verdicts]
+        console.result(figures, lambda: _render(artifact, figures))
         cases += gate_cases(verdicts)
         require_held(verdicts)
 
@@ -77,4 +99,7 @@ def command(
 def _render(artifact: Path, figures: "Figures") -> object:
     from coldpress.tables import pairs_table
 
-    return pairs_table(str(artifact), figures)
+    shown = {key: value for key, value in figures.items() if key not in _FOR_MACHINES}
+    for gate in figures.get("gates", []):
+        shown[gate["gate"]] = gate["verdict"]
+    return pairs_table(str(artifact), shown)

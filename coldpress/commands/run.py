@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, backend_option, json_option, pass_console, threads_option
+from coldpress.loading import Machine
+from coldpress.options import PATH, json_option, machine_options, pass_console
 
 if TYPE_CHECKING:
     from coldpress.llm import LLM
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 @click.option("--system", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text; no chat template.")
 @click.option("--context", type=click.IntRange(2), help="Longest context in tokens.")
-@backend_option
-@threads_option
+@machine_options
 @json_option
 @pass_console
 def command(
@@ -42,8 +42,7 @@ def command(
     system: str | None,
     raw: bool,
     context: int | None,
-    backend: str,
-    threads: int | None,
+    machine: Machine,
 ) -> None:
     """One answer of ARTIFACT to PROMPT (or to stdin), or, on a terminal, a chat."""
     from coldpress.llm import LLM
@@ -58,7 +57,7 @@ def command(
         "seed": seed,
         "max_tokens": max_tokens,
     }
-    with LLM(artifact, backend=backend, threads=threads, context=context) as model:
+    with LLM(artifact, backend=machine.backend, threads=machine.threads, context=context) as model:
         plain = raw or not model.has_chat_template
         if prompt is None:
             _chat(model, system, plain, sampling)

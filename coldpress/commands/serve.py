@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 
 from coldpress.console import Console
+from coldpress.loading import Machine
 from coldpress.options import (
     PATH,
-    backend_option,
     json_option,
+    machine_options,
     parse_size,
     pass_console,
-    threads_option,
 )
 
 
@@ -44,8 +44,7 @@ from coldpress.options import (
     show_default=True,
     help="Requests that may wait; further ones are told to come back.",
 )
-@backend_option
-@threads_option
+@machine_options
 @json_option
 @pass_console
 def command(
@@ -58,8 +57,7 @@ def command(
     kv_cache: int | None,
     max_running: int,
     max_waiting: int,
-    backend: str,
-    threads: int | None,
+    machine: Machine,
 ) -> None:
     """Serve ARTIFACT over HTTP until a signal; /v1/chat/completions, /v1/completions, /metrics.
 
@@ -70,8 +68,7 @@ def command(
 
     service, close = open_service(
         artifact,
-        backend=backend,
-        threads=threads,
+        machine=machine,
         context=context,
         kv_cache_bytes=kv_cache,
         max_running=max_running,

@@ -13,6 +13,13 @@ from tests.tiny import TEXT, tiny_checkpoint
 Run = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What baselines predicted is not kept beyond a test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("coldpress.baseline_cache.cache_directory", lambda: folder)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float checkpoint."""

@@ -7,6 +7,7 @@ import click
 import pytest
 
 from coldpress.cli import run
+from coldpress.gates import METRICS
 from coldpress.options import parse_size
 from compile.manifest import check_files, read_manifest
 from tests.coldpress.conftest import Run
@@ -22,13 +23,52 @@ def test_eval_prints_the_documented_json(
     assert {"perplexity", "tokens", "kld", "top1", "ppl_ratio", "bits_per_weight", "bytes"} <= set(
         value
     )
-    assert set(value["kld"]) == {"mean", "se", "p99", "max"}
+    assert {"mean", "se", "median", "p90", "p95", "p99", "p999", "max"} == set(value["kld"])
+    assert value["model"] == tiny_gguf.name and value["baseline"] == tiny.name
+    assert {"rms", "mean", "se"} <= set(value["delta_p"])
+    assert sum(value["kld_histogram"]["counts"]) == value["tokens"]
+    for metric, (low, high) in value["intervals"].items():
+        path = METRICS[metric]
+        found = value[path[0]] if len(path) == 1 else value[path[0]][path[1]]
+        assert (low is None or low <= found) and (high is None or found <= high)
+    assert value["protocol"] == "paper" and value["confidence"] == 0.95
     assert set(value["top1"]) == {"mean", "se"}
     assert value["tokens"] % 63 == 0
     assert value["bytes"] == (tiny_gguf / "model.gguf").stat().st_size
     assert value["ppl_ratio"] == pytest.approx(value["perplexity"] / value["baseline_perplexity"])
     # Eight bits lose something, but not much.
     assert 0 < value["kld"]["mean"] < 0.01
+
+
+def test_eval_follows_llama_cpp_when_asked(tiny: Path, text_file: Path, run_json: Run) -> None:
+    args = ["eval", tiny, "--text", text_file, "--protocol", "llama.cpp"]
+    value = run_json(*args, "--window", 64)
+    assert value["tokens"] % 31 == 0 and value["protocol"] == "llama.cpp"
+    assert value["bos_id"] is None, "this tokenizer begins texts with nothing"
+    assert run_json(*args)["window"] == 256, "the context of the model"
+
+
+def test_gates_are_in_the_json(
+    tiny: Path, tiny_gguf: Path, text_file: Path, run_json: Run, capsys: Capture
+) -> None:
+    args = ["eval", tiny_gguf, "--text", text_file, "--baseline", tiny, "--window", 64]
+    figures = run_json(*args)
+    low, high = figures["intervals"]["kld"]
+    limits = {
+        "holds": high * 1.01,
+        "fails": low * 0.99,
+        "undecided": figures["kld"]["mean"] * 1.001,
+    }
+    gates = [part for limit in limits.values() for part in ("--gate", f"kld<={limit!r}")]
+    value = run_json(*args, *gates, code=1)
+    assert [gate["verdict"] for gate in value["gates"]] == list(limits)
+    for gate in value["gates"]:
+        assert gate["estimate"] == figures["kld"]["mean"] and gate["interval"] == [low, high]
+    assert value["gates"][2]["more_tokens"] > 0 and "more tokens" in value["gates"][2]["sentence"]
+    assert run([*map(str, args), *gates]) == 1
+    captured = capsys.readouterr()
+    assert "is undecided" in captured.err and "undecided" in captured.out
+    run_json(*args, *gates[:2])
 
 
 def test_eval_agrees_with_the_oracle(tiny: Path, text_file: Path, run_json: Run) -> None:

@@ -38,8 +38,13 @@ def test_eval_writes_a_case_per_gate_also_when_one_fails(
     assert suite.attrib["name"] == "coldpress eval" and suite.attrib["failures"] == "1"
     failed, passed = suite
     assert failed.attrib["name"] == "perplexity<1" and passed.attrib["name"] == "bytes>10"
-    assert failed[0].attrib["message"] == f"perplexity<1 (measured {figures['perplexity']:.6g})"
-    assert len(passed) == 0
+    low, high = figures["intervals"]["perplexity"]
+    sentence = (
+        f"perplexity<1 (measured {figures['perplexity']:.6g}, 95% interval {low:.6g} to {high:.6g})"
+    )
+    assert failed[0].attrib["message"] == failed[1].text == sentence
+    assert [part.tag for part in passed] == ["system-out"]
+    assert passed[0].text == f"bytes>10 (measured {figures['bytes']})"
     run_json(*args, "--gate", "perplexity>1")
     assert suite_of(path).attrib["failures"] == "0"
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 
 from quant.format.errors import InputError
 from runtime.engine.batch import StepBatch
-from runtime.evaluate import evaluate, log_softmax, split_windows
+from runtime.evaluate import evaluate
+from runtime.evaluation.intervals import cut_blocks
+from runtime.evaluation.protocol import Protocol, split_windows
+from runtime.evaluation.scores import log_softmax
 
 VOCAB = 11
 
@@ -69,28 +73,37 @@ def slow_probabilities(executor: TableExecutor, tokens: list[int]) -> list[list[
 @settings(max_examples=20, deadline=None)
 @given(
     length=st.integers(5, 400),
-    window=st.integers(2, 300),
+    window=st.integers(3, 300),
     seed=st.integers(0, 1000),
+    llama=st.booleans(),
+    bos=st.none() | st.integers(0, VOCAB - 1),
 )
-def test_figures_follow_their_definitions(length: int, window: int, seed: int) -> None:
+def test_figures_follow_their_definitions(
+    length: int, window: int, seed: int, llama: bool, bos: int | None
+) -> None:
     tokens = np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+    protocol = Protocol("llama.cpp" if llama else "paper", window, bos)
     if length < window:
         with pytest.raises(InputError, match=f"{length} tokens.*{window}"):
-            evaluate(TableExecutor(1), tokens, window=window)
+            evaluate(TableExecutor(1), tokens, protocol=protocol)
         return
     losses, base_losses, divergences, agreements = [], [], [], []
     for first in range(0, length - window + 1, window):
         part = tokens[first : first + window]
+        if llama and bos is not None:
+            part = [bos, *part[1:]]
         p_rows = slow_probabilities(TableExecutor(1), part)
         q_rows = slow_probabilities(TableExecutor(2), part)
         for here, target in enumerate(part[1:]):
+            if llama and here < window // 2:
+                continue
             p, q = p_rows[here], q_rows[here]
             losses.append(-math.log(p[target]))
             base_losses.append(-math.log(q[target]))
             divergences.append(sum(b * math.log(b / a) for a, b in zip(p, q, strict=True)))
             agreements.append(float(p.index(max(p)) == q.index(max(q))))
 
-    measured = evaluate(TableExecutor(1), tokens, baseline=TableExecutor(2), window=window)
+    measured = evaluate(TableExecutor(1), tokens, baseline=TableExecutor(2), protocol=protocol)
 
     count = len(losses)
     assert measured.tokens == count
@@ -103,14 +116,46 @@ def test_figures_follow_their_definitions(length: int, window: int, seed: int) -
     assert measured.kld.max == pytest.approx(max(divergences), rel=1e-9)
     assert measured.kld.p99 == pytest.approx(float(np.quantile(divergences, 0.99)), rel=1e-9)
     assert measured.top1.mean == pytest.approx(sum(agreements) / count)
-    if count > 1:
-        spread = float(np.std(divergences, ddof=1))
-        assert measured.kld.se == pytest.approx(spread / math.sqrt(count), rel=1e-6)
+    assert measured.kld.p999 == pytest.approx(float(np.quantile(divergences, 0.999)), rel=1e-9)
+    assert measured.kld.median == pytest.approx(float(np.median(divergences)), rel=1e-9)
+    shifts = [math.exp(-a) - math.exp(-b) for a, b in zip(losses, base_losses, strict=True)]
+    assert measured.delta_p is not None and measured.kld_histogram is not None
+    assert measured.delta_p.rms == pytest.approx(math.sqrt(sum(d * d for d in shifts) / count))
+    assert sum(measured.kld_histogram.counts) == count
+    assert measured.ln_ppl_ratio is not None and measured.ppl_ratio is not None
+    differences = [a - b for a, b in zip(losses, base_losses, strict=True)]
+    starts = [*cut_blocks(count // protocol.scored, protocol.scored).starts.tolist(), count]
+    for values, found in ((differences, measured.ln_ppl_ratio.se), (divergences, measured.kld.se)):
+        expected = slow_error(values, starts)
+        assert (found is None) == (expected is None)
+        assert (found or 0) == pytest.approx(expected or 0, rel=1e-6, abs=1e-12)
+
+
+def slow_error(values: list[float], starts: list[int]) -> float | None:
+    """Of the mean: how far the sums of blocks are from what the mean expects of them."""
+    blocks = [values[a:b] for a, b in pairwise(starts)]
+    if len(blocks) == 1:
+        return None
+    mean = sum(values) / len(values)
+    off = [sum(block) - len(block) * mean for block in blocks]
+    variance = sum(d * d for d in off) * len(blocks) / (len(blocks) - 1)
+    return math.sqrt(variance) / len(values)
+
+
+def test_llama_cpp_scores_255_of_512_after_the_middle() -> None:
+    protocol = Protocol("llama.cpp", 512, bos_id=0)
+    executor = TableExecutor(1)
+    measured = evaluate(executor, [3] * 1100, protocol=protocol)
+    assert measured.tokens == 2 * 255 and measured.bos_id == 0
+    assert sum(executor.steps) == 2 * 511
+    assert protocol.windows([3] * 1100)[:, :2].tolist() == [[0, 3], [0, 3]]
 
 
 def test_a_model_does_not_diverge_from_itself() -> None:
     tokens = list(range(VOCAB)) * 20
-    measured = evaluate(TableExecutor(3), tokens, baseline=TableExecutor(3), window=64)
+    measured = evaluate(
+        TableExecutor(3), tokens, baseline=TableExecutor(3), protocol=Protocol(window=64)
+    )
     assert measured.kld is not None and measured.top1 is not None
     assert (measured.kld.mean, measured.kld.max) == (0.0, 0.0)
     assert measured.top1.mean == 1.0 and measured.ppl_ratio == 1.0
@@ -124,21 +169,21 @@ def test_a_certain_baseline_makes_no_nan() -> None:
             return logits
 
     tokens = [0] * 32
-    measured = evaluate(TableExecutor(1), tokens, baseline=Certain(2), window=32)
+    measured = evaluate(TableExecutor(1), tokens, baseline=Certain(2), protocol=Protocol(window=32))
     assert measured.kld is not None
     # All of the baseline's mass is on the true token, so its divergence is the model's loss.
     assert measured.kld.mean == pytest.approx(math.log(measured.perplexity), rel=1e-12)
 
 
 def test_without_a_baseline_nothing_is_compared() -> None:
-    measured = evaluate(TableExecutor(1), [1, 2, 3, 4] * 8, window=16)
+    measured = evaluate(TableExecutor(1), [1, 2, 3, 4] * 8, protocol=Protocol(window=16))
     assert (measured.kld, measured.top1, measured.ppl_ratio) == (None, None, None)
     assert measured.tokens == 2 * 15
 
 
 def test_logits_in_memory_are_bounded_by_a_chunk() -> None:
     executor = TableExecutor(1)
-    evaluate(executor, [1] * 1000, window=500)
+    evaluate(executor, [1] * 1000, protocol=Protocol(window=500))
     assert max(executor.steps) <= 128
     assert sum(executor.steps) == 2 * 499, "the last token of a window predicts nothing"
 
@@ -146,7 +191,10 @@ def test_logits_in_memory_are_bounded_by_a_chunk() -> None:
 def test_progress_counts_windows() -> None:
     seen: list[tuple[int, int]] = []
     evaluate(
-        TableExecutor(1), [1] * 70, window=10, on_progress=lambda d, t, _w: seen.append((d, t))
+        TableExecutor(1),
+        [1] * 70,
+        protocol=Protocol(window=10),
+        on_progress=lambda d, t, _w: seen.append((d, t)),
     )
     assert seen == [(done, 7) for done in range(1, 8)]
 
@@ -156,19 +204,25 @@ def test_progress_counts_windows() -> None:
     [
         (TableExecutor(1, max_positions=8), 16, "context of 8"),
         (TableExecutor(1, num_pages=3), 16, "the 8 of the page pool"),
-        (TableExecutor(1), 1, "at least 2"),
+        (TableExecutor(1), 1, "at least 3"),
+        (TableExecutor(1), 0, "at least 3"),
     ],
 )
 def test_windows_that_cannot_run_are_refused(
     executor: TableExecutor, window: int, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        evaluate(executor, [1] * 64, window=window)
+        evaluate(executor, [1] * 64, protocol=Protocol(window=window))
 
 
 def test_baseline_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(InputError, match="12 tokens and the model 11"):
-        evaluate(TableExecutor(1), [1] * 8, baseline=TableExecutor(1, vocab_size=12), window=4)
+        evaluate(
+            TableExecutor(1),
+            [1] * 8,
+            baseline=TableExecutor(1, vocab_size=12),
+            protocol=Protocol(window=4),
+        )
 
 
 def test_windows_do_not_overlap_and_drop_the_tail() -> None:

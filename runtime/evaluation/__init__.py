@@ -1,0 +1,1 @@
+"""How well a model predicts a text, how far it is from a baseline, and how sure that is."""
