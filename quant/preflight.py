@@ -91,7 +91,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     widths = {name: linear.in_features for name, linear in skeleton.linears().items()}
     if not widths:
         raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
-    resolution = resolve(recipe, widths, skeleton.outer_linears())
+    resolution = resolve(recipe, widths, skeleton.outer_linears(), source.config)
     container, dtype = CONTAINERS[recipe.format], weight_dtype(source.config)
     linears = _linears(source, resolution)
     shapes = {name: source.shape(f"{name}.weight") for name in linears}

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from quant.format.errors import RecipeError
+from quant.format.ggml_mix import facts_of
 from quant.recipe import GroupSize, Recipe, SchemeSpec
-from quant.schemes import scheme_of
+from quant.schemes import ggml_scheme, scheme_of
 from quant.tasks import Algorithm, LinearTask
 
 _GROUP_SIZES: tuple[Literal[128, 64, 32, 16], ...] = (128, 64, 32, 16)
@@ -24,12 +25,18 @@ class Resolution:
     reasons: dict[str, str]
 
 
-def resolve(recipe: Recipe, widths: Mapping[str, int], others: Iterable[str]) -> Resolution:
+def resolve(
+    recipe: Recipe,
+    widths: Mapping[str, int],
+    others: Iterable[str],
+    config: Mapping[str, Any] | None = None,
+) -> Resolution:
     """Decide for every linear of the decoder layers.
 
     widths: input width by module name. others: linears outside the layers, such as lm_head, which
-    patterns may name but which stay in 16 bit. Raises RecipeError for a pattern that matches
-    nothing, or targets that are all ignored.
+    patterns may name but which stay in 16 bit. config: the model's config.json, which mixes of ggml
+    types look at. Raises RecipeError for a pattern that matches nothing, or targets that are all
+    ignored.
 
     Group size: all linears of one scheme get the same size, the largest of 128, 64, 32 and 16 that
     is not above the one asked for and divides the width of each of them; servers then build every
@@ -54,6 +61,14 @@ def resolve(recipe: Recipe, widths: Mapping[str, int], others: Iterable[str]) ->
     tasks, reasons = {}, {}
     sizes = _common_sizes(asked, widths)
     for module, (spec, algorithm) in asked.items():
+        if spec.type == "ggml":
+            blocks = ggml_scheme(spec, module, widths[module], facts_of(config or {}))
+            if blocks is None:
+                kept[module] = f"no block of {spec.ggml_type} fills rows of {widths[module]}"
+            else:
+                tasks[module] = LinearTask(module, blocks, algorithm)
+                reasons[module] = f"as llama.cpp deals out {spec.ggml_type}"
+            continue
         size = _fit(sizes[spec], widths[module])
         tasks[module] = LinearTask(module, scheme_of(spec, size), algorithm)
         reasons[module] = _reason(spec.group_size, size, widths[module])

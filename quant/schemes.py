@@ -1,6 +1,8 @@
 """From the words of a recipe to the scheme of a linear."""
 
 from quant.format.errors import RecipeError
+from quant.format.ggml_mix import MIXES, ModelFacts, mix_type
+from quant.format.gguf_blocks import SCHEMES
 from quant.format.scheme import (
     ActivationScheme,
     CodebookScheme,
@@ -51,7 +53,22 @@ def scheme_of(spec: SchemeSpec, size: GroupSize) -> QuantizedScheme:
         case "mxfp8":
             return CodebookScheme("e4m3", PerGroup(32), "e8m0", _activation(spec))
         case "ggml":
-            raise RecipeError("scheme.type 'ggml' is not built yet: choose 'int'")
+            raise AssertionError("a block type depends on the matrix: see ggml_scheme")
+
+
+def ggml_scheme(
+    spec: SchemeSpec, module: str, columns: int, facts: ModelFacts
+) -> QuantizedScheme | None:
+    """The block type that a mix, or one type for all, gives a matrix; None where no block of it
+    fills the rows. Raises RecipeError for words that do not go together."""
+    if spec.ggml_type is None:
+        raise RecipeError(
+            f"scheme.type 'ggml' needs scheme.ggml_type, one of {', '.join(MIXES)}: set it"
+        )
+    if spec.activations != "none":
+        raise RecipeError("GGUF files cannot say that inputs are rounded: drop scheme.activations")
+    kind = mix_type(spec.ggml_type, module, columns, facts)
+    return None if kind is None else SCHEMES[kind]
 
 
 def _int_scheme(spec: SchemeSpec, size: GroupSize) -> IntScheme:

@@ -18,6 +18,7 @@ from quant.format.codec import FLOAT_DTYPES, PackedWeight, WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
 from quant.format.fp8 import Fp8Codec
+from quant.format.ggml_checkpoint import GgmlCodec
 from quant.format.gptq import GptqCodec
 from quant.format.kv_cache import KvCacheScheme, KvScales, find_kv_scales, load_kv_scales
 from quant.format.safetensors_file import SafetensorsFile, TensorInfo
@@ -46,10 +47,11 @@ _CODECS: Mapping[str, Callable[[Mapping[str, Any], str], WeightCodec]] = {
     "gptq": GptqCodec,
     "awq": AwqCodec,
     "fp8": Fp8Codec,
+    "ggml": GgmlCodec,
 }
 _PARAMETER = re.compile(
     r".*\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|[qkv]_scale"
-    r"|weight_(packed|scale|scale_inv|zero_point|g_idx|shape|scale_2|global_scale)"
+    r"|weight_(packed|blocks|scale|scale_inv|zero_point|g_idx|shape|scale_2|global_scale)"
     r"|(input|output)_(scale|zero_point|global_scale)|activation_scale)$"
 )
 

@@ -11,14 +11,14 @@ from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 
-from quant.format import awq, compressed_tensors, fp8, gptq
+from quant.format import awq, compressed_tensors, fp8, ggml_checkpoint, gptq
 from quant.format.errors import RecipeError
 from quant.format.kv_cache import KvCacheScheme
 from quant.format.packing import packed_words
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, PerTensor, QuantizedScheme, Scheme
 from quant.format.tensor import QuantizedTensor
 
-Format = Literal["compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
+Format = Literal["compressed-tensors", "gptq", "gptq_v2", "awq", "fp8", "ggml"]
 Shape = tuple[int, ...]
 
 GPTQ_CONFIG = "quantize_config.json"
@@ -104,6 +104,13 @@ def _fp8_config(
 ) -> dict[str, Any]:
     assert kv_cache is None
     return fp8.quantization_config(modules)
+
+
+def _ggml_config(
+    modules: Mapping[str, Scheme], damping: float, kv_cache: KvCacheScheme | None = None
+) -> dict[str, Any]:
+    assert kv_cache is None
+    return ggml_checkpoint.quantization_config(modules)
 
 
 def _plain_integers(name: str, scheme: QuantizedScheme) -> str | None:
@@ -253,5 +260,14 @@ CONTAINERS: Mapping[Format, Container] = {
         stored_bytes=fp8.stored_bytes,
         check=fp8.why_not,
         scale_dtype="float32",
+    ),
+    "ggml": Container(
+        encode=ggml_checkpoint.encode_weight,
+        config=_ggml_config,
+        stored_bytes=ggml_checkpoint.stored_bytes,
+        check=ggml_checkpoint.why_not,
+        scale_dtype="float16",
+        signed_scales=True,
+        one_scheme=False,
     ),
 }

@@ -85,7 +85,7 @@ def fit_signed(groups: Groups, reaches: Sequence[float], rounds: int) -> Floats:
     rounds: of choosing codes and scale in turn afterwards.
     """
     largest = np.maximum(np.abs(groups.x).max(axis=0), _TINY)
-    best = largest / np.float32(reaches[0])
+    best: Floats = largest / np.float32(reaches[0])
     error = groups.error(groups.sums(best), best)
     for reach in reaches:
         scale = largest / np.float32(reach)
