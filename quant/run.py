@@ -205,6 +205,8 @@ def _kept_report(prepared: Prepared) -> list[ModuleReport]:
 def _write_config(run: _Run, directory: Path) -> None:
     container, prepared = CONTAINERS[run.recipe.format], run.prepared
     quantization = container.config(prepared.linears, run.recipe.gptq.damping)
+    if run.recipe.format == "ggml":
+        quantization["mix"] = run.recipe.scheme.ggml_type
     config = {**prepared.source.config, "quantization_config": quantization}
     _write_json(directory / "config.json", config)
     if container.extra_file:
