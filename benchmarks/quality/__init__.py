@@ -26,5 +26,7 @@ What is not equal, and should be kept in mind:
   own; the float GGUF of all GGUF rows was converted by coldpress.
 - Each tool runs with its own defaults in all that the row does not name. llm-compressor works on a
   bfloat16 model, as its examples do.
+- A row that an earlier run finished keeps that run's seconds; `load` in the JSON tells how busy the
+  machine was. For timings that belong together, start in an empty work directory.
 - Bytes are those of the files that hold weights; a GGUF file holds its tokenizer too.
 """

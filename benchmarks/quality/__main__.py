@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    # So that what is running ends with us; a kill -9 leaves it behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         contestants = [
             *choose(default_contestants(), args.only),

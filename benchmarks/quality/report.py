@@ -85,6 +85,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "seconds": made and made.seconds,
         "cpu_seconds": made and made.cpu_seconds,
         "peak_mib": made and made.peak_mib,
+        "load": made and made.load,
         "directory": made and made.directory,
         "bytes": row.weight_bytes,
         **(asdict(row.summary) if row.summary else {}),

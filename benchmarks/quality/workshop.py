@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class Tool:
 class Done:
     """A command that ran. seconds: wall clock; cpu_seconds: of all its threads and children.
 
+    load: the machine's load average when it began, since others' work makes seconds longer.
     digest: of what it wrote. problem: the log's last lines where it failed.
     """
 
@@ -49,6 +51,7 @@ class Done:
     seconds: float
     cpu_seconds: float
     peak_mib: float
+    load: float
     digest: str
     problem: str | None = None
 
@@ -90,15 +93,21 @@ class Workshop:
 
     def _measure(self, name: str, directory: Path, command: Sequence[str]) -> Done:
         log = directory / "log.txt"
-        start = time.monotonic()
+        load, start = os.getloadavg()[0], time.monotonic()
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=self._environment(), stdout=sink, stderr=subprocess.STDOUT
+                command,
+                cwd=ROOT,
+                env=self._environment(),
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 _, status, usage = os.wait4(process.pid, 0)
             except BaseException:
-                process.kill()
+                # Left alone it would take its time from the run that goes on here.
+                os.killpg(process.pid, signal.SIGKILL)
                 raise
         # wait4 has reaped it already; without this Popen would report it as lost.
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -109,6 +118,7 @@ class Workshop:
             seconds=time.monotonic() - start,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             peak_mib=usage.ru_maxrss / 1024,
+            load=load,
             digest="" if failed else digest(directory / "out"),
             problem=_last_lines(log, process.returncode) if failed else None,
         )

@@ -22,10 +22,10 @@ def rounds_inputs(module: Any) -> bool:
 def round_by_hand(x: torch.Tensor, rule: Any) -> torch.Tensor | None:
     """Symmetric with one scale per token, which compressed-tensors takes from the whole range of
     codes; None for other rules."""
-    if str(rule.strategy) != "token" or not rule.symmetric or rule.num_bits != 8:
+    if rule.strategy != "token" or not rule.symmetric or rule.num_bits != 8:
         return None
     largest = x.abs().amax(-1, keepdim=True)
-    if str(rule.type) == "float":
+    if rule.type == "float":
         scale = largest / torch.finfo(torch.float8_e4m3fn).max
         return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
     scale = largest / 127.5
