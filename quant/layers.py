@@ -3,25 +3,30 @@ rounded, produce. Inside a layer too: a linear's statistics come from inputs tha
 rounded linears before it ("true sequential").
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from quant.capture import LayerArguments, capture_inputs
 from quant.format.tensor import WeightSource
-from quant.rounding_algorithms.dispatch import round_stage, unreached
+from quant.forwards import HaltedForwards
+from quant.rounding_algorithms.dispatch import StageMoments, round_alone, round_stage
 from quant.rounding_algorithms.result import Rounded
 from quant.skeleton import Skeleton, load_float, loaded
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
+from quant.workers import Workers
 
 Stage = tuple[str, ...]
 """Linears of a layer, by name inside it, that read the same tensor."""
+Batches = Sequence[torch.Tensor]
 
-
-class _StageReachedError(Exception):
-    """Ends a forward whose only purpose was to reach a stage's input."""
+_BATCH_TOKENS = 2048
+"""Tokens that pass a layer together: few enough that what lies between two operations stays in the
+processor's caches, and the same for any number of threads."""
 
 
 def quantize_layers(
@@ -30,22 +35,25 @@ def quantize_layers(
     tokens: torch.Tensor,
     tasks: Mapping[str, LinearTask],
     settings: RoundingSettings,
-    samples_per_batch: int,
+    samples_at_once: int,
+    workers: Workers,
 ) -> Iterator[dict[str, Rounded]]:
     """Yield, layer by layer, the rounded linears by module name.
 
     tokens: int64 [samples, tokens], without padding. A layer's weights are loaded before its turn
-    and gone after it; only the activations of the calibration set are carried along.
+    and gone after it; only the activations of the calibration set are carried along. More samples
+    than `samples_at_once` pass the layer once for each of its stages, and once more.
     """
     outer = {name: name for name in skeleton.outer_parameters()}
     with loaded(skeleton.model, outer, source, skeleton.compute_dtype):
         hidden, arguments = capture_inputs(skeleton, tokens)
+    exact = hidden.clone() if any(task.corrected for task in tasks.values()) else None
     for index, layer in enumerate(skeleton.layers):
         prefix = skeleton.layer_name(index)
         names = {name: f"{prefix}.{name}" for name, _ in layer.named_parameters()}
         with loaded(layer, names, source, skeleton.compute_dtype):
-            turn = _LayerTurn(layer, prefix, arguments[index], tasks, settings)
-            turn.run(hidden, samples_per_batch)
+            turn = _LayerTurn(layer, prefix, arguments[index], tasks, settings, workers)
+            turn.run(hidden, exact, samples_at_once)
         yield turn.results
 
 
@@ -59,12 +67,8 @@ def round_layers_alone(
     for index in range(len(skeleton.layers)):
         prefix = f"{skeleton.layer_name(index)}."
         mine = [task for name, task in tasks.items() if name.startswith(prefix)]
-        yield {t.module: _round_alone(source, t, settings) for t in mine}
-
-
-def _round_alone(source: WeightSource, task: LinearTask, settings: RoundingSettings) -> Rounded:
-    weight = load_float(source, f"{task.module}.weight").float()
-    return unreached(task, weight, settings)
+        weights = {t.module: load_float(source, f"{t.module}.weight").float() for t in mine}
+        yield round_alone(mine, weights, settings)
 
 
 class _LayerTurn:
@@ -77,34 +81,38 @@ class _LayerTurn:
         arguments: LayerArguments,
         tasks: Mapping[str, LinearTask],
         settings: RoundingSettings,
+        workers: Workers,
     ) -> None:
         self.results: dict[str, Rounded] = {}
         self._layer = layer
         self._arguments = arguments
         self._settings = settings
+        self._workers = workers
         start = len(prefix) + 1
         self._tasks = {n[start:]: t for n, t in tasks.items() if n.startswith(f"{prefix}.")}
 
     @torch.no_grad()
-    def run(self, hidden: torch.Tensor, samples_per_batch: int) -> None:
-        """Round every task of the layer; `hidden` [samples, tokens, hidden] becomes its output."""
+    def run(self, hidden: torch.Tensor, exact: torch.Tensor | None, samples_at_once: int) -> None:
+        """Round every task of the layer; `hidden` [samples, tokens, hidden] becomes its output, and
+        `exact`, the same in the model that is not quantized, that of the layer as it was."""
         stages = self._find_stages(hidden[:1])
-        if len(hidden) <= samples_per_batch:
-            self._round_while_passing(hidden, stages)
+        float_layer = None if exact is None else copy.deepcopy(self._layer)
+        if len(hidden) <= samples_at_once:
+            self._round_while_passing(hidden, exact, float_layer, stages)
         else:
-            self._round_by_replay(hidden, stages, samples_per_batch)
-        for name, task in self._tasks.items():
-            if task.module not in self.results:
-                weight = self._linear(name).weight.float()
-                self.results[task.module] = unreached(task, weight, self._settings)
+            self._round_by_replay(hidden, exact, float_layer, stages, samples_at_once)
+        left = [t for t in self._tasks.values() if t.module not in self.results]
+        weights = {
+            task.module: self._linear(name).weight.float()
+            for name, task in self._tasks.items()
+            if task in left
+        }
+        self.results |= round_alone(left, weights, self._settings)
 
     def _linear(self, name: str) -> torch.nn.Linear:
         linear = self._layer.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear)
         return linear
-
-    def _new_moments(self, name: str) -> InputMoments:
-        return InputMoments(self._linear(name).in_features, self._settings.first_token_share)
 
     def _find_stages(self, sample: torch.Tensor) -> list[Stage]:
         """Group the linears by the tensor they read, in the order of their first use."""
@@ -115,71 +123,122 @@ class _LayerTurn:
             seen.append(inputs)
             readers.setdefault(id(inputs), []).append(name)
 
-        self._forward_with(sample, dict.fromkeys(self._tasks, note))
+        handles = [
+            self._layer.get_submodule(name).register_forward_pre_hook(_pre_hook(name, note))
+            for name in self._tasks
+        ]
+        try:
+            self._layer(sample, *self._arguments.args, **self._arguments.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
         return [tuple(dict.fromkeys(names)) for names in readers.values()]
 
-    def _round_while_passing(self, hidden: torch.Tensor, stages: Sequence[Stage]) -> None:
+    def _round_while_passing(
+        self,
+        hidden: torch.Tensor,
+        exact: torch.Tensor | None,
+        float_layer: torch.nn.Module | None,
+        stages: Sequence[Stage],
+    ) -> None:
         """One forward of everything: each stage is rounded the moment its input is there."""
-        by_first = {stage[0]: stage for stage in stages}
-
-        def on_input(name: str, inputs: torch.Tensor) -> None:
-            stage = by_first.pop(name, None)
-            if stage is not None:
-                moments = self._new_moments(name)
-                moments.add(inputs)
+        stops = [stage[0] for stage in stages]
+        with ExitStack() as stack:
+            forwards = stack.enter_context(self._forwards(self._layer, hidden, stops))
+            others = None
+            if exact is not None and float_layer is not None:
+                others = stack.enter_context(self._forwards(float_layer, exact, stops))
+            for stage in stages:
+                moments = self._new_moments(stage)
+                _add_inputs(moments, stage[0], forwards, others)
+                if others is not None:
+                    others.release(stage[0])
                 self._round(stage, moments)
-
-        hidden.copy_(self._forward_with(hidden, dict.fromkeys(by_first, on_input)))
+                forwards.release(stage[0])
+            _move_on(hidden, forwards)
+            if exact is not None and others is not None:
+                _move_on(exact, others)
 
     def _round_by_replay(
-        self, hidden: torch.Tensor, stages: Sequence[Stage], samples_per_batch: int
+        self,
+        hidden: torch.Tensor,
+        exact: torch.Tensor | None,
+        float_layer: torch.nn.Module | None,
+        stages: Sequence[Stage],
+        samples_at_once: int,
     ) -> None:
-        """For each stage, forward all batches up to its input; then once more to the end."""
-        batches = torch.split(hidden, samples_per_batch)
+        """For each stage, forward all samples up to its input; then once more to the end."""
+        starts = range(0, len(hidden), samples_at_once)
+        waves = [slice(start, start + samples_at_once) for start in starts]
         for stage in stages:
-            self._round(stage, self._moments(stage, batches))
-        for batch in batches:
-            batch.copy_(self._forward_with(batch, {}))
+            moments, first = self._new_moments(stage), stage[0]
+            for wave in waves:
+                with ExitStack() as stack:
+                    run = stack.enter_context(self._forwards(self._layer, hidden[wave], [first]))
+                    others = None
+                    if exact is not None and float_layer is not None:
+                        others = self._forwards(float_layer, exact[wave], [first])
+                        stack.enter_context(others)
+                    _add_inputs(moments, first, run, others)
+            self._round(stage, moments)
+        for wave in waves:
+            with self._forwards(self._layer, hidden[wave], []) as run:
+                _move_on(hidden[wave], run)
+            if exact is not None and float_layer is not None:
+                with self._forwards(float_layer, exact[wave], []) as run:
+                    _move_on(exact[wave], run)
 
-    def _moments(self, stage: Stage, batches: Sequence[torch.Tensor]) -> InputMoments:
-        moments = self._new_moments(stage[0])
+    def _forwards(
+        self, layer: torch.nn.Module, hidden: torch.Tensor, stops: Sequence[str]
+    ) -> HaltedForwards:
+        return HaltedForwards(
+            layer, self._arguments, _batches(hidden), stops, self._workers.threads
+        )
 
-        def collect(_: str, inputs: torch.Tensor) -> None:
-            moments.add(inputs)
-            raise _StageReachedError
-
-        for batch in batches:
-            try:
-                self._forward_with(batch, {stage[0]: collect})
-            except _StageReachedError:
-                continue
-        return moments
+    def _new_moments(self, stage: Stage) -> InputMoments:
+        columns = self._linear(stage[0]).in_features
+        cross = any(self._tasks[name].corrected for name in stage)
+        return InputMoments(columns, self._settings.first_token_share, self._workers, cross)
 
     def _round(self, stage: Stage, moments: InputMoments) -> None:
         """Round the stage's linears and let the layer go on with what will be stored."""
+        if moments.tokens == 0:
+            return
         linears = {name: self._linear(name) for name in stage}
         weights = {self._tasks[n].module: m.weight.float() for n, m in linears.items()}
         rounded = round_stage(
-            [self._tasks[name] for name in stage], weights, moments.hessian(), self._settings
+            [self._tasks[name] for name in stage],
+            weights,
+            StageMoments(moments.hessian(), moments.cross(), moments.tokens),
+            self._settings,
+            self._workers,
         )
         for name, linear in linears.items():
             linear.weight.copy_(rounded[self._tasks[name].module].dequantized)
         self.results |= rounded
 
-    def _forward_with(
-        self, hidden: torch.Tensor, hooks: Mapping[str, Callable[[str, torch.Tensor], None]]
-    ) -> torch.Tensor:
-        """The layer's output; each hook is called with its linear's name and input first."""
-        handles = [
-            self._layer.get_submodule(name).register_forward_pre_hook(_pre_hook(name, hook))
-            for name, hook in hooks.items()
-        ]
-        try:
-            output = self._layer(hidden, *self._arguments.args, **self._arguments.kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return output if isinstance(output, torch.Tensor) else output[0]
+
+def _batches(hidden: torch.Tensor) -> Batches:
+    """`hidden` [samples, tokens, hidden] in parts of about `_BATCH_TOKENS` tokens: views."""
+    return torch.split(hidden, max(1, _BATCH_TOKENS // hidden.shape[1]))
+
+
+def _move_on(hidden: torch.Tensor, forwards: HaltedForwards) -> None:
+    for batch, output in zip(_batches(hidden), forwards.outputs(), strict=True):
+        batch.copy_(output)
+
+
+def _add_inputs(
+    moments: InputMoments, name: str, forwards: HaltedForwards, others: HaltedForwards | None
+) -> None:
+    """What reaches the linear `name`, and what does in the model that is not quantized."""
+    inputs = forwards.inputs(name)
+    if others is None or not moments.wants_exact:
+        moments.add([batch for batch in inputs if batch is not None])
+        return
+    both = zip(inputs, others.inputs(name), strict=True)
+    pairs = [(batch, same) for batch, same in both if batch is not None and same is not None]
+    moments.add([batch for batch, _ in pairs], [same for _, same in pairs])
 
 
 def _pre_hook(

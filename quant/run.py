@@ -26,6 +26,7 @@ from quant.tasks import LinearTask, RoundingSettings
 
 if TYPE_CHECKING:
     from quant.rounding_algorithms.result import Rounded
+    from quant.workers import Workers
 
 Progress = Callable[[int, int, str], None]
 
@@ -112,9 +113,11 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
     source, layers = run.prepared.source, len(run.prepared.skeleton.layers)
     container, modules = CONTAINERS[run.recipe.format], list[ModuleReport]()
     written: set[str] = set()
-    with ShardedWriter(directory) as writer:
+    from quant.workers import fixed_division
+
+    with ShardedWriter(directory) as writer, fixed_division() as workers:
         run.on_progress(0, layers, "layers")
-        for index, rounded in enumerate(_rounded_layers(run)):
+        for index, rounded in enumerate(_rounded_layers(run, workers)):
             for module, result in rounded.items():
                 for name, array in container.encode(module, result.tensor).items():
                     writer.add(name, array)
@@ -131,7 +134,7 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
     return modules
 
 
-def _rounded_layers(run: _Run) -> Iterator[dict[str, "Rounded"]]:
+def _rounded_layers(run: _Run, workers: "Workers") -> Iterator[dict[str, "Rounded"]]:
     import torch
 
     from quant.layers import quantize_layers, round_layers_alone
@@ -146,6 +149,7 @@ def _rounded_layers(run: _Run) -> Iterator[dict[str, "Rounded"]]:
         run.tasks,
         run.settings,
         prepared.plan.samples_per_batch,
+        workers,
     )
 
 

@@ -8,7 +8,7 @@ from quant.format.scheme import QuantizedScheme
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 ScaleChoice = Literal["range", "search", "signed"]
 """How scales are chosen: to clip nothing; by least weighted error; the same with either sign."""
-Algorithm = Literal["gptq", "rtn"]
+Algorithm = Literal["rtn", "gptq", "gptaq"]
 Deviation = Literal["damping_raised", "rtn_fallback"]
 
 
@@ -19,6 +19,11 @@ class LinearTask:
     module: str
     scheme: QuantizedScheme
     algorithm: Algorithm
+
+    @property
+    def corrected(self) -> bool:
+        """Whether its target is what the linear gives in the model that is not quantized."""
+        return self.algorithm == "gptaq"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class RoundingSettings:
     scales: ScaleChoice = "signed"
     polish: int = 2
     first_token_share: float = 0.2
+    correction_share: float = 1.0
     scale_dtype: FloatDtype = "bfloat16"
     lowest_zero: int = 0
     allowed: frozenset[Deviation] = frozenset()

@@ -1,69 +1,91 @@
 """Rounds the linears that share an input, with the algorithm that each was given."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 
 from quant.format.errors import CheckFailedError
-from quant.rounding_algorithms.factor import NotPositiveDefiniteError, factor
+from quant.rounding_algorithms.correction import corrected_weight
+from quant.rounding_algorithms.factor import Factor, NotPositiveDefiniteError, factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
 from quant.rounding_algorithms.result import AS_ASKED, Rounded
 from quant.rounding_algorithms.rtn import round_to_nearest
 from quant.tasks import LinearTask, RoundingSettings
+from quant.workers import Workers
+
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears that servers make one of: what a whole tensor shares, they share."""
+
+
+@dataclass(frozen=True)
+class StageMoments:
+    """hessian: float32 [in, in], mean of x x^T over `tokens` tokens of the input of a stage; cross:
+    that of (y - x) x^T, y being the input in the model that is not quantized, or None."""
+
+    hessian: torch.Tensor
+    cross: torch.Tensor | None
+    tokens: int
 
 
 def round_stage(
     tasks: Sequence[LinearTask],
     weights: Mapping[str, torch.Tensor],
-    hessian: torch.Tensor,
+    moments: StageMoments,
     settings: RoundingSettings,
+    workers: Workers,
 ) -> dict[str, Rounded]:
     """Rounded weights by module name. `weights`: float32 [out, in] of each task's module.
 
-    All tasks share the input whose second moments `hessian` [in, in] holds, so it is factored once,
-    and rows of equal scheme go through GPTQ in one stack: rows do not influence each other.
+    All tasks share the input that `moments` tells of, so the Hessian is factored once, and rows of
+    equal scheme go through GPTQ in one stack: rows do not influence each other.
     Raises CheckFailedError when a module ends otherwise than asked and the settings forbid it.
     """
     results: dict[str, Rounded] = {}
     for (algorithm, _), same in groupby(tasks, key=lambda t: (t.algorithm, t.scheme)):
         members = list(same)
-        if algorithm == "gptq":
-            results |= _gptq_or_fallback(members, weights, hessian, settings)
+        if algorithm == "rtn":
+            results |= _nearest(members, weights, moments.hessian, settings, AS_ASKED)
         else:
-            results |= _nearest(members, weights, hessian, settings, AS_ASKED)
-    for module, result in results.items():
-        _check_state(module, result.state, settings)
-    return results
+            results |= _gptq_or_fallback(members, weights, moments, settings, workers)
+    return _checked(results, settings)
 
 
-def unreached(task: LinearTask, weight: torch.Tensor, settings: RoundingSettings) -> Rounded:
-    """A module that no calibration token went through: nearest rounding, under its true name."""
-    state = AS_ASKED
-    if task.algorithm != "rtn":
-        state = "fallback rtn: no calibration token reached it"
-    _check_state(task.module, state, settings)
-    (rounded,) = round_to_nearest(
-        [weight],
-        task.scheme,
-        settings.scale_dtype,
-        scales=settings.scales,
-        lowest_zero=settings.lowest_zero,
-        state=state,
-    )
-    return rounded
+def round_alone(
+    tasks: Sequence[LinearTask], weights: Mapping[str, torch.Tensor], settings: RoundingSettings
+) -> dict[str, Rounded]:
+    """Linears that no calibration token went through: nearest rounding, under its true name."""
+    results: dict[str, Rounded] = {}
+    for members in _fused_sets(tasks):
+        state = AS_ASKED
+        if members[0].algorithm != "rtn":
+            state = "fallback rtn: no calibration token reached it"
+        results |= _nearest(members, weights, None, settings, state)
+    return _checked(results, settings)
+
+
+def _fused_sets(tasks: Sequence[LinearTask]) -> list[list[LinearTask]]:
+    sets: dict[object, list[LinearTask]] = {}
+    for task in tasks:
+        parent, _, name = task.module.rpartition(".")
+        fused = next((names for names in _FUSED if name in names), name)
+        sets.setdefault((parent, fused, task.scheme, task.algorithm), []).append(task)
+    return list(sets.values())
 
 
 def _gptq_or_fallback(
     tasks: Sequence[LinearTask],
     weights: Mapping[str, torch.Tensor],
-    hessian: torch.Tensor,
+    moments: StageMoments,
     settings: RoundingSettings,
+    workers: Workers,
 ) -> dict[str, Rounded]:
     try:
-        factored = factor(hessian, settings.damping, settings.by_activation)
+        factored = factor(moments.hessian, settings.damping, settings.by_activation)
     except NotPositiveDefiniteError as error:
-        return _nearest(tasks, weights, hessian, settings, f"fallback rtn: {error}")
+        state = f"fallback rtn: {error}"
+        return _nearest(tasks, weights, moments.hessian, settings, state)
     options = GptqOptions(
         settings.damping,
         settings.by_activation,
@@ -72,15 +94,27 @@ def _gptq_or_fallback(
         settings.lowest_zero,
     )
     stack = [weights[task.module] for task in tasks]
+    targets = _targets(stack, moments, factored, settings) if tasks[0].corrected else stack
     scheme, dtype = tasks[0].scheme, settings.scale_dtype
-    rounded = gptq(stack, hessian, factored, scheme, dtype, options)
+    rounded = gptq(targets, moments.hessian, factored, scheme, dtype, options, workers, stack)
     return {task.module: result for task, result in zip(tasks, rounded, strict=True)}
+
+
+def _targets(
+    stack: Sequence[torch.Tensor],
+    moments: StageMoments,
+    factored: Factor,
+    settings: RoundingSettings,
+) -> list[torch.Tensor]:
+    assert moments.cross is not None
+    share = settings.correction_share
+    return [corrected_weight(weight, moments.cross, factored, share) for weight in stack]
 
 
 def _nearest(
     tasks: Sequence[LinearTask],
     weights: Mapping[str, torch.Tensor],
-    hessian: torch.Tensor,
+    hessian: torch.Tensor | None,
     settings: RoundingSettings,
     state: str,
 ) -> dict[str, Rounded]:
@@ -94,6 +128,12 @@ def _nearest(
         state=state,
     )
     return {task.module: result for task, result in zip(tasks, rounded, strict=True)}
+
+
+def _checked(results: dict[str, Rounded], settings: RoundingSettings) -> dict[str, Rounded]:
+    for module, result in results.items():
+        _check_state(module, result.state, settings)
+    return results
 
 
 def _check_state(module: str, state: str, settings: RoundingSettings) -> None:

@@ -6,20 +6,23 @@ Transformers" (ICLR 2023), algorithm 1; static groups keep the plain layout in a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from quant.format.scheme import QuantizedScheme
 from quant.rounding_algorithms.factor import Factor
-from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, nearest_levels
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, joined, nearest_levels
 from quant.rounding_algorithms.levels import snap
 from quant.rounding_algorithms.refit import can_refit, refit_grid
 from quant.rounding_algorithms.result import AS_ASKED, Rounded, quadratic_form, split_rows
-from quant.rounding_algorithms.rtn import choose_grid
+from quant.rounding_algorithms.rtn import choose_grid, rows_share_scales
 from quant.rounding_algorithms.sweep import sweep_levels
 from quant.tasks import ScaleChoice
+from quant.workers import Workers
 
 _COLUMN_CHUNK = 128
+_ROW_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -62,23 +65,29 @@ def gptq(
     scheme: QuantizedScheme,
     dtype: ScaleDtype,
     options: GptqOptions,
+    workers: Workers | None = None,
+    originals: Sequence[torch.Tensor] | None = None,
 ) -> list[Rounded]:
     """Round each W of `weights` (float32 [out, in]) so that (W - Q) H (W - Q)^T is small.
 
     hessian: float32 [in, in], mean of x x^T over the calibration tokens, of the input that all of
     them share; factored: the same, damped and factored. The weights go through in one stack.
+    originals: what errors are reported against, where `weights` are other targets than these.
     """
     stack = torch.cat(list(weights))
-    importance, lowest = factored.importance(), options.lowest_zero
-    grid = choose_grid(stack, importance, scheme, dtype, options.scales, lowest)
-    best = _nearest_pass(stack, hessian, grid, scheme)
-    best = best.where(_feedback_pass(stack, hessian, factored, grid, scheme))
-    for _ in range(options.polish):
-        best = _polish(stack, hessian, best, factored.order, scheme, dtype)
+    rounding = _Rounding(hessian, factored, scheme, dtype, options)
+    shared = None
+    if rows_share_scales(scheme):
+        shared = rounding.choose_grid(stack)
+    jobs = [
+        partial(rounding.run, stack[rows], None if shared is None else shared.rows(rows))
+        for rows in _row_chunks(len(stack))
+    ]
+    best = _joined(workers.run(jobs) if workers else [job() for job in jobs])
     raised = factored.damping > options.damping
     state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
     return split_rows(
-        weights,
+        originals or weights,
         best.grid,
         best.levels,
         best.dequantized,
@@ -87,6 +96,48 @@ def gptq(
         hessian,
         state,
         factored,
+    )
+
+
+def _row_chunks(rows: int) -> list[slice]:
+    """Equal parts of at most `_ROW_CHUNK` rows, at least two: rows do not influence each other."""
+    count = max(2, -(-rows // _ROW_CHUNK))
+    size = -(-rows // count)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """What the rows of a stack have in common."""
+
+    hessian: torch.Tensor
+    factored: Factor
+    scheme: QuantizedScheme
+    dtype: ScaleDtype
+    options: GptqOptions
+
+    def choose_grid(self, weight: torch.Tensor) -> Grid:
+        options, importance = self.options, self.factored.importance()
+        return choose_grid(
+            weight, importance, self.scheme, self.dtype, options.scales, options.lowest_zero
+        )
+
+    def run(self, weight: torch.Tensor, grid: Grid | None) -> _Pass:
+        grid = self.choose_grid(weight) if grid is None else grid
+        best = _nearest_pass(weight, self.hessian, grid, self.scheme)
+        best = best.where(_feedback_pass(weight, self.hessian, self.factored, grid, self.scheme))
+        order = self.factored.order
+        for _ in range(self.options.polish):
+            best = _polish(weight, self.hessian, best, order, self.scheme, self.dtype)
+        return best
+
+
+def _joined(passes: Sequence[_Pass]) -> _Pass:
+    return _Pass(
+        joined([p.grid for p in passes]),
+        torch.cat([p.levels for p in passes]),
+        torch.cat([p.dequantized for p in passes]),
+        torch.cat([p.loss for p in passes]),
     )
 
 

@@ -1,20 +1,24 @@
 """The layer loop against a plain loop over the whole model, for several families."""
 
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from quant.format.errors import CheckFailedError
-from quant.format.tensor import Weight
+from quant.format.tensor import Weight, WeightSource
 from quant.layers import quantize_layers
 from quant.preflight import Prepared, prepare
 from quant.recipe import load_recipe
 from quant.rounding_algorithms.result import Rounded
 from quant.skeleton import to_torch
-from quant.tasks import RoundingSettings
+from quant.tasks import LinearTask, RoundingSettings
+from quant.workers import fixed_division
 from tests.tiny import tiny_checkpoint
 
 FAMILIES = [
@@ -36,12 +40,35 @@ def open_tiny(directory: Path, family: str, dtype: str = "float32", **options: A
     return prepare(model, load_recipe("w4a16", ["scheme.group_size=32"]))
 
 
-def run(prepared: Prepared, tokens: torch.Tensor, batch: int = 99) -> dict[str, Rounded]:
+def run(
+    prepared: Prepared,
+    tokens: torch.Tensor,
+    batch: int = 99,
+    *,
+    tasks: Mapping[str, LinearTask] | None = None,
+    source: WeightSource | None = None,
+    settings: RoundingSettings = SETTINGS,
+    threads: int | None = None,
+    after_layer: Callable[[], None] = lambda: None,
+) -> dict[str, Rounded]:
     results: dict[str, Rounded] = {}
-    for rounded in quantize_layers(
-        prepared.skeleton, prepared.source, tokens, prepared.resolution.tasks, SETTINGS, batch
-    ):
-        results |= rounded
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with fixed_division() as workers:
+            for rounded in quantize_layers(
+                prepared.skeleton,
+                source or prepared.source,
+                tokens,
+                tasks or prepared.resolution.tasks,
+                settings,
+                batch,
+                workers,
+            ):
+                results |= rounded
+                after_layer()
+    finally:
+        torch.set_num_threads(before)
     return results
 
 
@@ -78,6 +105,38 @@ def test_activations_carried_forward_equal_the_model_with_rounded_weights(
         assert result.state == "as asked"
 
 
+@pytest.mark.parametrize("batch", [99, 4])
+@pytest.mark.parametrize("algorithm", ["gptq", "gptaq"])
+def test_any_number_of_threads_gives_the_same_bits(
+    tmp_path: Path, algorithm: Literal["gptq", "gptaq"], batch: int
+) -> None:
+    prepared = open_tiny(tmp_path, "llama", dtype="bfloat16")
+    tasks = {n: replace(t, algorithm=algorithm) for n, t in prepared.resolution.tasks.items()}
+    tokens = sample_tokens(samples=300, length=16)
+    one, *others = (
+        run(prepared, tokens, batch * 3, tasks=tasks, threads=threads) for threads in (1, 2, 3)
+    )
+    for other in others:
+        for module, result in one.items():
+            assert np.array_equal(result.tensor.codes, other[module].tensor.codes)
+            assert result.tensor.scale.tobytes() == other[module].tensor.scale.tobytes()
+            assert result.output_error == other[module].output_error
+
+
+def test_an_error_inside_a_layer_reaches_the_caller(tmp_path: Path) -> None:
+    """Forwards run on threads of their own: none may be left waiting, nor its error be lost."""
+    prepared = open_tiny(tmp_path, "llama")
+    threads = threading.active_count()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    prepared.skeleton.layers[1].get_submodule("mlp.act_fn").register_forward_hook(broken)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        run(prepared, sample_tokens())
+    assert threading.active_count() == threads
+
+
 @pytest.mark.parametrize(("family", "options"), [FAMILIES[0], FAMILIES[2]])
 def test_batches_change_sums_only(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
     """Replaying in batches finds the same stages and, up to the order of sums, the same error."""
@@ -104,10 +163,10 @@ def test_one_layer_is_loaded_at_a_time_and_each_tensor_once(tmp_path: Path) -> N
 
         names, shape, scheme = source.names, source.shape, source.scheme
 
-    for _ in quantize_layers(
-        skeleton, Counting(), sample_tokens(), prepared.resolution.tasks, SETTINGS, 99
-    ):
+    def nothing_stays() -> None:
         assert _all_meta(skeleton.model)
+
+    run(prepared, sample_tokens(), source=Counting(), after_layer=nothing_stays)
     assert most_real == 1
     assert len(loads) == len(set(loads))
     assert set(loads) == set(source.names()) - {"lm_head.weight"}
@@ -122,11 +181,7 @@ def test_statistics_come_from_rounded_producers(tmp_path: Path) -> None:
     prepared = open_tiny(tmp_path, "llama")
     both = run(prepared, sample_tokens())
     only = {n: t for n, t in prepared.resolution.tasks.items() if ".1." in n}
-    alone: dict[str, Rounded] = {}
-    for rounded in quantize_layers(
-        prepared.skeleton, prepared.source, sample_tokens(), only, SETTINGS, 99
-    ):
-        alone |= rounded
+    alone = run(prepared, sample_tokens(), tasks=only)
     assert alone.keys() == only.keys()
     module = "model.layers.1.self_attn.q_proj"
     assert not np.array_equal(alone[module].tensor.codes, both[module].tensor.codes)
@@ -152,9 +207,8 @@ def test_raised_damping_ends_the_run_unless_allowed(
     with pytest.raises(CheckFailedError, match=r"q_proj: damping raised to 0\.0[48]"):
         run(prepared, sample_tokens())
     tolerant = RoundingSettings(allowed=frozenset({"damping_raised"}))
-    tasks = prepared.resolution.tasks
-    loop = quantize_layers(prepared.skeleton, prepared.source, sample_tokens(), tasks, tolerant, 99)
-    states = {r.state for rounded in loop for r in rounded.values()}
+    results = run(prepared, sample_tokens(), settings=tolerant)
+    states = {result.state for result in results.values()}
     assert all(state.startswith("damping raised to ") for state in states)
 
 

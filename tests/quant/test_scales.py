@@ -114,7 +114,7 @@ def test_moments_equal_float64(dtype: torch.dtype) -> None:
     parts = torch.randn(3, 5, 40, 300, generator=torch.Generator().manual_seed(3)).to(dtype)
     moments = InputMoments(300)
     for part in parts:
-        moments.add(part)
+        moments.add([part])
     flat = parts.reshape(-1, 300).double()
     assert moments.tokens == 600
     expected = (flat.T @ flat / 600).float()
@@ -126,7 +126,7 @@ def test_the_first_token_counts_for_its_share() -> None:
     """Two samples of four tokens: weight 0.5 / 0.5 * 3 for each first token, 1 for the others."""
     inputs = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(4))
     moments = InputMoments(5, first_token_share=0.5)
-    moments.add(inputs)
+    moments.add([inputs])
     weights = torch.tensor([3.0, 1.0, 1.0, 1.0] * 2, dtype=torch.float64)
     flat = inputs.reshape(-1, 5).double()
     expected = ((flat * weights[:, None]).T @ flat / weights.sum()).float()
@@ -137,6 +137,6 @@ def test_the_first_token_counts_for_its_share() -> None:
 def test_inputs_without_samples_count_alike() -> None:
     inputs = torch.randn(8, 5, generator=torch.Generator().manual_seed(5))
     shared, plain = InputMoments(5, first_token_share=0.5), InputMoments(5)
-    shared.add(inputs)
-    plain.add(inputs)
+    shared.add([inputs])
+    plain.add([inputs])
     assert torch.equal(shared.hessian(), plain.hessian())
