@@ -11,6 +11,7 @@ from compile.gguf_names import interleaved_order, rope_heads, take_rows
 from compile.model import Model
 from compile.open_model import open_model
 from compile.to_gguf.plan import GgufPlan, GgufRow, plan_model
+from quant.format.ggml_search import round_blocks
 from quant.format.gguf_blocks import FLOATS, encode
 from quant.format.gguf_rounding import round_to
 from quant.format.gguf_writer import gguf_writer
@@ -70,6 +71,8 @@ def _tensor_bytes(plan: GgufPlan, row: GgufRow) -> npt.NDArray[np.uint8]:
     if isinstance(weight, QuantizedTensor) and row.type not in FLOATS:
         return encode(row.source, row.type, weight)
     floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+    if plan.mix is not None and row.type not in FLOATS:
+        return encode(row.source, row.type, round_blocks(row.source, row.type, floats))
     return round_to(row.source, row.type, floats)
 
 

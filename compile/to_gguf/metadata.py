@@ -10,11 +10,8 @@ import numpy.typing as npt
 from compile.gguf_names import Architecture
 from compile.program import Attend, GatedAct, Program, RmsNorm, Rope, RopeSpec
 from quant.format.errors import UnsupportedModelError
-from quant.format.gguf_types import GgmlType
 from quant.format.gguf_writer import TypedValue
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "BF16": 32}
-"""general.file_type by the type of most matrices (llama.h, enum llama_ftype)."""
 QUANTIZATION_VERSION = 2
 
 Keys = dict[str, TypedValue]
@@ -25,9 +22,12 @@ def model_keys(
     architecture: Architecture,
     config: Mapping[str, Any],
     name: str,
-    majority: GgmlType,
+    file_type: int,
 ) -> tuple[Keys, list[str]]:
-    """(keys, notes) in a fixed order. Raises UnsupportedModelError for what GGUF cannot say."""
+    """(keys, notes) in a fixed order. file_type: llama.h, enum llama_ftype.
+
+    Raises UnsupportedModelError for what GGUF cannot say.
+    """
     sizes, arch = program.sizes, architecture.name
     context, notes = _context(program)
     if any(isinstance(op, GatedAct) and op.activation != "silu" for op in program.ops):
@@ -37,7 +37,7 @@ def model_keys(
         "general.type": "model",
         "general.name": name,
         "general.size_label": _size_label(program),
-        "general.file_type": np.uint32(FILE_TYPES[majority.name]),
+        "general.file_type": np.uint32(file_type),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
     }
     counts = {
