@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from compile.model import Model
 from compile.open_model import open_model
 from compile.program import Program
 from compile.to_gguf.metadata import model_keys, rope_factors
-from compile.to_gguf.types import TYPE_NAMES, choose_type
+from compile.to_gguf.types import MIX_NAMES, TYPE_NAMES, choose_type
 from compile.to_gguf.vocabulary import vocabulary_keys
 from quant.format.errors import InputError, UnsupportedModelError
-from quant.format.gguf_types import F32, GgmlType
+from quant.format.ggml_mix import facts_of, file_type, mix_type
+from quant.format.gguf_types import F16, F32, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
 from quant.format.scheme import FloatScheme, QuantizedScheme
-from quant.format.tensor import WeightSource
+
+FLOAT_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
+"""`general.file_type` of files of floats (llama.h, enum llama_ftype)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class GgufRow:
 
 @dataclass(frozen=True)
 class GgufPlan:
-    """Everything about the file but its tensor data. `file_bytes` is exact."""
+    """Everything about the file but its tensor data. `file_bytes` is exact. mix: of ggml types, by
+    which floats are rounded; None where each type was asked for by itself."""
 
     rows: tuple[GgufRow, ...]
     notes: tuple[str, ...]
@@ -58,6 +62,7 @@ class GgufPlan:
     model: Model
     architecture: Architecture
     rope_factors: npt.NDArray[np.float32] | None
+    mix: str | None = None
 
     @property
     def program(self) -> Program:
@@ -78,7 +83,8 @@ def plan_gguf(checkpoint_dir: Path, type_name: str = "auto") -> GgufPlan:
     """Plan the GGUF file of a Hugging Face checkpoint; reads headers and small JSON files only.
 
     type_name: `auto` keeps every number as it is stored (integers without loss, floats as they
-    are); f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 round a float checkpoint's matrices. Raises
+    are); f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 round a float checkpoint's matrices; the other
+    names of types and mixes, such as q4_k_m, do so with scales searched for each block. Raises
     UnsupportedModelError for a model or type that GGUF cannot hold, InputError for bad usage.
     """
     return plan_model(open_model(checkpoint_dir), type_name)
@@ -97,15 +103,15 @@ def plan_model(model: Model, type_name: str = "auto") -> GgufPlan:
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {program.family} models are not supported")
     factors = rope_factors(program, architecture)
-    rows = _rows(program, architecture, source, type_name, factors)
+    mix = _mix_of(model, type_name)
+    rows = _rows(model, architecture, type_name, mix, factors)
     vocabulary, notes = vocabulary_keys(model.directory, model.config, program.sizes.vocab_size)
     name = _name(model.config, model.directory)
-    keys, model_notes = model_keys(program, architecture, model.config, name, majority_type(rows))
+    keys, model_notes = model_keys(program, architecture, model.config, name, _file_type(rows, mix))
     slots = [TensorSlot(row.tensor, row.type, row.shape) for row in rows]
     layout = GgufLayout(keys | vocabulary, slots)
-    return GgufPlan(
-        rows, (*model.notes, *model_notes, *notes), layout, model, architecture, factors
-    )
+    notes = [*model.notes, *model_notes, *notes]
+    return GgufPlan(rows, tuple(notes), layout, model, architecture, factors, mix)
 
 
 def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:
@@ -116,20 +122,47 @@ def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:
     return max(counts, key=lambda kind: (counts[kind], -kind.id))
 
 
+def _file_type(rows: tuple[GgufRow, ...], mix: str | None) -> int:
+    majority = majority_type(rows).name
+    return (
+        FLOAT_FILE_TYPES[majority] if majority in FLOAT_FILE_TYPES else file_type(mix or majority)
+    )
+
+
+def _mix_of(model: Model, type_name: str) -> str | None:
+    """The mix that is asked for, or else the one that the checkpoint was quantized to."""
+    if type_name in MIX_NAMES:
+        return MIX_NAMES[type_name]
+    config = model.config.get("quantization_config") or {}
+    found = config.get("mix") if config.get("quant_method") == "ggml" else None
+    return None if found is None or type_name != "auto" else str(found)
+
+
+def _mixed_type(
+    model: Model, mix: str | None, name: str, shape: tuple[int, ...]
+) -> GgmlType | None:
+    """What the mix gives a matrix; as with llama.cpp F16 where no block fills its rows."""
+    if mix is None or len(shape) == 1:
+        return None
+    facts = replace(facts_of(model.config), tied=model.program.tied_embeddings)
+    return mix_type(mix, name.removesuffix(".weight"), shape[1], facts) or F16
+
+
 def _rows(
-    program: Program,
+    model: Model,
     architecture: Architecture,
-    source: WeightSource,
     type_name: str,
+    mix: str | None,
     factors: npt.NDArray[np.float32] | None,
 ) -> tuple[GgufRow, ...]:
-    weights = program.weights()
+    weights, source = model.program.weights(), model.weights
     quantized = any(isinstance(source.scheme(name), QuantizedScheme) for name in weights)
     rows = []
     for name, shape in weights.items():
         tensor = _checked_name(name, architecture)
         scheme = source.scheme(name)
-        kind, reason = choose_type(tensor, name, scheme, shape, type_name, quantized)
+        mixed = _mixed_type(model, mix, name, shape)
+        kind, reason = choose_type(tensor, name, scheme, shape, type_name, quantized, mixed)
         rows.append(GgufRow(tensor, name, str(scheme), kind, shape, reason))
     if factors is not None:
         computed = (str(FloatScheme("float32")), F32, factors.shape, "rotary scaling")
