@@ -121,7 +121,17 @@ def _same_integers(reference: QuantizedTensor, stored: QuantizedTensor) -> list[
         _exact("integer", _integers(reference), _integers(stored)),
         _bitwise("scale", _per_column(reference, "scale"), _per_column(stored, "scale")),
         _bitwise("minimum", _per_column(reference, "minimum"), _per_column(stored, "minimum")),
+        *_same_input_scale(reference, stored),
     ]
+
+
+def _same_input_scale(reference: QuantizedTensor, stored: QuantizedTensor) -> list[_Check]:
+    """Only where both round inputs alike: a container that rounds none has no place for a scale."""
+    activation = stored.scheme.activation
+    if activation is None or activation != reference.scheme.activation:
+        return []
+    sides = [np.full((1, 1), side.input_scale or 0, np.float32) for side in (reference, stored)]
+    return [_bitwise("input scale", *sides)]
 
 
 def _same_integers_rounded_minimum(

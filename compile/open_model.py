@@ -9,7 +9,7 @@ from compile.families.decoder import HEAD
 from compile.from_gguf import open_gguf
 from compile.model import Model
 from compile.program import Program
-from quant.format.checkpoint import open_checkpoint
+from quant.format.checkpoint import Checkpoint, open_checkpoint
 from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import FloatScheme, Scheme
 from quant.format.staging import is_staging
@@ -47,7 +47,7 @@ def _open_directory(path: Path) -> Model:
         raise InputError(f"{path}: holds neither a {CONFIG} nor a .gguf file")
     checkpoint = open_checkpoint(path)
     program = _program(path, checkpoint.config, checkpoint)
-    notes = _head_note(checkpoint.config, program)
+    notes = (*_head_note(checkpoint.config, program), *_kv_cache_note(checkpoint))
     return Model(path, "huggingface", program, checkpoint, checkpoint.config, path, None, notes)
 
 
@@ -72,6 +72,15 @@ def _program(path: Path, config: Mapping[str, Any], weights: WeightSource) -> Pr
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
     return program
+
+
+def _kv_cache_note(checkpoint: Checkpoint) -> tuple[str, ...]:
+    if checkpoint.kv_cache is None:
+        return ()
+    return (
+        f"the checkpoint says how to round the KV cache ({checkpoint.kv_cache.numbers}); here keys "
+        "and values are kept in float32, unrounded, and its scales are not used",
+    )
 
 
 def _head_note(config: Mapping[str, Any], program: Program) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ Symbolic sizes: T tokens in the step, R rows that need logits. Every value is fl
 unless said otherwise. Executors interpret or lower the list; targets map it to their own nodes.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from quant.format.scheme import Scheme
+from quant.format.scheme import QuantizedScheme, Scheme
 
 Value = str
 """Name of an intermediate result; each is written by exactly one op."""
@@ -180,3 +181,12 @@ class Program:
                 case _:
                     pass
         return shapes
+
+    def rounded_inputs(self) -> str:
+        """Whose inputs are rounded, e.g. "those of 28 linears to int8-dynamic-token"; else ""."""
+        ways = Counter[str]()
+        for op in self.ops:
+            if isinstance(op, Linear | Logits) and isinstance(op.scheme, QuantizedScheme):
+                ways.update([str(op.scheme.activation)] if op.scheme.activation else [])
+        parts = [f"those of {count} linears to {way}" for way, count in sorted(ways.items())]
+        return ", ".join(parts)

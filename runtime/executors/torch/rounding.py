@@ -21,7 +21,7 @@ def round_input(x: Tensor, rounding: InputRounding) -> Tensor:
     """
     columns = x.shape[1]
     size = rounding.group or columns
-    groups = pad(x.to(float32), (0, -columns % size)).unflatten(1, (-1, size))
+    groups = pad(x.to(float32), (0, -columns % size)).view(len(x), -(-columns // size), size)
     scale = _scale(groups.abs().amax(-1, keepdim=True), rounding)
     rounded = _round(groups / scale, rounding.numbers) * scale
     return rounded.flatten(1)[:, :columns].to(x.dtype)

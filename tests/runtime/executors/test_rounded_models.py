@@ -55,7 +55,8 @@ TOKENS = np.random.default_rng(7).integers(3, 384, 45).astype(np.int32)
 UNIT = 2.0**-24
 
 
-def rounding_weight(rows: int, columns: int, case: Make, seed: int = 0) -> QuantizedTensor:
+def rounding_weight(shape: tuple[int, ...], case: Make, seed: int = 0) -> QuantizedTensor:
+    rows, columns = shape
     scale = INPUT_SCALE.get(case["activation"])
     if str(case.get("kind")) not in ("None", "symmetric"):
         return codebook_weight(rows, columns, **case, seed=seed, input_scale=scale)
@@ -74,7 +75,7 @@ def with_activation(
 
 def one_linear(case: Make, columns: int = 96, rows: int = 130, head: bool = False) -> Model:
     """Embed, then a linear or the head with the case's weight: nothing else that could differ."""
-    weight = rounding_weight(rows, columns, case)
+    weight = rounding_weight((rows, columns), case)
     if not head:
         return sum_of_linears(weight)
     ops = (
@@ -149,7 +150,7 @@ def test_one_linear_equals_the_oracle(case: str, head: bool, isa: str) -> None:
 def whole_model(case: Make, **options: Any) -> Model:
     shapes = tiny_shapes(tiny_config("llama", **options))
     weights: dict[str, Weight] = {
-        name: rounding_weight(*shape, case, seed=index)
+        name: rounding_weight(shape, case, seed=index)
         for index, (name, shape) in enumerate(shapes.items())
         if name.endswith("_proj.weight")
     }
@@ -208,7 +209,7 @@ def test_company_chunks_and_threads_change_no_bit(case: str) -> None:
 def test_linears_of_one_input_each_get_the_scale_of_their_own(scattered: bool) -> None:
     """Two neighbours share a rounded input when they agree, and only then."""
     case = {"group_size": 32, "scattered": scattered, "activation": STATIC8}
-    first = rounding_weight(130, 96, case)
+    first = rounding_weight((130, 96), case)
     same, other = (with_activation(first, STATIC8, scale) for scale in (0.03, 0.11))
     logits = {}
     for name, second in (("same", same), ("other", other)):
