@@ -110,8 +110,17 @@ def plan_model(model: Model, type_name: str = "auto") -> GgufPlan:
     keys, model_notes = model_keys(program, architecture, model.config, name, _file_type(rows, mix))
     slots = [TensorSlot(row.tensor, row.type, row.shape) for row in rows]
     layout = GgufLayout(keys | vocabulary, slots)
-    notes = [*model.notes, *model_notes, *notes]
+    notes = [*model.notes, *model_notes, *notes, *_input_notes(program)]
     return GgufPlan(rows, tuple(notes), layout, model, architecture, factors, mix)
+
+
+def _input_notes(program: Program) -> list[str]:
+    rounded = program.rounded_inputs()
+    if not rounded:
+        return []
+    return [
+        f"the checkpoint rounds inputs ({rounded}); a GGUF file cannot say so, and is run without"
+    ]
 
 
 def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:
