@@ -27,7 +27,7 @@ def file(path: Path, text: str) -> Made:
 
 def test_a_command_is_run_once(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, threads=1)
-    words = ["word", file(tmp_path / "in.txt", "input")]
+    words: list[str | Made] = ["word", file(tmp_path / "in.txt", "input")]
     first = workshop.run("a name", TOOL, STEP, words)
     assert first.problem is None
     assert first.seconds > 0 and first.cpu_seconds > 0 and first.peak_mib > 1
@@ -52,7 +52,12 @@ def test_words_inputs_and_versions_tell_commands_apart(tmp_path: Path) -> None:
     one, other = file(tmp_path / "1.txt", "one"), file(tmp_path / "2.txt", "other")
     moved = Made(tmp_path / "elsewhere.txt", one.digest)
     newer = Tool(sys.executable, {"torch": "2"})
-    told = [(TOOL, ["w", one]), (TOOL, ["v", one]), (TOOL, ["w", other]), (newer, ["w", one])]
+    told: list[tuple[Tool, list[str | Made]]] = [
+        (TOOL, ["w", one]),
+        (TOOL, ["v", one]),
+        (TOOL, ["w", other]),
+        (newer, ["w", one]),
+    ]
     found = [workshop.run("n", tool, STEP, words).directory for tool, words in told]
     assert len(set(found)) == 4
     assert workshop.run("n", TOOL, STEP, ["w", moved]).directory == found[0]

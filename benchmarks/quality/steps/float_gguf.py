@@ -5,4 +5,4 @@ import sys
 
 out, model = sys.argv[1:]
 command = ["build", model, "-o", f"{out}/gguf", "--target", "gguf:f32"]
-subprocess.run([sys.executable, "-m", "coldpress", *command], check=True)
+sys.exit(subprocess.run([sys.executable, "-m", "coldpress", *command]).returncode)

@@ -16,7 +16,10 @@ import numpy as np
 
 
 def coldpress(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "coldpress", *words], check=True)
+    """Ends this process where coldpress fails, whose own words are then the log's last."""
+    code = subprocess.run([sys.executable, "-m", "coldpress", *words]).returncode
+    if code:
+        sys.exit(code)
 
 
 def check_calibration(directory: Path, calibration: Path) -> None:
