@@ -1,0 +1,1 @@
+"""Transforms that keep a model's function and leave it easier to round."""

@@ -1,0 +1,101 @@
+"""Where scales can move inside a decoder layer, by model family: names, and nothing else.
+
+Names alone would not do: some families give a norm of the same name another place (OLMo 2 norms
+what attention returns, under the name that llama gives to the MLP's input norm).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from quant.format.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class NormPoint:
+    """`norm` feeds `readers` and nothing else; all are inside `parent`. `*` stands for experts.
+
+    Names are those of modules inside the decoder layer.
+    """
+
+    norm: str
+    readers: tuple[str, ...]
+    parent: str
+
+
+@dataclass(frozen=True)
+class LinearPoint:
+    """Output rows of `producer` reach columns of `reader` linearly, each times what other tensors
+    say. heads: by way of attention, where each head of `producer` may serve several of `reader`.
+    """
+
+    producer: str
+    reader: str
+    heads: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """norms, linears: fold points. writers: linears whose outputs are added to the residual.
+
+    offset: norms are stored as offset from one. rotatable: nothing stands between the writers and
+    the residual, so that it may be rotated.
+    """
+
+    norms: tuple[NormPoint, ...]
+    linears: tuple[LinearPoint, ...]
+    writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    offset: bool = False
+    rotatable: bool = True
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+_ATTENTION = NormPoint("input_layernorm", _QKV, "self_attn")
+_VALUES = LinearPoint("self_attn.v_proj", "self_attn.o_proj", heads=True)
+_UP = LinearPoint("mlp.up_proj", "mlp.down_proj")
+_LINEARS = (_VALUES, _UP)
+_DENSE = (_ATTENTION, NormPoint("post_attention_layernorm", _GATE_UP, "mlp"))
+_SANDWICHED = (_ATTENTION, NormPoint("pre_feedforward_layernorm", _GATE_UP, "mlp"))
+_EXPERTS = ("mlp.gate", "mlp.experts.*.gate_proj", "mlp.experts.*.up_proj")
+
+_PLAIN = Layout(_DENSE, _LINEARS)
+_SANDWICH = Layout(_SANDWICHED, _LINEARS, offset=True, rotatable=False)
+_MIXTURE = Layout(
+    (_ATTENTION, NormPoint("post_attention_layernorm", _EXPERTS, "mlp")),
+    (_VALUES, LinearPoint("mlp.experts.*.up_proj", "mlp.experts.*.down_proj")),
+    writers=("self_attn.o_proj", "mlp.experts.*.down_proj"),
+)
+
+_LAYOUTS: Mapping[str, Layout] = {
+    "llama": _PLAIN,
+    "mistral": _PLAIN,
+    "qwen2": _PLAIN,
+    "qwen3": _PLAIN,
+    "gemma": Layout(_DENSE, _LINEARS, offset=True),
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "mixtral": _MIXTURE,
+    "qwen3_moe": _MIXTURE,
+}
+
+
+def layout_of(model_type: str) -> Layout:
+    """The layout of a family's decoder layers. Raises UnsupportedModelError for an unknown one."""
+    if model_type not in _LAYOUTS:
+        raise UnsupportedModelError(
+            f"config.json: model_type {model_type!r} has no known places where scales can be "
+            f"folded; awq, smoothquant and rotation know {', '.join(_LAYOUTS)}"
+        )
+    return _LAYOUTS[model_type]
+
+
+def expand(patterns: Collection[str], names: Collection[str]) -> tuple[str, ...] | None:
+    """The names that match each pattern, in the order of patterns; None where one matches none."""
+    found: list[str] = []
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            return None
+        found += matching
+    return tuple(found)
