@@ -1,7 +1,7 @@
 """Who takes part, what each makes, and whom it is measured against."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,7 @@ class Match:
     goal: float | None = None
     container: Container = "hf"
     settings: tuple[str, ...] = ()
-    makes: str = field(default="")
+    makes: str = ""
 
 
 MATCHES = (
@@ -54,8 +54,11 @@ MATCHES = (
     Match("w8a8", "llm-compressor w8a8", 0.5, makes="int8 channel weights, tokens dynamic"),
 )
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "Q3_K_M")
-GGUF_RECIPE = "gguf-q4_k_m"
 GGUF_GOAL = 0.7
+ALL_MATCHES = MATCHES + tuple(
+    Match(f"gguf-{kind.lower()}", f"llama.cpp {kind}", GGUF_GOAL, "gguf", makes=kind)
+    for kind in GGUF_TYPES
+)
 LLM_COMPRESSOR = {
     "rtn": "int4 sym g64, nearest",
     "gptq": "int4 sym g64, GPTQ",
@@ -76,7 +79,7 @@ def default_contestants() -> list[Contestant]:
                    "llama_cpp_quantizer", (kind,))
         for kind in GGUF_TYPES
     ]  # fmt: skip
-    ours = [pressed(match) for match in (*MATCHES, *map(_gguf_match, GGUF_TYPES))]
+    ours = [pressed(match) for match in ALL_MATCHES]
     return [FLOAT, *others, FLOAT_GGUF, *quantizers, *ours]
 
 
@@ -95,11 +98,8 @@ def pressed(match: Match) -> Contestant:
 def parse_recipe(text: str) -> Contestant:
     """A row from `RECIPE KEY=VALUE ...`; against the other tool's row of the shipped recipe."""
     recipe, *settings = text.split()
-    known = next((match for match in MATCHES if match.recipe == recipe), None)
-    rival = known.rival if known else None
-    return pressed(
-        Match(recipe, rival, settings=tuple(settings), makes=known.makes if known else "")
-    )
+    known = next((match for match in ALL_MATCHES if match.recipe == recipe), Match(recipe, None))
+    return pressed(replace(known, settings=tuple(settings), goal=None))
 
 
 def parse_given(text: str) -> Contestant:
@@ -123,8 +123,3 @@ def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[C
         for one in contestants
         if not patterns or any(fnmatch(one.name, pattern) for pattern in patterns)
     ]
-
-
-def _gguf_match(kind: str) -> Match:
-    settings = () if kind == "Q4_K_M" else (f"scheme.ggml_type={kind}",)
-    return Match(GGUF_RECIPE, f"llama.cpp {kind}", GGUF_GOAL, "gguf", settings, kind)
