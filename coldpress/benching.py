@@ -62,6 +62,7 @@ def bench(
             if on_progress is not None:
                 on_progress(index + 1, len(concurrency), f"{streams} stream(s)")
         resident = resident_bytes()
+        held: int = executor.weight_bytes
     finally:
         executor.close()
     return {
@@ -70,6 +71,7 @@ def bench(
         "limits": {
             "read_bytes_per_second": bandwidth,
             "weight_bytes": weight_bytes,
+            "held_bytes": held,
             "decode_steps_per_second": bandwidth / weight_bytes,
         },
         "runs": runs,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from coldpress.evaluation import sizes
 from quant.format.scheme import (
@@ -16,6 +16,9 @@ from quant.format.scheme import (
     PerTensor,
     Scheme,
 )
+
+if TYPE_CHECKING:
+    from compile.model import Model
 
 Kind = Literal["huggingface", "gguf"]
 
@@ -40,6 +43,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "sizes": asdict(model.program.sizes),
         "tied_embeddings": model.program.tied_embeddings,
         "tensors_by_scheme": _by_scheme(tensors),
+        "matrices_in_memory": _in_memory(model),
         "notes": list(model.notes),
         "manifest": _manifest(path),
         "tensors": tensors,
@@ -78,6 +82,14 @@ def _rows_of_scales(granularity: Granularity, rows: int) -> int:
 
 def _by_scheme(tensors: list[dict[str, Any]]) -> dict[str, int]:
     return dict(sorted(Counter(tensor["scheme"] for tensor in tensors).items()))
+
+
+def _in_memory(model: "Model") -> dict[str, int]:
+    """How many matrices the cpu backend holds in which form."""
+    from runtime.executors.cpu.support import held_form
+
+    schemes = [model.weights.scheme(n) for n, shape in model.program.weights().items() if shape[1:]]
+    return dict(sorted(Counter(map(held_form, schemes)).items()))
 
 
 def _manifest(path: Path) -> Mapping[str, Any] | None:

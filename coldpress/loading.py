@@ -9,7 +9,7 @@ from quant.format.errors import InputError
 
 if TYPE_CHECKING:
     from compile.model import Model
-    from runtime.engine.batch import Executor
+    from runtime.loading import LoadedExecutor
     from runtime.service import GenerationService
     from runtime.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
 
 def open_executor(
     model: "Model", machine: Machine, *, tokens: int, sequences: int = 1
-) -> "Executor":
+) -> "LoadedExecutor":
     """An executor whose pool holds `sequences` sequences of `tokens` positions each."""
     from runtime.loading import load_executor
 

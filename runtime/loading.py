@@ -1,6 +1,6 @@
 """From a Model to an Executor with a page pool of a sensible size."""
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from compile.model import Model
 from compile.program import Attend, Program
@@ -17,6 +17,15 @@ PAD = 16
 """The cpu executor pads pages and heads to whole vectors."""
 
 
+class LoadedExecutor(Executor, Protocol):
+    """An executor that knows how much memory its weights take."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all matrices as they are held."""
+        ...
+
+
 def load_executor(
     model: Model,
     *,
@@ -27,7 +36,7 @@ def load_executor(
     page_size: int = 32,
     threads: int | None = None,
     max_step_tokens: int = 256,
-) -> Executor:
+) -> LoadedExecutor:
     """Load the weights of `model` and make its page pool.
 
     The pool has `num_pages`; or holds `context_tokens` tokens; or fills `kv_cache_bytes`; or, where

@@ -70,5 +70,9 @@ def command(
         ]
         for run in figures["runs"]
     ]
-    title = f"{artifact}: {prompt_tokens} + {output_tokens} tokens, {figures['threads']} threads"
+    held = figures["limits"]["held_bytes"] / 1e6
+    title = (
+        f"{artifact}: {prompt_tokens} + {output_tokens} tokens, {figures['threads']} threads, "
+        f"weights of {held:,.1f} MB in memory"
+    )
     console.result(figures, lambda: rows_table(title, columns, rows))

@@ -120,6 +120,8 @@ def test_bench_prints_the_documented_json(tiny_gguf: Path, run_json: Run) -> Non
         assert one["ttft_ms"]["p50"] <= one["ttft_ms"]["p99"]
         assert one["decode_tokens_per_second"] > 0
     assert value["threads"] == 1
+    limits = value["limits"]
+    assert 0.9 < limits["held_bytes"] / limits["weight_bytes"] < 1.1, "blocks stay blocks"
 
 
 def test_bench_refuses_what_the_context_cannot_hold(tiny: Path, capsys: Capture) -> None:
@@ -134,6 +136,9 @@ def test_inspect_counts_every_tensor(tiny: Path, tiny_gguf: Path, run_json: Run)
     stored = sum(tensor["bytes"] for tensor in value["tensors"])
     assert 0 < value["bytes"] - stored < 10_000, "all but the header is accounted for"
     assert built["manifest"]["kind"] == "gguf"
+    matrices = sum(len(tensor["shape"]) == 2 for tensor in value["tensors"])
+    assert sum(value["matrices_in_memory"].values()) == matrices
+    assert built["matrices_in_memory"] == {"8-bit integers": matrices - 2, "bfloat16": 2}
 
 
 def test_plan_build_is_what_build_makes(tiny: Path, tiny_gguf: Path, run_json: Run) -> None:

@@ -1,9 +1,20 @@
 """What the native executor can run, decided from headers alone."""
 
 from compile.input_rounding import check_input
-from compile.program import Attend, Embed, Linear, Logits, Program, Rope
+from compile.program import (
+    Add,
+    Attend,
+    Embed,
+    GatedAct,
+    Linear,
+    Logits,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectRows,
+)
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import IntScheme, Scheme
+from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, Scheme
 
 SMALLEST_BITS, LARGEST_BITS = 2, 8
 
@@ -25,8 +36,13 @@ def check_supported(program: Program) -> None:
                     f"a rotary embedding of {op.rope.dimension} of a head's {op.head_dim} elements "
                     "is not an even part of the head; the config is damaged"
                 )
-            case _:
+            case Attend() | Rope() | RmsNorm() | GatedAct() | Add() | SelectRows():
                 pass
+            case _:
+                raise UnsupportedModelError(
+                    f"{program.family} models have an operation, {type(op).__name__}, that the cpu "
+                    "backend does not know; use the torch backend"
+                )
 
 
 def _check_scheme(name: str, scheme: Scheme) -> None:
@@ -35,3 +51,12 @@ def _check_scheme(name: str, scheme: Scheme) -> None:
             f"tensor {name} is stored as {scheme}; the cpu backend reads integers of "
             f"{SMALLEST_BITS} to {LARGEST_BITS} bits: use the torch backend or another build"
         )
+
+
+def held_form(scheme: Scheme) -> str:
+    """What a matrix of this scheme is in memory, where nothing is rounded again."""
+    if isinstance(scheme, FloatScheme):
+        return scheme.dtype
+    if isinstance(scheme, CodebookScheme):
+        return "8-bit floats" if scheme.num_bits == 8 else f"4-bit codes of {scheme.codebook}"
+    return f"{4 if scheme.num_bits <= 4 else 8}-bit integers"

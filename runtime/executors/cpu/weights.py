@@ -10,7 +10,7 @@ import numpy.typing as npt
 from compile.input_rounding import InputRounding, input_rounding
 from quant.format.codebooks import codebook_values
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import CodebookScheme, FloatScheme, PerBlock, Scheme
+from quant.format.scheme import CodebookScheme, PerBlock
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 from runtime.kernels.cpu._native import Matrix, ThreadPool
 
@@ -103,15 +103,6 @@ def row_scales(weight: QuantizedTensor) -> npt.NDArray[Any]:
     if isinstance(weight.scheme.granularity, PerBlock):
         return np.repeat(scale, weight.scheme.granularity.rows, axis=0)[:rows]
     return np.broadcast_to(scale, (rows, scale.shape[1]))
-
-
-def held_form(scheme: Scheme) -> str:
-    """How the native executor holds a matrix of this scheme in memory."""
-    if isinstance(scheme, FloatScheme):
-        return scheme.dtype
-    if isinstance(scheme, CodebookScheme):
-        return "8-bit floats" if scheme.num_bits == 8 else f"4-bit codes of {scheme.codebook}"
-    return f"{4 if scheme.num_bits <= 4 else 8}-bit integers"
 
 
 def group_layout(

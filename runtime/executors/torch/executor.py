@@ -76,6 +76,11 @@ class TorchExecutor:
         return self._program.sizes.max_positions
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are held, dequantized."""
+        return sum(tensor.nbytes for tensor in self._weights.values())
+
+    @property
     def page_size(self) -> int:
         return int(self._pool.shape[3])
 

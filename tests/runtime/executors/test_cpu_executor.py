@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -284,3 +285,13 @@ def test_the_cpu_path_needs_no_torch() -> None:
         "sys.exit(any(name.split('.')[0] in ('torch', 'transformers') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_operation_without_a_kernel_is_refused_before_a_weight_is_read() -> None:
+    class Unknown:
+        out = "y"
+
+    model = tiny_model()
+    program = replace(model.program, ops=(model.program.ops[0], Unknown()))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match="Unknown, that the cpu backend does not know"):
+        executor_of(replace(model, program=program, weights=Unreadable()))
