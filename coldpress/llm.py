@@ -100,11 +100,17 @@ class LLM:
         return self._service.submit(self._service.encode_chat(messages), params)
 
     def stream(
-        self, prompt: str, *, max_tokens: int = 128, stop: Sequence[str] = (), **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 128,
+        stop: Sequence[str] = (),
+        **sampling: Any,
     ) -> Generation:
-        """As `generate` for one prompt, but returns at once."""
+        """As `generate` for one prompt, text or token ids, but returns at once."""
         params = _params(max_tokens, stop, sampling)
-        return self._service.submit(self._service.encode(prompt), params)
+        tokens = self._service.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._service.submit(tokens, params)
 
     def close(self) -> None:
         """Stop the engine and free the weights."""

@@ -92,8 +92,8 @@ class Evaluation:
 
 
 def summarize(scores: Scores, protocol: Protocol, compared: bool) -> Evaluation:
-    """All figures; scores hold whole windows of `protocol`."""
-    blocks = cut_blocks(len(scores.loss) // protocol.scored, protocol.scored)
+    """All figures of scores that were made by `protocol`."""
+    blocks = cut_blocks(len(scores.loss))
     loss = estimate(scores.loss, blocks)
     perplexity = exp(loss.mean)
     alone = Evaluation(

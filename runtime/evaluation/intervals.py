@@ -1,10 +1,12 @@
 """Standard errors and 95 % intervals for figures of tokens that are not independent.
 
-Neighbouring tokens share their context and their subject: taken for independent, they would make
-errors look smaller than they are. So tokens are cut into blocks of consecutive ones, and it is
-blocks that count as observations (batch means; Schmeiser, Operations Research 30, 1982): the error
-of a mean over tokens follows from the sums of deviations per block, with Student's t for as many
-degrees of freedom as there are blocks, less one. A block never reaches over a window's end.
+Neighbouring tokens share their context and their subject. So the text is cut into blocks of
+consecutive tokens, and it is blocks that count as observations (batch means; Schmeiser, Operations
+Research 30, 1982): the error of a mean over tokens follows from the sums of deviations per block,
+with Student's t for as many degrees of freedom as there are blocks, less one. How long blocks must
+be was measured: on technical prose, with a model of 135 million parameters at 4 bits, errors grow
+with the length of blocks up to some 512 tokens. That of the mean divergence is then three times,
+that of the ratio of perplexities one and a half times what independent tokens would have.
 """
 
 import math
@@ -17,13 +19,12 @@ Float64 = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
-BLOCK_TOKENS = 256
-"""Longest block. Deviations of losses and divergences die out within some dozen tokens; the rest of
-what a subject shares is far smaller than what blocks of this length see already."""
-FEWEST_BLOCKS = 16
+BLOCK_TOKENS = 512
+"""Shortest block of a text that is long enough."""
+FEWEST_BLOCKS = 8
 """A short text is cut finer to have these, down to SHORTEST_BLOCK: fewer blocks say little about
 their own spread."""
-SHORTEST_BLOCK = 32
+SHORTEST_BLOCK = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +53,12 @@ class Estimate:
     se: float | None
 
 
-def cut_blocks(windows: int, scored: int) -> Blocks:
-    """Blocks of nearly equal length within `windows` windows of `scored` tokens each."""
-    parts = max(1, -(-scored // BLOCK_TOKENS))
-    wanted = -(-FEWEST_BLOCKS // windows)
-    if parts < wanted:
-        parts = max(parts, min(wanted, scored // SHORTEST_BLOCK))
-    cuts = np.arange(parts, dtype=np.int64) * scored // parts
-    starts = (np.arange(windows, dtype=np.int64)[:, None] * scored + cuts[None, :]).reshape(-1)
-    return Blocks(starts, windows * scored)
+def cut_blocks(tokens: int) -> Blocks:
+    """Blocks of nearly equal length."""
+    count = tokens // BLOCK_TOKENS
+    if count < FEWEST_BLOCKS:
+        count = max(1, min(FEWEST_BLOCKS, tokens // SHORTEST_BLOCK))
+    return Blocks(np.arange(count, dtype=np.int64) * tokens // count, tokens)
 
 
 def estimate(values: Float64, blocks: Blocks) -> Estimate:

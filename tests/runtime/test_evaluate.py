@@ -124,7 +124,7 @@ def test_figures_follow_their_definitions(
     assert sum(measured.kld_histogram.counts) == count
     assert measured.ln_ppl_ratio is not None and measured.ppl_ratio is not None
     differences = [a - b for a, b in zip(losses, base_losses, strict=True)]
-    starts = [*cut_blocks(count // protocol.scored, protocol.scored).starts.tolist(), count]
+    starts = [*cut_blocks(count).starts.tolist(), count]
     for values, found in ((differences, measured.ln_ppl_ratio.se), (divergences, measured.kld.se)):
         expected = slow_error(values, starts)
         assert (found is None) == (expected is None)

@@ -22,7 +22,7 @@ from runtime.evaluation.intervals import (
     student_t,
 )
 
-WINDOWS, SCORED = 16, 511
+TOKENS = 16 * 512
 ROUNDS = 400
 # 400 rounds of an interval that holds 95 % of the time: fewer than 364 hits come once in 7000
 # such tests (binomial); the seed is fixed all the same.
@@ -30,19 +30,18 @@ FEWEST_HITS = 364
 
 
 def correlated(rng: np.random.Generator, memory: float) -> npt.NDArray[np.float64]:
-    """Windows of a first-order process with mean 0: each token remembers a part of the last."""
-    noise = rng.standard_normal((WINDOWS, SCORED))
-    values = np.empty_like(noise)
-    values[:, 0] = noise[:, 0] / math.sqrt(1 - memory**2)
-    for index in range(1, SCORED):
-        values[:, index] = memory * values[:, index - 1] + noise[:, index]
-    return values.reshape(-1)
+    """A first-order process with mean 0: each token remembers a part of the last."""
+    noise = rng.standard_normal(TOKENS).tolist()
+    values = [noise[0] / math.sqrt(1 - memory**2)]
+    for fresh in noise[1:]:
+        values.append(memory * values[-1] + fresh)
+    return np.array(values)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.8])
 def test_intervals_hold_the_truth_as_often_as_they_say(memory: float) -> None:
     rng = np.random.default_rng(7)
-    blocks = cut_blocks(WINDOWS, SCORED)
+    blocks = cut_blocks(TOKENS)
     hits = naive = shares = quantiles = 0
     deviation = 1 / math.sqrt(1 - memory**2)
     true_p90 = 1.2815515655446004 * deviation
@@ -60,22 +59,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say(memory: float) -> None:
 
 
 def test_errors_are_those_of_independent_tokens_where_they_are() -> None:
-    values = np.random.default_rng(3).standard_normal(200 * 256)
-    found = estimate(values, cut_blocks(200, 256))
+    values = np.random.default_rng(3).standard_normal(200 * 512)
+    found = estimate(values, cut_blocks(len(values)))
     # The error of an error from 200 blocks is 1 / sqrt(2 * 199) = 5 %: four of them.
     assert found.se == pytest.approx(1 / math.sqrt(len(values)), rel=0.2)
 
 
-@given(st.integers(1, 40), st.integers(1, 5000))
-def test_blocks_cover_every_token_and_stay_in_windows(windows: int, scored: int) -> None:
-    blocks = cut_blocks(windows, scored)
-    ends = [*blocks.starts.tolist(), windows * scored]
-    lengths = np.diff(ends)
-    assert ends[0] == 0 and lengths.min() >= 1 and lengths.max() <= BLOCK_TOKENS
-    assert lengths.max() - lengths.min() <= 1
-    assert set(range(0, windows * scored, scored)) <= set(ends)
-    if blocks.count < FEWEST_BLOCKS:
-        assert scored // (blocks.count // windows + 1) < SHORTEST_BLOCK
+@given(st.integers(1, 100_000))
+def test_blocks_cover_every_token(tokens: int) -> None:
+    blocks = cut_blocks(tokens)
+    lengths = np.diff([*blocks.starts.tolist(), tokens])
+    assert blocks.starts[0] == 0 and lengths.max() - lengths.min() <= 1
+    if blocks.count >= FEWEST_BLOCKS and tokens >= FEWEST_BLOCKS * BLOCK_TOKENS:
+        assert BLOCK_TOKENS <= lengths.min() < 2 * BLOCK_TOKENS
+    else:
+        assert blocks.count == 1 or lengths.min() >= SHORTEST_BLOCK
 
 
 # Tables of Student's distribution, two-sided 95 %.
@@ -102,7 +100,7 @@ def test_a_share_stays_a_share(tokens: int, mean: float, se: float, count: int) 
 
 
 def test_one_block_says_nothing() -> None:
-    values, blocks = np.ones(20), cut_blocks(1, 20)
+    values, blocks = np.ones(20), cut_blocks(20)
     found = estimate(values, blocks)
     assert found == Estimate(1.0, None)
     assert mean_interval(found, blocks, least=0.0) == (0.0, math.inf)
