@@ -62,15 +62,17 @@ def why_not(scheme: QuantizedScheme, shape: tuple[int, ...]) -> str | None:
         return None if scheme.scales == "float" else "its power-of-two scales are per block"
     if not scheme.activation.dynamic:
         return "weights in blocks need dynamic activations: set scheme.activations=fp8"
-    for side, size, step in (
-        ("outputs", shape[0], block.rows),
-        ("inputs", shape[1], block.columns),
-    ):
-        if size > step and size % step:
-            return (
-                f"its {size} {side} are not whole blocks of {step}, and transformers takes all "
-                "blocks for equally large: ignore it"
-            )
+    rows, columns = shape
+    if columns % block.columns:
+        return (
+            f"its {columns} inputs do not divide into the groups of {block.columns} that they are "
+            "rounded in: ignore it"
+        )
+    if rows > block.rows and rows % block.rows:
+        return (
+            f"its {rows} outputs are not whole blocks of {block.rows}, and transformers takes all "
+            "blocks for equally large: ignore it"
+        )
     return None
 
 
@@ -210,6 +212,10 @@ def _block(size: object, where: str) -> PerBlock | PerTensor:
     if size is None:
         return PerTensor()
     pair = isinstance(size, list) and len(size) == 2
-    if not isinstance(size, list) or not pair or not all(type(s) is int and s > 0 for s in size):
+    if not isinstance(size, list) or not pair or not all(_is_size(part) for part in size):
         raise FileFormatError(where, f"quantization_config.weight_block_size is {size!r}")
     return PerBlock(size[0], size[1])
+
+
+def _is_size(size: object) -> bool:
+    return type(size) is int and 0 < size < 1 << 31

@@ -65,7 +65,7 @@ class QuantizedTensor:
         if self.group_index is not None:
             return self.group_index
         columns = self.shape[1]
-        size = self.scheme.group_size(columns)
+        size = min(self.scheme.group_size(columns), max(columns, 1))
         return (np.arange(columns, dtype=np.int32) // size).astype(np.int32)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
@@ -90,8 +90,13 @@ class QuantizedTensor:
         if self.global_scale is not None:
             scale = scale / np.float32(self.global_scale)
         if isinstance(self.scheme.granularity, PerBlock):
-            return np.repeat(scale, self.scheme.granularity.rows, axis=0)[:rows]
+            return scale[self._rows_of_scales(self.scheme.granularity)]
         return np.ascontiguousarray(np.broadcast_to(scale, (rows, scale.shape[1])))
+
+    def _rows_of_scales(self, block: PerBlock) -> npt.NDArray[np.intp]:
+        """intp [out]: the row of `scale` that each output row has."""
+        rows = len(self.codes)
+        return np.arange(rows, dtype=np.intp) // min(block.rows, max(rows, 1))
 
     def take_rows(self, rows: npt.NDArray[np.intp]) -> "QuantizedTensor":
         """The same weight with its output rows picked in the order `rows`.
@@ -101,7 +106,7 @@ class QuantizedTensor:
         """
         scheme, scale = self.scheme, self.scale
         if isinstance(scheme, CodebookScheme) and isinstance(scheme.granularity, PerBlock):
-            scale = np.repeat(scale, scheme.granularity.rows, axis=0)[: len(self.codes)]
+            scale = scale[self._rows_of_scales(scheme.granularity)]
             scheme = replace(scheme, granularity=PerGroup(scheme.granularity.columns))
         return replace(
             self,

@@ -47,6 +47,12 @@ def why_not(scheme: QuantizedScheme, shape: tuple[int, ...]) -> str | None:
     size = scheme.group_size(columns)
     if isinstance(scheme.granularity, PerGroup) and columns % size:
         return f"{columns} columns do not divide into groups of {size}: set scheme.group_size"
+    inputs = scheme.activation.granularity if scheme.activation is not None else None
+    if isinstance(inputs, PerGroup) and columns % inputs.size:
+        return (
+            f"its {columns} inputs do not divide into the groups of {inputs.size} that they are "
+            "rounded in: set scheme.group_size=channel, or ignore it"
+        )
     if isinstance(scheme, CodebookScheme):
         needed = {"e4m3": NVFP4_GROUP, "e8m0": MX_GROUP, "float": None}[scheme.scales]
         if needed is not None and scheme.granularity != PerGroup(needed):

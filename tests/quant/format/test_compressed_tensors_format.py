@@ -17,11 +17,11 @@ from quant.format.compressed_tensors import (
     quantization_config,
 )
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
-from quant.format.safetensors_writer import ShardedWriter
 from quant.format.scheme import FloatScheme, IntScheme, PerTensor, Scheme
 from quant.format.tensor import QuantizedTensor
-from tests.quant.format.random_weights import assert_same, int_scheme, random_weight
-from tests.tiny import tiny_config, tiny_tensors, write_json
+from tests.quant.format.random_weights import assert_same, int_scheme, random_weight, to_torch
+from tests.quant.format.tiny_quantized import ATTENTION, MLP, quantized_llama
+from tests.tiny import tiny_config, tiny_tensors
 
 Stored = dict[str, npt.NDArray[Any]]
 SCHEMES = [
@@ -36,14 +36,6 @@ def decode(config: Mapping[str, Any], stored: Stored) -> dict[str, QuantizedTens
     codec = CompressedTensorsCodec(config, "checkpoint")
     found = codec.find(stored, stored.__getitem__)
     return {weight.module: codec.decode(weight, stored.__getitem__) for weight in found}
-
-
-def to_torch(array: npt.NDArray[Any]) -> Any:
-    import torch
-
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -73,37 +65,6 @@ def test_the_package_decompresses_to_the_same_floats(scheme: IntScheme, dtype: t
     ours = to_torch(tensor.dequantize()).to(theirs.dtype)
     assert theirs.shape == ours.shape
     assert bool((theirs == ours).all())
-
-
-def quantized_llama(
-    directory: Path, schemes: Mapping[str, IntScheme]
-) -> dict[str, QuantizedTensor]:
-    """A tiny Llama whose linears, by last part of their name, are stored in `schemes`."""
-    config = tiny_config("llama", tied=True)
-    quantized: dict[str, QuantizedTensor] = {}
-    states: dict[str, Scheme] = {}
-    directory.mkdir()
-    with ShardedWriter(directory, 100_000) as writer:
-        for seed, (name, array) in enumerate(tiny_tensors(config).items()):
-            module = name.removesuffix(".weight")
-            scheme = schemes.get(module.rpartition(".")[2])
-            if module.endswith("_proj"):
-                states[module] = scheme or FloatScheme("bfloat16")
-            if scheme is None:
-                writer.add(name, array)
-                continue
-            rows, columns = array.shape
-            quantized[name] = random_weight(scheme, rows, columns, seed=seed)
-            for stored, part in encode_weight(module, quantized[name]).items():
-                writer.add(stored, part)
-    write_json(
-        directory / "config.json", config | {"quantization_config": quantization_config(states)}
-    )
-    return quantized
-
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @pytest.mark.parametrize(

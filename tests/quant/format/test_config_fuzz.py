@@ -1,20 +1,22 @@
 """Any JSON in a quantization config opens or is a sentence for the user, never a crash."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.format import awq, compressed_tensors, gptq
+from quant.format import awq, compressed_tensors, fp8, gptq
 from quant.format.codec import WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec, quantization_config
 from quant.format.errors import InputError
-from tests.quant.format.random_weights import int_scheme, random_weight
+from quant.format.kv_cache import KvCacheScheme
+from tests.quant.format.random_weights import WITH_ACTIVATIONS, int_scheme, random_weight
 
 Stored = Mapping[str, npt.NDArray[Any]]
 MakeCodec = Callable[[Mapping[str, Any], str], WeightCodec]
@@ -29,6 +31,8 @@ GPTQ = {
     "pack_dtype": "int32",
     "dynamic": {},
 }
+NVFP4 = random_weight(WITH_ACTIVATIONS["nvfp4"], 16, 64)
+FP8 = random_weight(WITH_ACTIVATIONS["fp8-block"], 16, 128, scale_dtype=np.float32)
 AWQ = {"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 CASES: dict[str, tuple[MakeCodec, dict[str, Any], Stored]] = {
     "compressed-tensors": (
@@ -36,15 +40,31 @@ CASES: dict[str, tuple[MakeCodec, dict[str, Any], Stored]] = {
         quantization_config({"a": WEIGHT.scheme}),
         compressed_tensors.encode_weight("a", WEIGHT),
     ),
+    "nvfp4": (
+        CompressedTensorsCodec,
+        quantization_config({"a": NVFP4.scheme}, KvCacheScheme()),
+        compressed_tensors.encode_weight("a", NVFP4),
+    ),
+    "fp8": (
+        fp8.Fp8Codec,
+        fp8.quantization_config({"a": FP8.scheme}),
+        fp8.encode_weight("a", FP8),
+    ),
     "gptq": (gptq.GptqCodec, GPTQ, gptq.encode_weight("a", WEIGHT, 1)),
     "awq": (awq.AwqCodec, AWQ, awq.encode_weight("a", WEIGHT)),
 }
+DTYPES = (
+    *(np.int32, np.int8, np.uint8, np.int64, np.float16, np.float32),
+    *(ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu),
+)
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-2, 1 << 70),
     st.floats(),
-    st.sampled_from([0, 1, 3, 4, 8, 16, 32, 64, 4.0, "4", "group", "re:(", "Linear", ""]),
+    st.sampled_from(
+        [0, 1, 3, 4, 8, 16, 32, 64, 4.0, "4", "group", "re:(", "Linear", "", True, "local"]
+    ),
 )
 JSON = st.recursive(
     LEAVES,
@@ -82,17 +102,22 @@ def test_one_changed_value_never_crashes(case: str, data: st.DataObject) -> None
         assert "checkpoint" in str(error)
 
 
+def filled(shape: Sequence[int], fill: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """-1 becomes the largest number of an unsigned type, and NaN in one of powers of two."""
+    return np.full(shape, fill, np.int64).astype(dtype)
+
+
 @pytest.mark.parametrize("case", CASES)
 @given(data=st.data())
 def test_one_changed_tensor_never_crashes(case: str, data: st.DataObject) -> None:
     make, config, stored = CASES[case]
     name = data.draw(st.sampled_from(sorted(stored)))
     shape = data.draw(st.lists(st.integers(0, 70), max_size=3))
-    dtype = data.draw(st.sampled_from([np.int32, np.int8, np.int64, np.float16, np.float32]))
+    dtype = data.draw(st.sampled_from(DTYPES))
     fill = data.draw(st.sampled_from([0, 1, -1, 127]))
-    changed = {**stored, name: np.full(shape, fill, dtype)}
+    changed = {**stored, name: filled(shape, fill, dtype)}
     if data.draw(st.booleans()):
-        changed[name] = np.full(stored[name].shape, fill, stored[name].dtype)
+        changed[name] = filled(stored[name].shape, fill, stored[name].dtype)
     try:
         codec = make(config, "checkpoint")
         for weight in codec.find(changed, changed.__getitem__):
