@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quant.format.containers import Format
 from quant.format.errors import RecipeError
 from quant.tasks import Algorithm, Deviation, ScaleChoice
+from quant.transforms.settings import AwqFormula
 
 GroupSize = Literal[16, 32, 64, 128, "channel", "tensor", "block"]
 NumberType = Literal["int", "fp8", "nvfp4", "mxfp4", "mxfp8", "ggml"]
@@ -54,6 +55,39 @@ class GptqSpec(_Strict):
     first_token_share: float = Field(default=0.2, ge=0.0, le=0.9)
 
 
+class AwqSpec(_Strict):
+    """Channels that carry much are scaled up before rounding; see `quant.transforms.awq`.
+
+    ratios: how many scales are tried at each place, besides none. formula: "plain" looks at the
+    inputs alone, "duo" at the weights too, "both" tries twice as many. clip: shrink the range of
+    groups as well, where nearest rounding gains by it. tokens: how many the search looks at.
+    """
+
+    ratios: int = Field(default=20, ge=1, le=1000)
+    formula: AwqFormula = "both"
+    clip: bool = False
+    tokens: int = Field(default=2048, ge=1)
+
+
+class SmoothQuantSpec(_Strict):
+    """Outliers of the inputs are shared with the weights, for schemes that round both.
+
+    alpha: how much of them; "auto" tries 0.4 to 0.9 at each place and none. outputs: also where
+    one linear feeds another. tokens: how many the search looks at.
+    """
+
+    alpha: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    outputs: bool = False
+    tokens: int = Field(default=2048, ge=1)
+
+
+class RotationSpec(_Strict):
+    """The residual stream and the value heads are rotated, which spreads outliers over all
+    channels; see `quant.transforms.rotated_checkpoint`. seed: of the random signs."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
 class CalibrationSpec(_Strict):
     """samples x tokens of text, without padding; `seed` picks windows, or samples `self` text.
 
@@ -83,6 +117,8 @@ class Recipe(_Strict):
     negative scales too, which symmetric 4-bit groups gain by, and which every reader that
     multiplies by the scale takes; choose "search" for one that insists on positive scales. format:
     the checkpoint to write; gptq, gptq_v2 and awq take float16 scales and no negative ones.
+    rotation, smoothquant, awq: what is done, in this order, before a layer is rounded; `{}` asks
+    for one as it is, and all of them stack.
     """
 
     description: str = ""
@@ -94,13 +130,20 @@ class Recipe(_Strict):
     targets: tuple[str, ...] = Field(default=("*",), min_length=1, strict=False)
     ignore: tuple[str, ...] = Field(default=("lm_head",), strict=False)
     overrides: tuple[Override, ...] = Field(default=(), strict=False)
+    awq: AwqSpec | None = None
+    smoothquant: SmoothQuantSpec | None = None
+    rotation: RotationSpec | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     allow: tuple[Deviation, ...] = Field(default=(), strict=False)
 
     @property
     def needs_calibration(self) -> bool:
         """False when every linear is rounded to nearest by its weights alone."""
-        return self.algorithm != "rtn" or any(o.algorithm == "gptq" for o in self.overrides)
+        if self.awq is not None or self.smoothquant is not None:
+            return True
+        return self.algorithm != "rtn" or any(
+            o.algorithm not in (None, "rtn") for o in self.overrides
+        )
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -193,6 +236,9 @@ def _valid_keys(path: list[str]) -> list[str]:
     owners: dict[str, type[BaseModel]] = {
         "scheme": SchemeSpec,
         "gptq": GptqSpec,
+        "awq": AwqSpec,
+        "smoothquant": SmoothQuantSpec,
+        "rotation": RotationSpec,
         "calibration": CalibrationSpec,
         "overrides": Override,
     }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quant.format.scheme import QuantizedScheme
+from quant.transforms.settings import LayerTransforms
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 ScaleChoice = Literal["range", "search", "signed"]
@@ -31,7 +32,8 @@ class RoundingSettings:
     """How linears are rounded; see the fields of the recipe for their meaning.
 
     lowest_zero: smallest zero point of asymmetric groups, counted from qmin; a container may need
-    it. allowed: deviations from what was asked that do not end the run.
+    it. allowed: deviations from what was asked that do not end the run. transforms: what happens to
+    each layer before it is rounded.
     """
 
     damping: float = 0.01
@@ -43,3 +45,4 @@ class RoundingSettings:
     scale_dtype: FloatDtype = "bfloat16"
     lowest_zero: int = 0
     allowed: frozenset[Deviation] = frozenset()
+    transforms: LayerTransforms | None = None

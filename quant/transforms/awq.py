@@ -25,9 +25,9 @@ def awq_candidates(
     candidates = {}
     for step in range(settings.ratios):
         ratio = step / settings.ratios
-        if settings.duo != "yes" and step > 0:
+        if settings.formula != "duo" and step > 0:
             candidates[f"ratio {ratio:g}"] = _centred(mean_abs**ratio)
-        if settings.duo != "no":
+        if settings.formula != "plain":
             scale = mean_abs**ratio / (weight_mean ** (1.0 - ratio) + _SMALLEST)
             candidates[f"duo ratio {ratio:g}"] = _centred(scale)
     return candidates

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-DuoChoice = Literal["both", "yes", "no"]
+AwqFormula = Literal["both", "plain", "duo"]
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class AwqSettings:
     """See the fields of the recipe. tokens: how many the search looks at, in whole samples."""
 
     ratios: int = 20
-    duo: DuoChoice = "both"
+    formula: AwqFormula = "both"
     clip: bool = False
     tokens: int = 2048
 

@@ -298,7 +298,7 @@ def test_clipping_minimises_each_groups_part_of_the_sum() -> None:
 
 def test_clipping_spares_queries_and_keys() -> None:
     seen = Observed()
-    done = seen.transform(awq=AwqSettings(ratios=1, duo="no", clip=True))
+    done = seen.transform(awq=AwqSettings(ratios=1, formula="plain", clip=True))
     clipped = {name for name, how in done.chosen.items() if how == "clipped"}
     assert clipped == set(seen.linears) - {"self_attn.q_proj", "self_attn.k_proj"}
     for name in clipped:
@@ -308,8 +308,8 @@ def test_clipping_spares_queries_and_keys() -> None:
 
 def test_duo_chooses_which_scales_are_tried() -> None:
     mean, relative = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.25, 0.5])
-    plain = awq_candidates(mean, relative, AwqSettings(ratios=4, duo="no"))
-    duo = awq_candidates(mean, relative, AwqSettings(ratios=4, duo="yes"))
+    plain = awq_candidates(mean, relative, AwqSettings(ratios=4, formula="plain"))
+    duo = awq_candidates(mean, relative, AwqSettings(ratios=4, formula="duo"))
     both = awq_candidates(mean, relative, AwqSettings(ratios=4))
     assert list(plain) == ["ratio 0.25", "ratio 0.5", "ratio 0.75"]
     assert list(duo) == [f"duo ratio {r}" for r in ("0", "0.25", "0.5", "0.75")]

@@ -1,0 +1,64 @@
+"""From a recipe to the transforms of one model, before any weight is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quant.format.checkpoint import Checkpoint
+from quant.recipe import Recipe
+from quant.transforms.layouts import layout_of
+from quant.transforms.rotated_checkpoint import RotatedCheckpoint
+from quant.transforms.settings import AwqSettings, LayerTransforms, SmoothQuantSettings
+
+
+def rotated(source: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The checkpoint that is quantized: `source`, rotated where the recipe asks for that.
+
+    Raises UnsupportedModelError for a model that cannot be.
+    """
+    if recipe.rotation is None:
+        return source
+    return RotatedCheckpoint(source, recipe.rotation.seed)
+
+
+def layer_transforms(recipe: Recipe, config: Mapping[str, Any]) -> LayerTransforms | None:
+    """What happens to each layer, None for nothing. config: the content of config.json.
+
+    Raises UnsupportedModelError for a family whose fold points are not known.
+    """
+    if recipe.awq is None and recipe.smoothquant is None:
+        return None
+    model_type = str(config.get("model_type"))
+    layout_of(model_type)
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    awq = smoothquant = None
+    if recipe.awq is not None:
+        asked = recipe.awq
+        awq = AwqSettings(asked.ratios, asked.formula, asked.clip, asked.tokens)
+    if recipe.smoothquant is not None:
+        smooth = recipe.smoothquant
+        alpha = None if smooth.alpha == "auto" else smooth.alpha
+        smoothquant = SmoothQuantSettings(alpha, smooth.outputs, smooth.tokens)
+    return LayerTransforms(model_type, int(head_dim), awq, smoothquant)
+
+
+def transform_notes(source: Checkpoint, recipe: Recipe) -> list[str]:
+    """What transforms change of `source` besides the linears that are rounded."""
+    notes = []
+    if recipe.rotation is not None:
+        notes.append(
+            "every tensor that writes to or reads the residual stream is rotated; norms become "
+            f"ones (seed {recipe.rotation.seed})"
+        )
+        if source.config.get("tie_word_embeddings"):
+            notes.append(
+                "lm_head.weight is written beside the embeddings: rotated, they are not the same"
+            )
+    scaling = [
+        n for n, asked in (("smoothquant", recipe.smoothquant), ("awq", recipe.awq)) if asked
+    ]
+    if scaling:
+        notes.append(
+            f"norms and biases of decoder layers are scaled by {' and '.join(scaling)}, so that "
+            "their linears round better"
+        )
+    return notes
