@@ -5,7 +5,7 @@ rounded linears before it ("true sequential").
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from quant.capture import LayerArguments, capture_inputs
 from quant.format.tensor import WeightSource
 from quant.forwards import HaltedForwards
 from quant.rounding_algorithms.dispatch import StageMoments, round_alone, round_stage
-from quant.rounding_algorithms.result import Rounded
-from quant.skeleton import Skeleton, load_float, loaded
+from quant.rounding_algorithms.result import LayerResult, Rounded
+from quant.skeleton import Skeleton, load_float, loaded, to_torch
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
 from quant.workers import Workers
@@ -29,32 +29,58 @@ _BATCH_TOKENS = 2048
 processor's caches, and the same for any number of threads."""
 
 
-def quantize_layers(
-    skeleton: Skeleton,
-    source: WeightSource,
-    tokens: torch.Tensor,
-    tasks: Mapping[str, LinearTask],
-    settings: RoundingSettings,
-    samples_at_once: int,
-    workers: Workers,
-) -> Iterator[dict[str, Rounded]]:
-    """Yield, layer by layer, the rounded linears by module name.
+class LayerLoop:
+    """The activations of the calibration set between layers, and the layers in turn.
 
-    tokens: int64 [samples, tokens], without padding. A layer's weights are loaded before its turn
-    and gone after it; only the activations of the calibration set are carried along. More samples
-    than `samples_at_once` pass the layer once for each of its stages, and once more.
+    A layer's weights are loaded before its turn and gone after it; only the activations are carried
+    along. More samples than `samples_at_once` pass a layer once for each of its stages, and once
+    more.
     """
-    outer = {name: name for name in skeleton.outer_parameters()}
-    with loaded(skeleton.model, outer, source, skeleton.compute_dtype):
-        hidden, arguments = capture_inputs(skeleton, tokens)
-    exact = hidden.clone() if any(task.corrected for task in tasks.values()) else None
-    for index, layer in enumerate(skeleton.layers):
-        prefix = skeleton.layer_name(index)
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        source: WeightSource,
+        tasks: Mapping[str, LinearTask],
+        settings: RoundingSettings,
+        samples_at_once: int,
+        workers: Workers,
+    ) -> None:
+        self._skeleton = skeleton
+        self._source = source
+        self._tasks = tasks
+        self._settings = settings
+        self._samples_at_once = samples_at_once
+        self._workers = workers
+
+    def start(self, tokens: torch.Tensor) -> None:
+        """tokens: int64 [samples, tokens], without padding."""
+        skeleton = self._skeleton
+        outer = {name: name for name in skeleton.outer_parameters()}
+        with loaded(skeleton.model, outer, self._source, skeleton.compute_dtype):
+            self.hidden, self._arguments = capture_inputs(skeleton, tokens)
+        corrected = any(task.corrected for task in self._tasks.values())
+        self.exact = self.hidden.clone() if corrected else None
+
+    def round_layer(self, index: int) -> LayerResult:
+        """Round the linears of a layer; the activations become those behind it."""
+        with self._loaded(index) as turn:
+            turn.run(self.hidden, self.exact, self._samples_at_once)
+        return LayerResult(turn.results)
+
+    def replay_layer(self, index: int, result: LayerResult) -> None:
+        """Move the activations through a layer that was rounded before."""
+        with self._loaded(index) as turn:
+            turn.replay(result, self.hidden, self.exact, self._samples_at_once)
+
+    @contextmanager
+    def _loaded(self, index: int) -> Iterator["_LayerTurn"]:
+        layer, prefix = self._skeleton.layers[index], self._skeleton.layer_name(index)
         names = {name: f"{prefix}.{name}" for name, _ in layer.named_parameters()}
-        with loaded(layer, names, source, skeleton.compute_dtype):
-            turn = _LayerTurn(layer, prefix, arguments[index], tasks, settings, workers)
-            turn.run(hidden, exact, samples_at_once)
-        yield turn.results
+        with loaded(layer, names, self._source, self._skeleton.compute_dtype):
+            yield _LayerTurn(
+                layer, prefix, self._arguments[index], self._tasks, self._settings, self._workers
+            )
 
 
 def round_layers_alone(
@@ -62,13 +88,13 @@ def round_layers_alone(
     source: WeightSource,
     tasks: Mapping[str, LinearTask],
     settings: RoundingSettings,
-) -> Iterator[dict[str, Rounded]]:
-    """As `quantize_layers`, for tasks that need no calibration: weights are rounded as they are."""
+) -> Iterator[LayerResult]:
+    """Each layer rounded without calibration: weights as they are."""
     for index in range(len(skeleton.layers)):
         prefix = f"{skeleton.layer_name(index)}."
         mine = [task for name, task in tasks.items() if name.startswith(prefix)]
         weights = {t.module: load_float(source, f"{t.module}.weight").float() for t in mine}
-        yield round_alone(mine, weights, settings)
+        yield LayerResult(round_alone(mine, weights, settings))
 
 
 class _LayerTurn:
@@ -88,7 +114,7 @@ class _LayerTurn:
         self._arguments = arguments
         self._settings = settings
         self._workers = workers
-        start = len(prefix) + 1
+        self._start = start = len(prefix) + 1
         self._tasks = {n[start:]: t for n, t in tasks.items() if n.startswith(f"{prefix}.")}
 
     @torch.no_grad()
@@ -108,6 +134,23 @@ class _LayerTurn:
             if task in left
         }
         self.results |= round_alone(left, weights, self._settings)
+
+    @torch.no_grad()
+    def replay(
+        self,
+        result: LayerResult,
+        hidden: torch.Tensor,
+        exact: torch.Tensor | None,
+        samples_at_once: int,
+    ) -> None:
+        """Only move the activations on, through what `result` says is stored."""
+        if exact is not None:
+            self._move_all_on(self._layer, exact, samples_at_once)
+        for name, array in result.changed.items():
+            self._layer.get_parameter(name[self._start :]).copy_(to_torch(array))
+        for name, task in self._tasks.items():
+            self._linear(name).weight.copy_(result.rounded[task.module].dequantized)
+        self._move_all_on(self._layer, hidden, samples_at_once)
 
     def _linear(self, name: str) -> torch.nn.Linear:
         linear = self._layer.get_submodule(name)
@@ -181,12 +224,16 @@ class _LayerTurn:
                         stack.enter_context(others)
                     _add_inputs(moments, first, run, others)
             self._round(stage, moments)
-        for wave in waves:
-            with self._forwards(self._layer, hidden[wave], []) as run:
-                _move_on(hidden[wave], run)
-            if exact is not None and float_layer is not None:
-                with self._forwards(float_layer, exact[wave], []) as run:
-                    _move_on(exact[wave], run)
+        self._move_all_on(self._layer, hidden, samples_at_once)
+        if exact is not None and float_layer is not None:
+            self._move_all_on(float_layer, exact, samples_at_once)
+
+    def _move_all_on(
+        self, layer: torch.nn.Module, hidden: torch.Tensor, samples_at_once: int
+    ) -> None:
+        for wave in torch.split(hidden, samples_at_once):
+            with self._forwards(layer, wave, []) as run:
+                _move_on(wave, run)
 
     def _forwards(
         self, layer: torch.nn.Module, hidden: torch.Tensor, stops: Sequence[str]

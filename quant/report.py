@@ -13,7 +13,9 @@ class ModuleReport:
     state: "as asked" | "damping raised to X" | "fallback rtn: WHY" | "kept in 16 bit: WHY".
 
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without
-    calibration. dead_columns: inputs that were zero for every calibration token.
+    calibration. dead_columns: inputs that were zero for every calibration token. condition: a lower
+    bound of the damped Hessian's condition number. clip_ratio: share of the weights that lie beyond
+    what their group can hold.
     """
 
     module: str
@@ -26,6 +28,8 @@ class ModuleReport:
     dead_columns: int
     tokens: int
     digest: str | None
+    condition: float | None = None
+    clip_ratio: float | None = None
 
 
 @dataclass(frozen=True)

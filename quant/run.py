@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quant.calibration import (
     CalibrationSet,
     CalibrationSource,
+    SelfSource,
     gather,
     parse_source,
 )
@@ -20,13 +21,13 @@ from quant.format.safetensors_writer import ShardedWriter
 from quant.format.staging import require_free_bytes, staged_directory
 from quant.format.tensor import QuantizedTensor
 from quant.preflight import Prepared, prepare
-from quant.recipe import Recipe
+from quant.recipe import CalibrationSpec, Recipe
 from quant.report import REPORT_NAME, REPORT_VERSION, ModuleReport, QuantizeReport
 from quant.tasks import LinearTask, RoundingSettings
 
 if TYPE_CHECKING:
+    from quant.resume import ResumeStore
     from quant.rounding_algorithms.result import Rounded
-    from quant.workers import Workers
 
 Progress = Callable[[int, int, str], None]
 
@@ -42,6 +43,7 @@ class _Run:
     settings: RoundingSettings
     calibration: CalibrationSet | None
     on_progress: Progress
+    store: "ResumeStore"
 
     @property
     def tasks(self) -> Mapping[str, LinearTask]:
@@ -56,13 +58,17 @@ def quantize_checkpoint(
     *,
     on_progress: Progress | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> QuantizeReport:
     """Write the checkpoint in `model`, quantized by `recipe`, to the new directory `output`.
 
     The result is a checkpoint in the recipe's format with tokenizer files and a report; nothing
-    appears at `output` unless all of it is there. The same input, thread count and library
-    versions give the same bytes; global random state is left alone. `calibration` is not read for
-    recipes that do not need it.
+    appears at `output` unless all of it is there. The same input and library versions give the same
+    bytes with any number of threads; global random state is left alone. `calibration` is not read
+    for recipes that do not need it.
+
+    Each finished layer is kept beside `output` until all are done. After a run that was cut off,
+    `resume` takes up what the same input and recipe would do again; without it that is forgotten.
 
     Raises InputError (or a kind of it) before any weight is read when the model, recipe or text
     cannot work; CheckFailedError when a module ends otherwise than asked and the recipe's `allow`
@@ -75,19 +81,53 @@ def quantize_checkpoint(
     tensors = len(prepared.plan.tensors)
     require_free_bytes(output, 2 * prepared.plan.total_bytes + tensors * _HEADER_BYTES_PER_TENSOR)
     progress = on_progress or _silent
+    store = _open_store(output, resume)
     with staged_directory(output, overwrite=overwrite) as staging:
         data = None
         if recipe.needs_calibration:
             spec = recipe.calibration
-            data = gather(source, prepared.source, prepared.skeleton, spec, progress)
-        run = _Run(prepared, recipe, _settings(prepared, recipe), data, progress)
+            data = _calibration(source, prepared, spec, store, progress)
+        run = _Run(prepared, recipe, _settings(prepared, recipe), data, progress, store)
         modules = _write_weights(run, staging)
         _write_config(run, staging)
         for path in prepared.source.files():
             shutil.copyfile(path, staging / path.name)
         report = _report(run, modules, staging)
         _write_json(staging / REPORT_NAME, _lasting(report))
+    store.clear()
     return replace(report, seconds=round(time.monotonic() - began, 3))
+
+
+def _open_store(output: Path, resume: bool) -> "ResumeStore":
+    from quant.resume import ResumeStore, resume_directory
+
+    store = ResumeStore(resume_directory(output))
+    if not resume:
+        store.clear()
+    return store
+
+
+def _calibration(
+    source: CalibrationSource,
+    prepared: Prepared,
+    spec: CalibrationSpec,
+    store: "ResumeStore",
+    progress: Progress,
+) -> CalibrationSet:
+    """Text that the model writes itself takes long, so that it is kept like a layer."""
+    if not isinstance(source, SelfSource):
+        return gather(source, prepared.source, prepared.skeleton, spec, progress)
+    from quant.resume import first_key
+
+    raw = prepared.source
+    parts = [raw.load_raw(name).tobytes() for name in sorted(raw.names())]
+    key = first_key([spec.model_dump_json(), json.dumps(raw.config, sort_keys=True), *parts])
+    kept = store.load_tokens(key)
+    if kept is not None:
+        return CalibrationSet(kept[0], **kept[1])
+    data = gather(source, raw, prepared.skeleton, spec, progress)
+    store.save_tokens(key, data.tokens, {"source": data.source, "sha256": data.sha256})
+    return data
 
 
 def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
@@ -113,18 +153,23 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
     source, layers = run.prepared.source, len(run.prepared.skeleton.layers)
     container, modules = CONTAINERS[run.recipe.format], list[ModuleReport]()
     written: set[str] = set()
+    from quant.sequence import layer_results
     from quant.workers import fixed_division
 
     with ShardedWriter(directory) as writer, fixed_division() as workers:
         run.on_progress(0, layers, "layers")
-        for index, rounded in enumerate(_rounded_layers(run, workers)):
-            for module, result in rounded.items():
+        results = layer_results(run.prepared, run.settings, run.calibration, run.store, workers)
+        for index, layer in enumerate(results):
+            for name, array in layer.changed.items():
+                writer.add(name, array)
+                written.add(name)
+            for module, result in layer.rounded.items():
                 for name, array in container.encode(module, result.tensor).items():
                     writer.add(name, array)
                 written.add(f"{module}.weight")
                 modules.append(_module_report(run, module, result))
             run.on_progress(index + 1, layers, "layers")
-        assert written == {f"{module}.weight" for module in run.tasks}
+        assert written >= {f"{module}.weight" for module in run.tasks}
         for tensor in run.prepared.plan.tensors:
             if tensor.name not in written:
                 value = source.load(tensor.name)
@@ -132,25 +177,6 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
                 writer.add(tensor.name, value)
         _check_left_out(run.prepared)
     return modules
-
-
-def _rounded_layers(run: _Run, workers: "Workers") -> Iterator[dict[str, "Rounded"]]:
-    import torch
-
-    from quant.layers import quantize_layers, round_layers_alone
-
-    prepared = run.prepared
-    if run.calibration is None:
-        return round_layers_alone(prepared.skeleton, prepared.source, run.tasks, run.settings)
-    return quantize_layers(
-        prepared.skeleton,
-        prepared.source,
-        torch.from_numpy(run.calibration.tokens),
-        run.tasks,
-        run.settings,
-        prepared.plan.samples_per_batch,
-        workers,
-    )
 
 
 def _check_left_out(prepared: Prepared) -> None:
@@ -170,8 +196,6 @@ def _check_left_out(prepared: Prepared) -> None:
 
 def _module_report(run: _Run, module: str, result: "Rounded") -> ModuleReport:
     task = run.tasks[module]
-    tokens = 0 if run.calibration is None else run.calibration.tokens.size
-    reached = result.output_error is not None
     return ModuleReport(
         module=module,
         scheme=str(task.scheme),
@@ -181,8 +205,10 @@ def _module_report(run: _Run, module: str, result: "Rounded") -> ModuleReport:
         output_error=result.output_error,
         damping=result.damping,
         dead_columns=result.dead_columns,
-        tokens=tokens if reached else 0,
+        tokens=result.tokens,
         digest=result.tensor.digest(),
+        condition=result.condition,
+        clip_ratio=result.clip_ratio,
     )
 
 

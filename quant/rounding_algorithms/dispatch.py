@@ -1,7 +1,7 @@
 """Rounds the linears that share an input, with the algorithm that each was given."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -49,7 +49,8 @@ def round_stage(
             results |= _nearest(members, weights, moments.hessian, settings, AS_ASKED)
         else:
             results |= _gptq_or_fallback(members, weights, moments, settings, workers)
-    return _checked(results, settings)
+    counted = {m: replace(result, tokens=moments.tokens) for m, result in results.items()}
+    return _checked(counted, settings)
 
 
 def round_alone(

@@ -1,8 +1,10 @@
 """What rounding one linear gave, and how it went."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from quant.format.scheme import QuantizedScheme
@@ -16,17 +18,17 @@ AS_ASKED = "as asked"
 
 @dataclass(frozen=True)
 class Rounded:
-    """`tensor` holds the stored numbers, `dequantized` (float32 [out, in]) what they are worth.
+    """What a linear's weight became. `tensor` holds the stored numbers.
 
     state: "as asked" | "damping raised to X" | "fallback rtn: REASON".
     damping: share of the mean diagonal that was added; None when nothing was factored.
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without H.
     clip_ratio: share of the weights beyond the last level of their group by over half a step.
     condition: at least this is the damped Hessian's condition number; None without one.
+    tokens: calibration tokens that its Hessian saw.
     """
 
     tensor: QuantizedTensor
-    dequantized: torch.Tensor
     state: str
     damping: float | None
     dead_columns: int
@@ -34,6 +36,21 @@ class Rounded:
     output_error: float | None
     clip_ratio: float = 0.0
     condition: float | None = None
+    tokens: int = 0
+
+    @property
+    def dequantized(self) -> torch.Tensor:
+        """float32 [out, in]: what every reader of the file gets."""
+        return torch.from_numpy(self.tensor.dequantize())
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """A decoder layer, done. rounded: by module. changed: other tensors of it, by full name, that a
+    transform changed: in the type they are stored in."""
+
+    rounded: dict[str, Rounded]
+    changed: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def split_rows(
@@ -56,7 +73,6 @@ def split_rows(
         results.append(
             Rounded(
                 to_quantized_tensor(levels[rows], part, scheme, dtype),
-                worth,
                 state,
                 None if factored is None else factored.damping,
                 dead,

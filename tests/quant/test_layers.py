@@ -12,7 +12,7 @@ import torch
 
 from quant.format.errors import CheckFailedError
 from quant.format.tensor import Weight, WeightSource
-from quant.layers import quantize_layers
+from quant.layers import LayerLoop
 from quant.preflight import Prepared, prepare
 from quant.recipe import load_recipe
 from quant.rounding_algorithms.result import Rounded
@@ -56,16 +56,17 @@ def run(
     torch.set_num_threads(threads or before)
     try:
         with fixed_division() as workers:
-            for rounded in quantize_layers(
+            loop = LayerLoop(
                 prepared.skeleton,
                 source or prepared.source,
-                tokens,
                 tasks or prepared.resolution.tasks,
                 settings,
                 batch,
                 workers,
-            ):
-                results |= rounded
+            )
+            loop.start(tokens)
+            for index in range(len(prepared.skeleton.layers)):
+                results |= loop.round_layer(index).rounded
                 after_layer()
     finally:
         torch.set_num_threads(before)

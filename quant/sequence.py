@@ -1,0 +1,111 @@
+"""The layers of a run in order: taken from an unfinished run where that did the same, else done."""
+
+import json
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from quant.calibration import CalibrationSet
+from quant.layers import LayerLoop, round_layers_alone
+from quant.preflight import Prepared
+from quant.resume import ResumeStore, first_key, layer_keys
+from quant.rounding_algorithms.result import LayerResult
+from quant.skeleton import to_torch
+from quant.tasks import RoundingSettings
+from quant.workers import Workers
+
+
+def layer_results(
+    prepared: Prepared,
+    settings: RoundingSettings,
+    calibration: CalibrationSet | None,
+    store: ResumeStore,
+    workers: Workers,
+) -> Iterator[LayerResult]:
+    """Each decoder layer's result. What is done is kept in `store` until the caller clears it."""
+    tasks = prepared.resolution.tasks
+    if calibration is None:
+        yield from round_layers_alone(prepared.skeleton, prepared.source, tasks, settings)
+        return
+    at_once = prepared.plan.samples_per_batch
+    loop = LayerLoop(prepared.skeleton, prepared.source, tasks, settings, at_once, workers)
+    keys = _keys(prepared, settings, calibration)
+    done = _finished(prepared, keys, store)
+    yield from done
+    if len(done) == len(keys):
+        return
+    begin = _take_up(loop, torch.from_numpy(calibration.tokens), keys, done, store)
+    for index in range(begin, len(keys)):
+        result = loop.round_layer(index)
+        store.save(index, keys[index], result)
+        store.save_state(keys[index], _state(loop))
+        if index >= len(done):
+            yield result
+
+
+def _take_up(
+    loop: LayerLoop,
+    tokens: torch.Tensor,
+    keys: list[str],
+    done: list[LayerResult],
+    store: ResumeStore,
+) -> int:
+    """Bring the activations to a finished layer; returns the first layer that is still to do.
+
+    Kept activations are the very ones of the run that was cut off. Without them, those before the
+    first changed layer come out of the stored numbers once more.
+    """
+    loop.start(tokens)
+    for index in reversed(range(len(done))):
+        state = store.load_state(keys[index])
+        if state is not None:
+            loop.hidden = to_torch(state["hidden"])
+            loop.exact = to_torch(state["exact"]) if "exact" in state else None
+            return index + 1
+    for index, result in enumerate(done):
+        loop.replay_layer(index, result)
+    return len(done)
+
+
+def _finished(prepared: Prepared, keys: list[str], store: ResumeStore) -> list[LayerResult]:
+    tasks, done = prepared.resolution.tasks, list[LayerResult]()
+    for index, key in enumerate(keys):
+        result = store.load(index, key, tasks)
+        if result is None:
+            break
+        done.append(result)
+    return done
+
+
+def _keys(prepared: Prepared, settings: RoundingSettings, calibration: CalibrationSet) -> list[str]:
+    skeleton, source = prepared.skeleton, prepared.source
+    parts: list[str | bytes] = [
+        json.dumps([torch.__version__, np.__version__, prepared.plan.samples_per_batch]),
+        json.dumps(source.config, sort_keys=True),
+        calibration.sha256,
+    ]
+    for name in skeleton.outer_parameters():
+        parts += [name, source.load_raw(name).tobytes()]
+    layers = [
+        [f"{skeleton.layer_name(index)}.{name}" for name, _ in layer.named_parameters()]
+        for index, layer in enumerate(skeleton.layers)
+    ]
+    tasks = prepared.resolution.tasks
+    return layer_keys(first_key(parts), source, layers, tasks, settings)
+
+
+def _state(loop: LayerLoop) -> dict[str, npt.NDArray[np.generic]]:
+    state = {"hidden": _to_numpy(loop.hidden)}
+    if loop.exact is not None:
+        state["exact"] = _to_numpy(loop.exact)
+    return state
+
+
+def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: npt.NDArray[np.generic] = tensor.numpy()
+    return array
