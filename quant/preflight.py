@@ -6,6 +6,7 @@ Everything that can go wrong without reading a weight goes wrong here, before an
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from quant.memory import peak_bytes, samples_per_batch
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
 from quant.tasks import FloatDtype, LinearTask
+from quant.transforms.asked import rotated, scaled_tensors, transform_notes
 
 if TYPE_CHECKING:
     from quant.skeleton import Skeleton
@@ -77,12 +79,13 @@ def plan_quantization(model: Path, recipe: Recipe) -> Plan:
 
 def prepare(model: Path, recipe: Recipe) -> Prepared:
     """Open the checkpoint, check it against its architecture and the recipe, and plan."""
-    source = open_checkpoint(model)
-    if source.quant_method is not None:
+    original = open_checkpoint(model)
+    if original.quant_method is not None:
         raise UnsupportedModelError(
-            f"{model}: is already quantized ({source.quant_method}); start from the original "
+            f"{model}: is already quantized ({original.quant_method}); start from the original "
             "checkpoint, since rounding twice loses twice"
         )
+    source = rotated(original, recipe)
     require("torch", "quantizing")
     from quant.skeleton import build_skeleton, weight_dtype
 
@@ -98,15 +101,20 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     described = {name: (scheme, shapes[name]) for name, scheme in linears.items()}
     require_holdable(recipe.format, described, frozenset(skeleton.outer_linears()))
     scale_bytes = 4 if (container.scale_dtype or dtype) == "float32" else 2
-    tensors = _tensor_plans(source, resolution, left_out, container, scale_bytes)
+    changed = scaled_tensors(recipe, source.config)
+    tensors = _tensor_plans(source, resolution, left_out, container, scale_bytes, changed)
     plan = Plan(
         model=str(model),
         tensors=tensors,
         total_bytes=sum(tensor.bytes for tensor in tensors),
-        source_bytes=sum(source.stored_bytes(name) for name in source.names()),
+        source_bytes=sum(original.stored_bytes(name) for name in original.names()),
         peak_memory_bytes=peak_bytes(skeleton, recipe),
         samples_per_batch=samples_per_batch(skeleton, recipe.calibration),
-        notes=(*_notes(resolution, left_out), *_format_notes(recipe, resolution, dtype)),
+        notes=(
+            *_notes(resolution, left_out),
+            *transform_notes(original, recipe),
+            *_format_notes(recipe, resolution, dtype),
+        ),
     )
     return Prepared(plan, source, skeleton, resolution, left_out, linears)
 
@@ -153,6 +161,7 @@ def _tensor_plans(
     left_out: Mapping[str, str],
     container: Container,
     scale_bytes: int,
+    changes: Mapping[str, str],
 ) -> tuple[TensorPlan, ...]:
     plans = []
     for name in source.names():
@@ -165,7 +174,9 @@ def _tensor_plans(
             size = container.stored_bytes(shape, scheme, scale_bytes)
         else:
             size = math.prod(shape) * scheme.num_bits // 8
-        plans.append(TensorPlan(name, shape, str(scheme), size, _why(module, task, resolution)))
+        why = _why(module, task, resolution)
+        changed = [how for pattern, how in changes.items() if fnmatchcase(name, pattern)]
+        plans.append(TensorPlan(name, shape, str(scheme), size, "; ".join([why, *changed])))
     return tuple(plans)
 
 

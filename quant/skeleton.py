@@ -112,6 +112,8 @@ def _build_on_meta(directory: Path, config: Mapping[str, Any], dtype: torch.dtyp
     kind = config.get("model_type")
     try:
         parsed = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if "tie_word_embeddings" in config:  # a rotation unties what the file ties
+            parsed.get_text_config().tie_word_embeddings = config["tie_word_embeddings"]
         with torch.random.fork_rng(devices=[]), accelerate.init_empty_weights():
             model = transformers.AutoModelForCausalLM.from_config(
                 parsed, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False

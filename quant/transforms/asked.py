@@ -41,6 +41,29 @@ def layer_transforms(recipe: Recipe, config: Mapping[str, Any]) -> LayerTransfor
     return LayerTransforms(model_type, int(head_dim), awq, smoothquant)
 
 
+def scaled_tensors(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, str]:
+    """Patterns of the tensors that awq and smoothquant change, with what they do to them.
+
+    Raises UnsupportedModelError for a family whose fold points are not known.
+    """
+    transforms = layer_transforms(recipe, config)
+    if transforms is None:
+        return {}
+    layout, names = layout_of(transforms.model_type), list[str]()
+    for point in layout.norms:
+        names += [f"{name}.weight" for name in (point.norm, *point.readers)]
+    if recipe.awq is not None or (recipe.smoothquant and recipe.smoothquant.outputs):
+        for linear in layout.linears:
+            names += [f"{linear.producer}.{leaf}" for leaf in ("weight", "bias")]
+            names.append(f"{linear.reader}.weight")
+    return {f"*.{name}": f"scaled by {_scaling(recipe)}" for name in names}
+
+
+def _scaling(recipe: Recipe) -> str:
+    asked = (("smoothquant", recipe.smoothquant), ("awq", recipe.awq))
+    return " and ".join(name for name, spec in asked if spec is not None)
+
+
 def transform_notes(source: Checkpoint, recipe: Recipe) -> list[str]:
     """What transforms change of `source` besides the linears that are rounded."""
     notes = []
@@ -53,12 +76,9 @@ def transform_notes(source: Checkpoint, recipe: Recipe) -> list[str]:
             notes.append(
                 "lm_head.weight is written beside the embeddings: rotated, they are not the same"
             )
-    scaling = [
-        n for n, asked in (("smoothquant", recipe.smoothquant), ("awq", recipe.awq)) if asked
-    ]
-    if scaling:
+    if _scaling(recipe):
         notes.append(
-            f"norms and biases of decoder layers are scaled by {' and '.join(scaling)}, so that "
-            "their linears round better"
+            f"norms and biases of decoder layers are scaled by {_scaling(recipe)}, so that their "
+            "linears round better"
         )
     return notes
