@@ -18,6 +18,8 @@ class FloatValues(Protocol):
 
     def round(self) -> Any: ...
     def clip(self, min: Any, max: Any, /) -> Any: ...
+    def __abs__(self) -> Any: ...
+    def __ge__(self, other: Any, /) -> Any: ...
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
     def __mul__(self, other: Any, /) -> Any: ...
@@ -41,7 +43,7 @@ def absmax_scale(values_absmax: Values, num_bits: int) -> Values:
     """
     qmin, qmax = code_range(num_bits)
     scale: Values = values_absmax / ((qmax - qmin) / 2)
-    return _without_zeros(scale)
+    return without_zeros(scale)
 
 
 def minmax_scale(minimum: Values, maximum: Values, num_bits: int) -> Values:
@@ -49,7 +51,7 @@ def minmax_scale(minimum: Values, maximum: Values, num_bits: int) -> Values:
     qmin, qmax = code_range(num_bits)
     low, high = minimum.clip(None, 0), maximum.clip(0, None)
     scale: Values = (high - low) / (qmax - qmin)
-    return _without_zeros(scale)
+    return without_zeros(scale)
 
 
 def zero_point_for(minimum: Values, scale: Values, num_bits: int) -> Values:
@@ -109,7 +111,7 @@ def store_scale(scale: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[An
     return stored
 
 
-def _without_zeros(scale: Values) -> Values:
+def without_zeros(scale: Values) -> Values:
     """Zeros become 1: adding the comparison works alike in numpy and torch."""
     replaced: Values = scale + (scale == 0)  # type: ignore[comparison-overlap]
     return replaced

@@ -20,8 +20,6 @@ from quant.format.tensor import QuantizedTensor
 from tests.quant.format.random_weights import WITH_ACTIVATIONS, assert_same, int_scheme, to_torch
 from tests.quant.format.tiny_quantized import ATTENTION, MLP, kv_scales, quantized_llama
 
-WIDE = {"hidden_size": 128, "intermediate": 256}
-"""Sizes that hold whole groups of 128."""
 FINE_GRAINED = {
     "block": WITH_ACTIVATIONS["fp8-block"],
     "block64": CodebookScheme(
@@ -73,7 +71,7 @@ def test_compressed_tensors(tmp_path: Path, name: str) -> None:
     schemes: dict[str, QuantizedScheme] = dict(MIXED)
     if name != "mixed":
         schemes = dict.fromkeys(ATTENTION + MLP, WITH_ACTIVATIONS[name])
-    quantized = quantized_llama(tmp_path / "model", schemes, **WIDE)
+    quantized = quantized_llama(tmp_path / "model", schemes, wide=True)
     assert_we_read_it(tmp_path / "model", quantized)
     assert_worth_the_same(load(tmp_path / "model"), quantized)
 
@@ -82,7 +80,7 @@ def test_compressed_tensors(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FINE_GRAINED)
 def test_fine_grained_fp8(tmp_path: Path, name: str) -> None:
     schemes = dict.fromkeys(("q_proj", "o_proj", *MLP), FINE_GRAINED[name])
-    quantized = quantized_llama(tmp_path / "model", schemes, "fp8", **WIDE)
+    quantized = quantized_llama(tmp_path / "model", schemes, "fp8", wide=True)
     assert_we_read_it(tmp_path / "model", quantized)
     assert_worth_the_same(load(tmp_path / "model"), quantized)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 
@@ -23,10 +22,16 @@ def quantized_llama(
     schemes: Mapping[str, QuantizedScheme],
     format_name: Format = "compressed-tensors",
     kv_cache: KvCacheScheme | None = None,
-    **options: Any,
+    *,
+    wide: bool = False,
 ) -> dict[str, QuantizedTensor]:
-    """The quantized weights by name; `schemes` by last part of the names of linears."""
-    config, container = tiny_config("llama", **{"tied": True, **options}), CONTAINERS[format_name]
+    """The quantized weights by name; `schemes` by last part of the names of linears.
+
+    wide: whether rows hold whole groups of 128.
+    """
+    width = 128 if wide else 64
+    config = tiny_config("llama", tied=True, hidden_size=width, intermediate=2 * width)
+    container = CONTAINERS[format_name]
     quantized: dict[str, QuantizedTensor] = {}
     states: dict[str, Scheme] = {}
     directory.mkdir()
