@@ -57,11 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # So that what is running ends with us; a kill -9 leaves it behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        contestants = [
-            *choose(default_contestants(), args.only),
-            *map(parse_recipe, args.recipe),
-            *map(parse_given, args.given),
-        ]
+        contestants = find_contestants(args)
         tools = find_tools(args)
         bind_to_processors(args.threads)
         workshop = Workshop(args.work.resolve(), args.threads)
@@ -88,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_report(workshop.root, rows, settings)
     print((workshop.root / "quality.md").read_text("utf-8"))
     return 1 if any(row.problem for found in rows.values() for row in found) else 0
+
+
+def find_contestants(args: argparse.Namespace) -> list[Contestant]:
+    """Each row once, also where it was chosen and asked for. Raises ValueError."""
+    chosen = choose(default_contestants(), args.only)
+    asked = [*map(parse_recipe, args.recipe), *map(parse_given, args.given)]
+    return list({one.name: one for one in (*chosen, *asked)}.values())
 
 
 def sizes_of(args: argparse.Namespace) -> Sizes:
@@ -154,4 +157,8 @@ def write_report(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
