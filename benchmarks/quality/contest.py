@@ -64,7 +64,7 @@ class Contest:
             row = replace(row, made=made, weight_bytes=weight_bytes(artifact.path))
             scores = self._score(contestant, artifact)
         except StepError as error:
-            return replace(row, problem=str(error))
+            return replace(row, problem=str(error).removeprefix(f"{contestant.name}: "))
         return replace(row, scores=scores, summary=summarize(scores))
 
     def _tool_name(self, contestant: Contestant) -> str:
