@@ -10,8 +10,9 @@ import numpy.typing as npt
 from compile.input_rounding import InputRounding, input_rounding
 from quant.format.codebooks import codebook_values
 from quant.format.errors import UnsupportedModelError
+from quant.format.ggml_kblocks import LAYOUTS, nested_scales
 from quant.format.scheme import CodebookScheme, PerBlock
-from quant.format.tensor import QuantizedTensor, Weight, WeightSource
+from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
 from runtime.kernels.cpu._native import Matrix, ThreadPool
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -73,28 +74,60 @@ def pack(weight: Weight, pool: ThreadPool, rounding: InputRounding | None = None
     if not isinstance(weight, QuantizedTensor):
         return Packed(Matrix.from_numbers(*_numbers(weight), pool))
     starts, order = group_layout(weight)
-    codes, scale = np.ascontiguousarray(weight.codes), _numbers(row_scales(weight))
+    numbers = nested_numbers(weight) or plain_numbers(weight)
+    codes = np.ascontiguousarray(weight.codes)
     if isinstance(weight.scheme, CodebookScheme):
         table = None
         if weight.scheme.num_bits == 4:
             table = np.ascontiguousarray(codebook_values(weight.scheme.codebook))
         divisor = 1.0 if weight.global_scale is None else weight.global_scale
-        matrix = Matrix.from_codebook(codes, table, scale, divisor, starts, order, pool)
+        matrix = Matrix.from_codebook(
+            codes, table, _numbers(numbers.scale), divisor, starts, order, pool, numbers.sub_scale
+        )
         return Packed(matrix, order, rounding)
     matrix = Matrix.from_integers(
         codes,
         weight.scheme.num_bits,
-        scale,
+        _numbers(numbers.scale),
         None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point),
-        None if weight.minimum is None else _numbers(weight.minimum),
+        None if numbers.minimum is None else _numbers(numbers.minimum),
         starts,
         order,
         pool,
+        numbers.sub_scale,
+        numbers.sub_minimum,
     )
     return Packed(matrix, order, rounding)
 
 
-def row_scales(weight: QuantizedTensor) -> npt.NDArray[Any]:
+@dataclass(frozen=True)
+class GroupNumbers:
+    """Scales and minimums as the kernels take them: [out, groups]; or, with `sub_scale` int8
+    [out, groups], those of several groups, which each multiplies by its own."""
+
+    scale: FloatArray
+    minimum: FloatArray | None = None
+    sub_scale: npt.NDArray[np.int8] | None = None
+    sub_minimum: npt.NDArray[np.int8] | None = None
+
+
+def plain_numbers(weight: QuantizedTensor) -> GroupNumbers:
+    return GroupNumbers(row_scales(weight), weight.minimum)
+
+
+def nested_numbers(weight: QuantizedTensor) -> GroupNumbers | None:
+    """The factors that a K-quant's scales are the products of, which take a quarter of their room;
+    None where the weight has none."""
+    layouts = {kind.name: kind for kind in LAYOUTS}
+    if weight.blocks is None or weight.blocks.type_name not in layouts:
+        return None
+    nested = nested_scales(layouts[weight.blocks.type_name], weight.blocks.data)
+    if nested.m is None or nested.sub_minimums is None:
+        return GroupNumbers(nested.d, None, nested.sub_scales)
+    return GroupNumbers(nested.d, -nested.m, nested.sub_scales, nested.sub_minimums.view(np.int8))
+
+
+def row_scales(weight: QuantizedTensor) -> FloatArray:
     """[out, groups]: the stored scales, one row for each output row. 8-bit scales become bfloat16,
     which holds every e4m3 and e8m0 number."""
     rows, scale = weight.shape[0], weight.scale

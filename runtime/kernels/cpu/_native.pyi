@@ -28,9 +28,12 @@ class Matrix:
         group_starts: npt.NDArray[np.int32],
         column_order: npt.NDArray[np.int32] | None,
         pool: ThreadPool,
+        sub_scale: npt.NDArray[np.int8] | None = None,
+        sub_minimum: npt.NDArray[np.int8] | None = None,
     ) -> Matrix:
         """Columns of one group are adjacent in `column_order`; group g is packed columns
-        [group_starts[g], group_starts[g + 1])."""
+        [group_starts[g], group_starts[g + 1]). With `sub_scale` [out, groups], scale and minimum
+        are those of several groups, to be multiplied by each group's own."""
     @staticmethod
     def from_codebook(
         codes: npt.NDArray[np.int8],
@@ -40,6 +43,7 @@ class Matrix:
         group_starts: npt.NDArray[np.int32],
         column_order: npt.NDArray[np.int32] | None,
         pool: ThreadPool,
+        sub_scale: npt.NDArray[np.int8] | None = None,
     ) -> Matrix:
         """`table` holds the 16 values of 4-bit codes; None: codes are e4m3 floats, none of them
         NaN. Every scale is divided by `divisor`."""

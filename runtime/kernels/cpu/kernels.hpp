@@ -26,8 +26,10 @@ enum class Codes : std::uint8_t { int4, int8, table, e4m3, number };
 // A packed weight [rows, columns]: strips of kStrip rows, each [columns][kStrip].
 //
 // int4, table: byte (k / 2, row) holds column k in its low and k + 1 in its high half; int4 as
-// code + bias. Columns of one group are adjacent; group g is [group_starts[g], group_starts[g + 1]).
+// code + bias. Columns of one group are adjacent: those of group g start at group_starts[g].
 // scales, zero_points and minimums are [strip][group][kStrip]; scales are divided by `divisor`.
+// Nested ones: a scale is shared by 2 ** nesting neighbouring groups, and each multiplies it by a
+// sub-scale of its own, [strip][group][kStrip] (and minimums likewise).
 struct MatrixView {
   int rows = 0;
   int columns = 0;
@@ -45,6 +47,9 @@ struct MatrixView {
   const std::int8_t* zero_points = nullptr;
   Number minimum_type = Number::float32;
   const void* minimums = nullptr;
+  int nesting = 0;
+  const std::int8_t* sub_scales = nullptr;  // nullptr: not nested
+  const std::int8_t* sub_minimums = nullptr;
 };
 
 // One layer's keys and values, and how they are attended to.

@@ -25,7 +25,19 @@ inline Vec weigh(Vec code, const GroupNumbers& group) {
   return mul(code, group.scale);
 }
 
+// The factor that a group shares with its neighbours, times its own.
+inline GroupNumbers nested_numbers(const MatrixView& m, std::size_t index) {
+  const std::size_t outer = (index / kStrip >> m.nesting) * kStrip + index % kStrip;
+  GroupNumbers group{load_number(m.scale_type, m.scales, outer), splat(0.0F)};
+  group.scale = mul(group.scale, load_int8(m.sub_scales + index));
+  if (m.minimums != nullptr)
+    group.shift = mul(load_number(m.minimum_type, m.minimums, outer),
+                      load_int8(m.sub_minimums + index));
+  return group;
+}
+
 inline GroupNumbers group_numbers(const MatrixView& m, std::size_t index) {
+  if (m.sub_scales != nullptr) return nested_numbers(m, index);
   GroupNumbers group{load_number(m.scale_type, m.scales, index), splat(0.0F)};
   if (m.divisor != 1.0F) group.scale = div(group.scale, splat(m.divisor));
   if (m.codes_type == Codes::e4m3) group.scale = mul(group.scale, splat(256.0F));

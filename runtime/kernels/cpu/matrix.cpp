@@ -82,14 +82,18 @@ Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
       group_starts_(std::move(source.group_starts)),
       column_order_(std::move(source.column_order)),
       scale_type_(source.scale.type),
-      minimum_type_(source.minimum.type) {
+      minimum_type_(source.minimum.type),
+      nesting_(source.nesting) {
   const std::size_t stored = in_pairs(codes_type_) ? (columns + 1) / 2 : columns;
   strip_bytes_ = stored * kStrip;
   codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
-  const std::size_t numbers = strips() * (group_starts_.size() - 1) * kStrip;
+  const std::size_t groups = strips() * (group_starts_.size() - 1) * kStrip;
+  const std::size_t numbers = groups >> nesting_;
   scales_ = Memory<std::uint8_t>(numbers * width(scale_type_));
-  if (source.zero_point != nullptr) zero_points_ = Memory<std::int8_t>(numbers);
+  if (source.zero_point != nullptr) zero_points_ = Memory<std::int8_t>(groups);
   if (unsigned_codes_) minimums_ = Memory<std::uint8_t>(numbers * width(minimum_type_));
+  if (source.sub_scale != nullptr) sub_scales_ = Memory<std::int8_t>(groups);
+  if (source.sub_minimum != nullptr) sub_minimums_ = Memory<std::int8_t>(groups);
   pool.run(strips(), [&](int strip, int) {
     pack_codes(source, strip);
     pack_groups(source, strip);
@@ -129,16 +133,23 @@ void Matrix::pack_groups(const CodesSource& source, int strip) {
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
   const int groups = static_cast<int>(group_starts_.size()) - 1;
   const std::size_t start = static_cast<std::size_t>(strip) * kStrip * groups;
-  transpose_strip(scale_type_, source.scale.data, start, lanes, groups, scales_.data(), start);
-  if (!zero_points_.empty())
-    transpose_strip(source.zero_point + start, lanes, groups, zero_points_.data() + start);
+  const auto bytes = [&](const std::int8_t* from, const Memory<std::int8_t>& to) {
+    if (from != nullptr) transpose_strip(from + start, lanes, groups, to.data() + start);
+  };
+  bytes(source.zero_point, zero_points_);
+  bytes(source.sub_scale, sub_scales_);
+  bytes(source.sub_minimum, sub_minimums_);
+  const int outer = groups >> nesting_;
+  const std::size_t first = static_cast<std::size_t>(strip) * kStrip * outer;
+  transpose_strip(scale_type_, source.scale.data, first, lanes, outer, scales_.data(), first);
   if (!minimums_.empty())
-    transpose_strip(minimum_type_, source.minimum.data, start, lanes, groups, minimums_.data(),
-                    start);
+    transpose_strip(minimum_type_, source.minimum.data, first, lanes, outer, minimums_.data(),
+                    first);
 }
 
 std::size_t Matrix::bytes() const {
-  return codes_.bytes() + scales_.bytes() + zero_points_.bytes() + minimums_.bytes();
+  return codes_.bytes() + scales_.bytes() + zero_points_.bytes() + minimums_.bytes() +
+         sub_scales_.bytes() + sub_minimums_.bytes();
 }
 
 MatrixView Matrix::view() const {
@@ -159,7 +170,20 @@ MatrixView Matrix::view() const {
   view.zero_points = zero_points_.empty() ? nullptr : zero_points_.data();
   view.minimum_type = minimum_type_;
   view.minimums = minimums_.empty() ? nullptr : minimums_.data();
+  view.nesting = nesting_;
+  view.sub_scales = sub_scales_.empty() ? nullptr : sub_scales_.data();
+  view.sub_minimums = sub_minimums_.empty() ? nullptr : sub_minimums_.data();
   return view;
+}
+
+float Matrix::number_at(Number type, const Memory<std::uint8_t>& numbers,
+                        const Memory<std::int8_t>& factors, std::size_t strip, int group,
+                        int lane) const {
+  const std::size_t groups = group_starts_.size() - 1;
+  const std::size_t outer = strip * (groups >> nesting_) + (group >> nesting_);
+  const float number = read_number({type, numbers.data()}, outer * kStrip + lane);
+  if (factors.empty()) return number;
+  return number * static_cast<float>(factors.data()[(strip * groups + group) * kStrip + lane]);
 }
 
 float Matrix::code_at(std::size_t strip, int column, int lane) const {
@@ -182,15 +206,17 @@ void Matrix::dequantize_row(int row, float* out) const {
     return;
   }
   const std::size_t groups = group_starts_.size() - 1;
-  for (std::size_t group = 0; group < groups; ++group) {
+  for (int group = 0; group < static_cast<int>(groups); ++group) {
     const std::size_t at = (strip * groups + group) * kStrip + lane;
-    const float scale = read_number({scale_type_, scales_.data()}, at) / divisor_;
+    const float scale = number_at(scale_type_, scales_, sub_scales_, strip, group, lane) / divisor_;
     const float zero = zero_points_.empty() ? 0.0F : zero_points_.data()[at];
     const float minimum =
-        minimums_.empty() ? 0.0F : read_number({minimum_type_, minimums_.data()}, at);
+        minimums_.empty() ? 0.0F
+                          : number_at(minimum_type_, minimums_, sub_minimums_, strip, group, lane);
     for (int k = group_starts_[group]; k < group_starts_[group + 1]; ++k) {
       const float value = (code_at(strip, k, lane) - zero) * scale;
-      out[column_order_.empty() ? k : column_order_[k]] = minimums_.empty() ? value : value + minimum;
+      out[column_order_.empty() ? k : column_order_[k]] =
+          minimums_.empty() ? value : value + minimum;
     }
   }
 }

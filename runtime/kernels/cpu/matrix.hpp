@@ -19,8 +19,8 @@ struct Numbers {
 // float32 value of element `index`.
 float read_number(Numbers numbers, std::size_t index);
 
-// What codes mean: integers of two's complement (with minimums: unsigned), the 16 values of a table,
-// or e4m3 floats.
+// Codes are integers of two's complement (with minimums: unsigned), or stand for the 16 values of a
+// table, or are e4m3 floats.
 struct CodesSource {
   Codes type = Codes::int8;
   const std::int8_t* codes = nullptr;             // [rows, columns]
@@ -29,6 +29,9 @@ struct CodesSource {
   float divisor = 1.0F;                           // of every scale
   const std::int8_t* zero_point = nullptr;        // [rows, groups]
   Numbers minimum;                                // [rows, groups]
+  int nesting = 0;                                // 2 ** nesting groups share scale and minimum
+  const std::int8_t* sub_scale = nullptr;         // [rows, groups], where nested
+  const std::int8_t* sub_minimum = nullptr;       // [rows, groups]
   std::vector<std::int32_t> group_starts;         // [groups + 1]
   std::vector<std::int32_t> column_order;         // [columns]: packed column k is this one; or empty
 };
@@ -53,6 +56,8 @@ class Matrix {
   void pack_numbers(const void* numbers, int strip);
   void pack_codes(const CodesSource& source, int strip);
   void pack_groups(const CodesSource& source, int strip);
+  float number_at(Number type, const Memory<std::uint8_t>& numbers,
+                  const Memory<std::int8_t>& factors, std::size_t strip, int group, int lane) const;
   float code_at(std::size_t strip, int column, int lane) const;
 
   int rows_;
@@ -71,6 +76,9 @@ class Matrix {
   Memory<std::int8_t> zero_points_;
   Number minimum_type_ = Number::float32;
   Memory<std::uint8_t> minimums_;
+  int nesting_ = 0;
+  Memory<std::int8_t> sub_scales_;
+  Memory<std::int8_t> sub_minimums_;
 };
 
 }  // namespace coldpress

@@ -52,18 +52,36 @@ std::shared_ptr<Matrix> matrix_from_numbers(const AnyMatrix& array, const std::s
 }
 
 using TypedArray = std::tuple<AnyMatrix, std::string>;
+using Bytes = Array<std::int8_t, nb::ndim<2>>;
+
+// Sub-scales and sub-minimums of nested groups: there are several for each scale.
+void nest(CodesSource& source, const TypedArray& scale, const std::optional<Bytes>& sub_scale,
+          const std::optional<Bytes>& sub_minimum) {
+  if (!sub_scale) return;
+  const std::size_t outer = std::get<0>(scale).shape(1);
+  if (outer == 0) throw std::invalid_argument("there are no scales");
+  while ((outer << source.nesting) < sub_scale->shape(1)) ++source.nesting;
+  if ((outer << source.nesting) != sub_scale->shape(1))
+    throw std::invalid_argument("there are not 1, 2, 4, .. sub-scales for each scale");
+  if (sub_minimum.has_value() != (source.minimum.data != nullptr))
+    throw std::invalid_argument("nested minimums need sub-minimums, and the other way around");
+  source.sub_scale = sub_scale->data();
+  if (sub_minimum) source.sub_minimum = sub_minimum->data();
+}
 
 std::shared_ptr<Matrix> matrix_from_integers(
     const Array<std::int8_t, nb::ndim<2>>& codes, int num_bits, const TypedArray& scale,
     const std::optional<Array<std::int8_t, nb::ndim<2>>>& zero_point,
     const std::optional<TypedArray>& minimum, const Ints& group_starts,
-    const std::optional<Ints>& column_order, ThreadPool& pool) {
+    const std::optional<Ints>& column_order, ThreadPool& pool,
+    const std::optional<Bytes>& sub_scale, const std::optional<Bytes>& sub_minimum) {
   CodesSource source;
   source.type = num_bits <= 4 ? Codes::int4 : Codes::int8;
   source.codes = codes.data();
   source.scale = numbers_of(std::get<0>(scale), std::get<1>(scale));
   if (zero_point) source.zero_point = zero_point->data();
   if (minimum) source.minimum = numbers_of(std::get<0>(*minimum), std::get<1>(*minimum));
+  nest(source, scale, sub_scale, sub_minimum);
   source.group_starts = to_vector(group_starts);
   if (column_order) source.column_order = to_vector(*column_order);
   const nb::gil_scoped_release release;
@@ -75,13 +93,14 @@ std::shared_ptr<Matrix> matrix_from_codebook(
     const Array<std::int8_t, nb::ndim<2>>& codes,
     const std::optional<Array<float, nb::shape<16>>>& table, const TypedArray& scale,
     float divisor, const Ints& group_starts, const std::optional<Ints>& column_order,
-    ThreadPool& pool) {
+    ThreadPool& pool, const std::optional<Bytes>& sub_scale) {
   CodesSource source;
   source.type = table ? Codes::table : Codes::e4m3;
   source.codes = codes.data();
   if (table) source.table.assign(table->data(), table->data() + 16);
   source.scale = numbers_of(std::get<0>(scale), std::get<1>(scale));
   source.divisor = divisor;
+  nest(source, scale, sub_scale, std::nullopt);
   source.group_starts = to_vector(group_starts);
   if (column_order) source.column_order = to_vector(*column_order);
   const nb::gil_scoped_release release;
@@ -199,10 +218,13 @@ NB_MODULE(_native, m) {
                   nb::arg("pool"))
       .def_static("from_integers", &matrix_from_integers, nb::arg("codes"), nb::arg("num_bits"),
                   nb::arg("scale"), nb::arg("zero_point").none(), nb::arg("minimum").none(),
-                  nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"))
+                  nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),
+                  nb::arg("sub_scale").none() = nb::none(),
+                  nb::arg("sub_minimum").none() = nb::none())
       .def_static("from_codebook", &matrix_from_codebook, nb::arg("codes"),
                   nb::arg("table").none(), nb::arg("scale"), nb::arg("divisor"),
-                  nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"))
+                  nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),
+                  nb::arg("sub_scale").none() = nb::none())
       .def_prop_ro("shape", [](const Matrix& m) { return std::make_tuple(m.rows(), m.columns()); })
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("reordered", [](const Matrix& m) { return !m.column_order().empty(); })

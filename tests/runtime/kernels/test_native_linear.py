@@ -11,9 +11,11 @@ from runtime.kernels.cpu._native import Plan
 from tests.runtime.kernels.harness import ISAS, POOLS, Build, Floats, gamma, random_floats, run_rows
 from tests.runtime.kernels.weights import (
     CODEBOOKS,
+    K_TYPES,
     KINDS,
     as_float32,
     codebook_weight,
+    nested_weight,
     quantized,
     weights,
 )
@@ -48,6 +50,16 @@ def test_every_product_is_within_the_error_of_its_sum(
     # One rounding for each product, one for each sum (a fused one rounds once for both).
     size = np.abs(x).astype(np.float64) @ np.abs(exact).T + np.abs(added)
     assert (np.abs(found - expected) <= gamma(columns + 1) * size).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type_name", K_TYPES)
+def test_products_with_nested_scales(isa: str, type_name: str) -> None:
+    weight, x = nested_weight(130, 512, type_name), random_floats((9, 512), 1)
+    found = run_rows(x, product(pack(weight, POOLS[1])), isa)
+    exact = weight.dequantize().astype(np.float64)
+    size = np.abs(x).astype(np.float64) @ np.abs(exact).T
+    assert (np.abs(found - x.astype(np.float64) @ exact.T) <= gamma(513) * size).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -13,8 +13,10 @@ from runtime.kernels.cpu._native import Matrix, Plan
 from tests.runtime.kernels.harness import ISAS, POOLS, random_floats, run_rows
 from tests.runtime.kernels.weights import (
     CODEBOOKS,
+    K_TYPES,
     as_float32,
     codebook_weight,
+    nested_weight,
     quantized,
     weights,
 )
@@ -64,6 +66,27 @@ def test_packed_codebooks_take_no_more_room_than_codes_and_scales(kind: str) -> 
     codes = 128 * 256 * weight.scheme.num_bits // 8
     scales = 128 * weight.scheme.groups(256) * max(2, weight.scale.dtype.itemsize)
     assert pack(weight, POOLS[1]).matrix.nbytes == codes + scales
+
+
+@pytest.mark.parametrize("type_name", K_TYPES)
+def test_nested_scales_are_read_right_and_stay_nested(type_name: str) -> None:
+    weight = nested_weight(130, 512, type_name)
+    packed = pack(weight, POOLS[2]).matrix
+    np.testing.assert_array_equal(packed.dequantize(), weight.dequantize())
+    strips, groups = 3 * 64, weight.scheme.groups(512)
+    codes = 512 // 2 if weight.scheme.num_bits <= 4 else 512
+    sides = 1 if weight.minimum is None else 2
+    assert packed.nbytes == strips * (codes + sides * (groups + 2 * 2))
+
+
+def test_sub_scales_that_do_not_divide_are_refused() -> None:
+    codes, scale = np.zeros((4, 6), np.int8), np.ones((4, 2), np.float32)
+    starts, sub = np.arange(7, dtype=np.int32), np.ones((4, 6), np.int8)
+    rest = (4, (scale, "float32"), None, None, starts, None, POOLS[1])
+    with pytest.raises(ValueError, match="sub-scales for each scale"):
+        Matrix.from_integers(codes, *rest, sub)
+    with pytest.raises(ValueError, match="the other way around"):
+        Matrix.from_integers(codes, *rest, np.ones((4, 4), np.int8), np.ones((4, 4), np.int8))
 
 
 def test_packed_integers_take_no_more_room_than_their_bits() -> None:

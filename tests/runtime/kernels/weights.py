@@ -8,6 +8,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from quant.format.codebooks import LARGEST
+from quant.format.ggml_kblocks import LAYOUTS, NestedScales, quantized_tensor
 from quant.format.scheme import (
     ActivationScheme,
     Codebook,
@@ -111,6 +112,30 @@ def codebook_weight(
         global_scale=global_scale,
         input_scale=input_scale,
     )
+
+
+K_TYPES = {kind.name: kind for kind in LAYOUTS}
+"""The types with nested scales; rows are whole blocks of 256."""
+
+
+def nested_weight(rows: int, columns: int, type_name: str, *, seed: int = 0) -> QuantizedTensor:
+    """Random codes and sub-scales, over the whole range of the type; as large as a real one."""
+    random = np.random.default_rng(seed)
+    kind = K_TYPES[type_name]
+    layout = LAYOUTS[kind]
+    bits = layout.scheme.num_bits
+    low = 0 if layout.has_minimum or bits == 4 else -(1 << (bits - 1))
+    codes = random.integers(low, low + (1 << bits), (rows, columns)).astype(np.int8)
+    groups, top = (rows, columns // layout.group), max(-layout.lowest, layout.highest)
+    largest = 127 if isinstance(layout.scheme, CodebookScheme) else 1 << bits
+    d = random.uniform(0.5, 1.5, (rows, columns // 256)) / (top * largest * columns**0.5)
+    sub_scales = random.integers(layout.lowest, layout.highest + 1, groups).astype(np.int8)
+    m = sub_minimums = None
+    if layout.has_minimum:
+        m = (d * largest / 2).astype(np.float16)
+        sub_minimums = random.integers(0, layout.highest + 1, groups).astype(np.uint8)
+    scales = NestedScales(d.astype(np.float16), sub_scales, m, sub_minimums)
+    return quantized_tensor(kind, codes, scales)
 
 
 @st.composite
