@@ -13,6 +13,8 @@ import numpy.typing as npt
 from quant.format.ggml_grid import Floats, Levels
 
 _TINY = np.float32(1e-30)
+_NUDGES = (1.0, 0.97, 1.03, 0.985, 1.015, 0.993, 1.007)
+"""What a fitted scale is moved by in search of better codes around it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def fit_signed(groups: Groups, reaches: Sequence[float], rounds: int) -> Floats:
     """[groups]: a scale of either sign for types without a minimum.
 
     reaches: levels that the largest magnitude is tried at, negative ones for negative scales.
-    rounds: of choosing codes and scale in turn afterwards.
+    rounds: of choosing codes and scale in turn afterwards, around the best scale so far.
     """
     largest = np.maximum(np.abs(groups.x).max(axis=0), _TINY)
     best: Floats = largest / np.float32(reaches[0])
@@ -91,7 +93,8 @@ def fit_signed(groups: Groups, reaches: Sequence[float], rounds: int) -> Floats:
         scale = largest / np.float32(reach)
         best, error = _refitted(groups, scale, best, error)
     for _ in range(rounds):
-        best, error = _refitted(groups, best, best, error)
+        for nudge in _NUDGES:
+            best, error = _refitted(groups, best * np.float32(nudge), best, error)
     return best
 
 
@@ -113,8 +116,12 @@ def fit_affine(
             groups, (scale, minimum), (best_scale, best_minimum), error, below_zero
         )
     for _ in range(rounds):
-        pair = (best_scale, best_minimum)
-        best_scale, best_minimum, error = _refitted_affine(groups, pair, pair, error, below_zero)
+        for nudge in _NUDGES:
+            pair = (best_scale, best_minimum)
+            moved = (best_scale * np.float32(nudge), best_minimum)
+            best_scale, best_minimum, error = _refitted_affine(
+                groups, moved, pair, error, below_zero
+            )
     return best_scale, best_minimum
 
 

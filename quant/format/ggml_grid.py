@@ -31,7 +31,7 @@ class Levels:
             self.lowest, self.highest = float(self._table.min()), float(self._table.max())
             # The table holds whole numbers, so that the middles between them are halves, and one
             # entry for each half decides: those of an entry all have the same nearest level.
-            middles = np.arange(-255, 257, dtype=np.float32) / 2 - 0.25
+            middles = np.arange(-255, 257, dtype=np.float32) / 2 + 0.25
             self._nearest = np.abs(middles[:, None] - self._table).argmin(axis=1).astype(np.int8)
         else:
             offset = PLAIN[kind].offset if kind in PLAIN else NESTED[kind].offset

@@ -32,7 +32,7 @@ class _Effort:
 
     reaches: Sequence[float] = ()
     margins: Sequence[tuple[float, float]] = ()
-    rounds: int = 2
+    rounds: int = 1
 
 
 def _reaches(levels: float, least: float, most: float, count: int) -> tuple[float, ...]:
@@ -45,19 +45,21 @@ def _margins(steps: Sequence[float]) -> tuple[tuple[float, float], ...]:
     return tuple((below, above) for below in steps for above in steps)
 
 
+_MANY_LEVELS = _Effort(margins=_margins((-0.15, -0.05, 0.0, 0.03, 0.08)))
+_CODEBOOK = _Effort(_reaches(120, 0.7, 1.7, 13))
 _EFFORTS = {
-    "Q4_0": _Effort(_reaches(8, 0.85, 1.6, 10)),
-    "Q5_0": _Effort(_reaches(16, 0.92, 1.35, 8)),
+    "Q4_0": _Effort(_reaches(8, 0.75, 1.8, 14)),
+    "Q5_0": _Effort(_reaches(16, 0.68, 2.0, 20)),
     "Q8_0": _Effort((127.0, 128.0, -128.0), rounds=0),
     "Q3_K": _Effort(_reaches(4, 0.75, 1.7, 12)),
-    "Q6_K": _Effort(_reaches(32, 0.96, 1.15, 4), rounds=1),
-    "IQ4_NL": _Effort(_reaches(120, 0.85, 1.6, 10)),
-    "IQ4_XS": _Effort(_reaches(120, 0.85, 1.6, 10)),
-    "Q4_1": _Effort(margins=_margins((-0.02, 0.02, 0.06, 0.11, 0.17))),
-    "Q5_1": _Effort(margins=_margins((-0.01, 0.015, 0.04, 0.08))),
-    "Q2_K": _Effort(margins=_margins((-0.05, 0.04, 0.12, 0.2, 0.3)), rounds=3),
-    "Q4_K": _Effort(margins=_margins((-0.02, 0.02, 0.06, 0.11, 0.17))),
-    "Q5_K": _Effort(margins=_margins((-0.01, 0.015, 0.04, 0.08))),
+    "Q6_K": _Effort(_reaches(32, 0.8, 1.3, 9)),
+    "IQ4_NL": _CODEBOOK,
+    "IQ4_XS": _CODEBOOK,
+    "Q4_1": _MANY_LEVELS,
+    "Q5_1": _MANY_LEVELS,
+    "Q2_K": _Effort(margins=_margins((-0.05, 0.04, 0.12, 0.2, 0.3))),
+    "Q4_K": _MANY_LEVELS,
+    "Q5_K": _MANY_LEVELS,
 }
 
 
