@@ -6,8 +6,10 @@ rounded linears before it ("true sequential").
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from quant.capture import LayerArguments, capture_inputs
@@ -15,9 +17,10 @@ from quant.format.tensor import WeightSource
 from quant.forwards import HaltedForwards
 from quant.rounding_algorithms.dispatch import StageMoments, round_alone, round_stage
 from quant.rounding_algorithms.result import LayerResult, Rounded
-from quant.skeleton import Skeleton, load_float, loaded, to_torch
+from quant.skeleton import Skeleton, load_float, loaded, to_dtype, to_numpy, to_torch
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
+from quant.transforms.layer import TransformedLayer, transform_layer
 from quant.workers import Workers
 
 Stage = tuple[str, ...]
@@ -66,7 +69,7 @@ class LayerLoop:
         """Round the linears of a layer; the activations become those behind it."""
         with self._loaded(index) as turn:
             turn.run(self.hidden, self.exact, self._samples_at_once)
-        return LayerResult(turn.results)
+        return LayerResult(turn.results, turn.changed)
 
     def replay_layer(self, index: int, result: LayerResult) -> None:
         """Move the activations through a layer that was rounded before."""
@@ -77,9 +80,16 @@ class LayerLoop:
     def _loaded(self, index: int) -> Iterator["_LayerTurn"]:
         layer, prefix = self._skeleton.layers[index], self._skeleton.layer_name(index)
         names = {name: f"{prefix}.{name}" for name, _ in layer.named_parameters()}
+        stored = {name: to_dtype(self._source.scheme(full)) for name, full in names.items()}
         with loaded(layer, names, self._source, self._skeleton.compute_dtype):
             yield _LayerTurn(
-                layer, prefix, self._arguments[index], self._tasks, self._settings, self._workers
+                layer,
+                prefix,
+                self._arguments[index],
+                self._tasks,
+                self._settings,
+                self._workers,
+                stored,
             )
 
 
@@ -108,12 +118,17 @@ class _LayerTurn:
         tasks: Mapping[str, LinearTask],
         settings: RoundingSettings,
         workers: Workers,
+        stored: Mapping[str, torch.dtype],
     ) -> None:
         self.results: dict[str, Rounded] = {}
+        self.changed: dict[str, npt.NDArray[Any]] = {}
         self._layer = layer
         self._arguments = arguments
         self._settings = settings
         self._workers = workers
+        self._stored = stored
+        self._transformed = TransformedLayer()
+        self._prefix = prefix
         self._start = start = len(prefix) + 1
         self._tasks = {n[start:]: t for n, t in tasks.items() if n.startswith(f"{prefix}.")}
 
@@ -121,6 +136,7 @@ class _LayerTurn:
     def run(self, hidden: torch.Tensor, exact: torch.Tensor | None, samples_at_once: int) -> None:
         """Round every task of the layer; `hidden` [samples, tokens, hidden] becomes its output, and
         `exact`, the same in the model that is not quantized, that of the layer as it was."""
+        self._transform(hidden)
         stages = self._find_stages(hidden[:1])
         float_layer = None if exact is None else copy.deepcopy(self._layer)
         if len(hidden) <= samples_at_once:
@@ -128,12 +144,11 @@ class _LayerTurn:
         else:
             self._round_by_replay(hidden, exact, float_layer, stages, samples_at_once)
         left = [t for t in self._tasks.values() if t.module not in self.results]
-        weights = {
-            task.module: self._linear(name).weight.float()
-            for name, task in self._tasks.items()
-            if task in left
-        }
+        weights = {t.module: self._weight(n) for n, t in self._tasks.items() if t in left}
         self.results |= round_alone(left, weights, self._settings)
+        for name, how in self._transformed.chosen.items():
+            module = self._tasks[name].module
+            self.results[module] = replace(self.results[module], transform=how)
 
     @torch.no_grad()
     def replay(
@@ -145,12 +160,39 @@ class _LayerTurn:
     ) -> None:
         """Only move the activations on, through what `result` says is stored."""
         if exact is not None:
+            self._transform(hidden)
             self._move_all_on(self._layer, exact, samples_at_once)
         for name, array in result.changed.items():
             self._layer.get_parameter(name[self._start :]).copy_(to_torch(array))
         for name, task in self._tasks.items():
             self._linear(name).weight.copy_(result.rounded[task.module].dequantized)
         self._move_all_on(self._layer, hidden, samples_at_once)
+
+    def _transform(self, hidden: torch.Tensor) -> None:
+        """What the settings ask for before the layer is rounded; its function stays."""
+        if self._settings.transforms is None:
+            return
+        self._transformed = transform_layer(
+            self._layer,
+            self._forward,
+            hidden,
+            self._tasks,
+            self._settings,
+            self._settings.transforms,
+            self._stored,
+            self._workers,
+        )
+        for name, value in self._transformed.written.items():
+            self.changed[f"{self._prefix}.{name}"] = to_numpy(value)
+
+    def _forward(self, layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        output = layer(hidden, *self._arguments.args, **self._arguments.kwargs)
+        return output if isinstance(output, torch.Tensor) else output[0]
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """float32 [out, in] of a linear, with bits that the layer itself may not hold."""
+        exact = self._transformed.weights.get(name)
+        return self._linear(name).weight.float() if exact is None else exact
 
     def _linear(self, name: str) -> torch.nn.Linear:
         linear = self._layer.get_submodule(name)
@@ -252,7 +294,7 @@ class _LayerTurn:
         if moments.tokens == 0:
             return
         linears = {name: self._linear(name) for name in stage}
-        weights = {self._tasks[n].module: m.weight.float() for n, m in linears.items()}
+        weights = {self._tasks[name].module: self._weight(name) for name in stage}
         rounded = round_stage(
             [self._tasks[name] for name in stage],
             weights,

@@ -15,7 +15,7 @@ class ModuleReport:
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without
     calibration. dead_columns: inputs that were zero for every calibration token. condition: a lower
     bound of the damped Hessian's condition number. clip_ratio: share of the weights that lie beyond
-    what their group can hold.
+    what their group can hold. transform: what was done to the weight before it was rounded.
     """
 
     module: str
@@ -30,6 +30,7 @@ class ModuleReport:
     digest: str | None
     condition: float | None = None
     clip_ratio: float | None = None
+    transform: str = ""
 
 
 @dataclass(frozen=True)

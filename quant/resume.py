@@ -28,7 +28,7 @@ _ARRAYS = ("codes", "scale", "zero_point", "minimum", "group_index")
 _NUMBERS = ("global_scale", "input_scale")
 _STATISTICS = (
     *("state", "damping", "dead_columns", "weight_error", "output_error", "clip_ratio"),
-    *("condition", "tokens"),
+    *("condition", "tokens", "transform"),
 )
 
 

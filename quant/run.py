@@ -24,6 +24,7 @@ from quant.preflight import Prepared, prepare
 from quant.recipe import CalibrationSpec, Recipe
 from quant.report import REPORT_NAME, REPORT_VERSION, ModuleReport, QuantizeReport
 from quant.tasks import LinearTask, RoundingSettings
+from quant.transforms.asked import layer_transforms
 
 if TYPE_CHECKING:
     from quant.resume import ResumeStore
@@ -145,6 +146,7 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
         scale_dtype=container.scale_dtype or weight_dtype(prepared.source.config),
         lowest_zero=container.lowest_zero,
         allowed=frozenset(recipe.allow),
+        transforms=layer_transforms(recipe, prepared.source.config),
     )
 
 
@@ -209,6 +211,7 @@ def _module_report(run: _Run, module: str, result: "Rounded") -> ModuleReport:
         digest=result.tensor.digest(),
         condition=result.condition,
         clip_ratio=result.clip_ratio,
+        transform=result.transform,
     )
 
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from quant.extras import require
 from quant.format.errors import UnsupportedModelError
+from quant.format.scheme import FloatScheme, Scheme
 from quant.format.tensor import QuantizedTensor, WeightSource
 from quant.tasks import FloatDtype
 
@@ -154,6 +157,20 @@ def to_torch(array: Any) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The same numbers as an array; torch.bfloat16 becomes ml_dtypes' bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array
+
+
+def to_dtype(scheme: Scheme) -> torch.dtype:
+    """torch's name for the type of a float tensor; float32 for what is quantized."""
+    name = scheme.dtype if isinstance(scheme, FloatScheme) else "float32"
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
 
 
 def load_float(source: WeightSource, name: str) -> torch.Tensor:

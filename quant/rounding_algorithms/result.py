@@ -25,7 +25,7 @@ class Rounded:
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without H.
     clip_ratio: share of the weights beyond the last level of their group by over half a step.
     condition: at least this is the damped Hessian's condition number; None without one.
-    tokens: calibration tokens that its Hessian saw.
+    tokens: calibration tokens that its Hessian saw. transform: what was done to the weight before.
     """
 
     tensor: QuantizedTensor
@@ -37,6 +37,7 @@ class Rounded:
     clip_ratio: float = 0.0
     condition: float | None = None
     tokens: int = 0
+    transform: str = ""
 
     @property
     def dequantized(self) -> torch.Tensor:

@@ -26,10 +26,10 @@ def awq_candidates(
     for step in range(settings.ratios):
         ratio = step / settings.ratios
         if settings.formula != "duo" and step > 0:
-            candidates[f"ratio {ratio:g}"] = _centred(mean_abs**ratio)
+            candidates[f"awq {ratio:g}"] = _centred(mean_abs**ratio)
         if settings.formula != "plain":
             scale = mean_abs**ratio / (weight_mean ** (1.0 - ratio) + _SMALLEST)
-            candidates[f"duo ratio {ratio:g}"] = _centred(scale)
+            candidates[f"awq duo {ratio:g}"] = _centred(scale)
     return candidates
 
 

@@ -37,7 +37,7 @@ class TransformedLayer:
     """What became of a layer; names are those inside it.
 
     weights: float32 weights of linears that changed and are still to be rounded. written: other
-    parameters that changed, as they are to be stored. chosen: what was done, by fold point.
+    parameters that changed, as they are to be stored. chosen: what was done to each linear.
     """
 
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -160,8 +160,8 @@ class _Turn:
         return Trial(point, self.folded, self.nearest, error)
 
     def _apply(self, point: FoldPoint, name: str, scale: torch.Tensor | None) -> None:
-        key = f"{point.producer} -> {', '.join(point.readers)}"
-        self.chosen[key] = f"{self.chosen[key]}, {name}" if key in self.chosen else name
+        for reader in point.readers:
+            self._note(reader, name)
         if scale is not None:
             self.folded.apply(point, scale)
 
@@ -173,4 +173,8 @@ class _Turn:
             inputs = inputs[:: max(1, -(-len(inputs) // _CLIP_TOKENS))]
             weight = clip_groups(name, self.folded.weight(name), inputs, self.nearest)
             self.folded.set_rounded(name, weight)
-            self.chosen[name] = "clipped"
+            self._note(name, "clipped")
+
+    def _note(self, name: str, what: str) -> None:
+        if name in self.nearest.tasks:
+            self.chosen[name] = f"{self.chosen[name]}; {what}" if name in self.chosen else what

@@ -65,7 +65,7 @@ class Choice:
 
     def __str__(self) -> str:
         if self.scale is None:
-            return "none"
+            return "unscaled"
         return f"{self.name}: error {self.error / self.unscaled_error:.3f} of that without"
 
 
