@@ -20,6 +20,14 @@ from quant.recipe import GroupSize, SchemeSpec
 _BLOCK = PerBlock(128, 128)
 _FP8_GROUP = PerGroup(128)
 """Inputs of a linear whose weights have 128x128 blocks are rounded in runs of 128."""
+_FITTING: dict[str, tuple[str, ...]] = {
+    "int": ("none", "int8", "int8-static", "fp8", "fp8-static"),
+    "fp8": ("none", "fp8", "fp8-static"),
+    "nvfp4": ("none", "same"),
+    "mxfp4": ("none", "same"),
+    "mxfp8": ("none", "same"),
+}
+"""Inputs that the hardware multiplies with weights of a type."""
 _SAME: dict[str, ActivationScheme] = {
     "nvfp4": ActivationScheme("e2m1", PerGroup(16), dynamic=True),
     "mxfp4": ActivationScheme("e2m1", PerGroup(32), dynamic=True),
@@ -43,7 +51,12 @@ def scheme_of(spec: SchemeSpec, size: GroupSize) -> QuantizedScheme:
                     "tensor or block: set one of these"
                 )
             activation = _activation(spec)
-            if activation is not None and activation.dynamic and granularity == _BLOCK:
+            if activation is not None and granularity == _BLOCK:
+                if not activation.dynamic:
+                    raise RecipeError(
+                        "scheme.activations 'fp8-static' is not for fp8 weights in blocks, whose "
+                        "inputs are rounded as they come: set fp8"
+                    )
                 activation = ActivationScheme(activation.numbers, _FP8_GROUP)
             return CodebookScheme("e4m3", granularity, activation=activation)
         case "nvfp4":
@@ -93,15 +106,16 @@ def _granularity(size: GroupSize) -> Granularity:
 
 
 def _activation(spec: SchemeSpec) -> ActivationScheme | None:
+    fitting = _FITTING.get(spec.type, ())
+    if spec.activations not in fitting:
+        raise RecipeError(
+            f"scheme.activations '{spec.activations}' does not go with scheme.type '{spec.type}': "
+            f"set one of {', '.join(fitting)}"
+        )
     match spec.activations:
         case "none":
             return None
         case "same":
-            if spec.type not in _SAME:
-                raise RecipeError(
-                    f"scheme.activations 'same' is for nvfp4, mxfp4 and mxfp8, not {spec.type}: "
-                    "set int8 or fp8"
-                )
             return _SAME[spec.type]
         case "int8":
             return ActivationScheme("int8", PerToken())

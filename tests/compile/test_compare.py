@@ -1,5 +1,6 @@
 """Equality of numbers across containers, against dequantizing both and looking."""
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compile.compare import compare_weights
-from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.format.codebooks import codebook_values
+from quant.format.scheme import CodebookScheme, IntScheme, PerChannel, PerGroup
 from quant.format.tensor import FloatArray, QuantizedTensor
+from tests.quant.format.random_weights import WITH_ACTIVATIONS, random_weight
 
 ROWS, COLUMNS = 4, 128
 
@@ -197,3 +200,35 @@ def test_floats_made_integers_must_be_the_nearest(seed: int, bits: int, shrink: 
     spoiled = QuantizedTensor(stored.scheme, changed(stored.codes, 1, 7, wrong), scale)
     state = compare_weights("w", values, spoiled)
     assert (state.state, state.mismatched) == ("different", 1)
+
+
+CODEBOOKS = {"nvfp4": "e2m1", "fp8-block": "e4m3", "fp8-static": "e4m3", "mxfp8": "e4m3"}
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_codebooks_are_compared_by_their_bits_and_effective_scales(name: str) -> None:
+    tensor = random_weight(WITH_ACTIVATIONS[name], 200, 256, scale_dtype=np.float32)
+    assert compare_weights("w", tensor, tensor).state == "equal"
+    codes = changed(tensor.codes, 150, 7, tensor.codes[150, 7] ^ 1)
+    state = compare_weights("w", tensor, replace(tensor, codes=codes))
+    assert (state.state, state.mismatched) == ("different", 1)
+    assert [(m.row, m.column, m.what) for m in state.first] == [(150, 7, "integer")]
+    scale = tensor.scale.copy()
+    scale[0, 0] = scale[0, 0] * scale.dtype.type(2)
+    state = compare_weights("w", tensor, replace(tensor, scale=scale))
+    assert (state.state, state.first[0].what) == ("different", "scale")
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_floats_that_became_codebook_values_are_the_nearest(name: str) -> None:
+    """Moved by a third of the way to the next value, each is still the nearest; by two, not."""
+    tensor = random_weight(WITH_ACTIVATIONS[name], 40, 256, scale_dtype=np.float32)
+    assert isinstance(tensor.scheme, CodebookScheme)
+    values = codebook_values(tensor.scheme.codebook)
+    levels = np.unique(values[np.isfinite(values)])
+    at = np.searchsorted(levels, values[tensor.codes.view(np.uint8)])
+    step = levels[np.minimum(at + 1, len(levels) - 1)] - levels[at]
+    per_column = tensor.effective_scale()[:, tensor.column_groups()]
+    for share, state in ((0.3, "requantized"), (0.7, "different")):
+        floats = tensor.dequantize() + (np.float32(share) * step * per_column).astype(np.float32)
+        assert compare_weights("w", floats, tensor).state == state
