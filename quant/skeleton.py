@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quant.experts import find_routers, split_experts
 from quant.extras import require
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import FloatScheme, Scheme
@@ -36,12 +37,18 @@ class Skeleton:
     compute_dtype: torch.dtype
 
     def linears(self) -> dict[str, torch.nn.Linear]:
-        """Every Linear of the decoder layers, by module name, in layer order."""
-        return {
+        """Every Linear of the decoder layers but routers, by module name, in layer order."""
+        routers = set(self.routers())
+        linears = {
             f"{self.layers_name}.{name}": module
             for name, module in self.layers.named_modules()
             if isinstance(module, torch.nn.Linear)
         }
+        return {name: module for name, module in linears.items() if name not in routers}
+
+    def routers(self) -> list[str]:
+        """Names of the modules that choose and weigh experts."""
+        return [f"{self.layers_name}.{name}" for name in find_routers(self.layers)]
 
     def layer_name(self, index: int) -> str:
         return f"{self.layers_name}.{index}"
@@ -96,6 +103,7 @@ def build_skeleton(directory: Path, config: Mapping[str, Any]) -> Skeleton:
     dtype = _COMPUTE_DTYPES[weight_dtype(config)]
     model = _build_on_meta(directory, config, dtype)
     layers_name, layers = _find_layers(directory, model)
+    split_experts(model, layers)
     return Skeleton(model, layers, layers_name, dtype)
 
 

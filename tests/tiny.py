@@ -26,7 +26,11 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
+EXPERTS = 4
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -111,13 +115,20 @@ def tiny_config(
         "pad_token_id": 2,
         "dtype": dtype,
     }
-    if family in ("llama", "qwen3"):
+    if family == "mixtral":
+        config |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 2}
+    if family in ("qwen2_moe", "qwen3_moe"):
+        config |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "norm_topk_prob": True}
+        config |= {"moe_intermediate_size": 64, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    if family == "qwen2_moe":
+        config |= {"shared_expert_intermediate_size": 96, "qkv_bias": True}
+    if family in ("llama", "qwen3", "qwen3_moe"):
         config["attention_bias"] = bool(bias)
-    elif bias is not None and bias != (family == "qwen2"):
+    elif bias is not None and bias != family.startswith("qwen2"):
         raise ValueError(f"{family} has no choice about its biases")
     if family == "llama":
         config["mlp_bias"] = bool(bias)
-    if family in ("mistral", "qwen2", "qwen3"):
+    if family in ("mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"):
         config["sliding_window"] = None
     return config | overrides
 
@@ -146,22 +157,47 @@ def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 f"{attention}.{name}_proj",
                 width,
                 hidden,
-                all_bias or config["model_type"] == "qwen2",
+                all_bias or config["model_type"].startswith("qwen2"),
             )
         linear(f"{attention}.o_proj", hidden, q_width, all_bias)
-        if config["model_type"] == "qwen3":
+        if config["model_type"] in ("qwen3", "qwen3_moe"):
             shapes[f"{attention}.q_norm.weight"] = shapes[f"{attention}.k_norm.weight"] = (
                 head_dim,
             )
-        linear(f"{mlp}.gate_proj", inner, hidden, bool(config.get("mlp_bias")))
-        linear(f"{mlp}.up_proj", inner, hidden, bool(config.get("mlp_bias")))
-        linear(f"{mlp}.down_proj", hidden, inner, bool(config.get("mlp_bias")))
+        mlp_bias = bool(config.get("mlp_bias"))
+        for name, rows, columns in _mlp_linears(config, mlp):
+            linear(name, rows, columns, mlp_bias)
         shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
         shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes
+
+
+def _mlp_linears(config: Mapping[str, Any], mlp: str) -> list[tuple[str, int, int]]:
+    """(name, rows, columns) of everything behind the second norm, routers included."""
+    hidden, family = config["hidden_size"], config["model_type"]
+
+    def gated(prefix: str, inner: int, names: tuple[str, str, str]) -> list[tuple[str, int, int]]:
+        gate, up, down = (f"{prefix}.{name}" for name in names)
+        return [(gate, inner, hidden), (up, inner, hidden), (down, hidden, inner)]
+
+    common = ("gate_proj", "up_proj", "down_proj")
+    if family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        return gated(mlp, config["intermediate_size"], common)
+    inner = config.get("moe_intermediate_size", config["intermediate_size"])
+    block, names = mlp, common
+    if family == "mixtral":
+        block, names = mlp.replace(".mlp", ".block_sparse_moe"), ("w1", "w3", "w2")
+    linears = [(f"{block}.gate", EXPERTS, hidden)]
+    for number in range(EXPERTS):
+        linears += gated(f"{block}.experts.{number}", inner, names)
+    if family == "qwen2_moe":
+        shared = config["shared_expert_intermediate_size"]
+        linears += gated(f"{block}.shared_expert", shared, common)
+        linears.append((f"{block}.shared_expert_gate", 1, hidden))
+    return linears
 
 
 def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, npt.NDArray[Any]]:
