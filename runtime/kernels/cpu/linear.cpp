@@ -25,8 +25,9 @@ inline Vec weigh(Vec code, const GroupNumbers& group) {
   return mul(code, group.scale);
 }
 
-// The factor that a group shares with its neighbours, times its own.
-inline GroupNumbers nested_numbers(const MatrixView& m, std::size_t index) {
+// The factor that a group shares with its neighbours, times its own. Kept out of line, so that the
+// loops of those that are not nested keep their registers.
+__attribute__((noinline)) GroupNumbers nested_numbers(const MatrixView& m, std::size_t index) {
   const std::size_t outer = (index / kStrip >> m.nesting) * kStrip + index % kStrip;
   GroupNumbers group{load_number(m.scale_type, m.scales, outer), splat(0.0F)};
   group.scale = mul(group.scale, load_int8(m.sub_scales + index));
@@ -39,8 +40,6 @@ inline GroupNumbers nested_numbers(const MatrixView& m, std::size_t index) {
 inline GroupNumbers group_numbers(const MatrixView& m, std::size_t index) {
   if (m.sub_scales != nullptr) return nested_numbers(m, index);
   GroupNumbers group{load_number(m.scale_type, m.scales, index), splat(0.0F)};
-  if (m.divisor != 1.0F) group.scale = div(group.scale, splat(m.divisor));
-  if (m.codes_type == Codes::e4m3) group.scale = mul(group.scale, splat(256.0F));
   if (m.zero_points != nullptr) group.shift = load_int8(m.zero_points + index);
   if (m.minimums != nullptr) group.shift = load_number(m.minimum_type, m.minimums, index);
   return group;
@@ -100,11 +99,13 @@ inline void expand_group(const MatrixView& m, const std::uint8_t* codes, std::si
 inline void expand_codebook(const MatrixView& m, const std::uint8_t* codes, std::size_t numbers,
                             int from, int to, float* panel) {
   for (int v = 0; v < kStripVecs; ++v, codes += kLanes, panel += kLanes) {
-    const GroupNumbers group = group_numbers(m, numbers + v * kLanes);
+    GroupNumbers group = group_numbers(m, numbers + v * kLanes);
+    if (m.divisor != 1.0F) group.scale = div(group.scale, splat(m.divisor));
     if (m.codes_type == Codes::table) {
       expand_nibbles<Shift::none>(codes, from, to, codebook_table(m.table), group, panel);
     } else {
-      expand_e4m3(codes + static_cast<std::size_t>(from) * kStrip, to - from, group.scale, panel);
+      const Vec scale = mul(group.scale, splat(256.0F));
+      expand_e4m3(codes + static_cast<std::size_t>(from) * kStrip, to - from, scale, panel);
     }
   }
 }
