@@ -298,7 +298,7 @@ class _LayerTurn:
         rounded = round_stage(
             [self._tasks[name] for name in stage],
             weights,
-            StageMoments(moments.hessian(), moments.cross(), moments.tokens),
+            StageMoments(moments.hessian(), moments.cross(), moments.tokens, moments.absmax),
             self._settings,
             self._workers,
         )

@@ -14,7 +14,7 @@ from quant.extras import require
 from quant.format.checkpoint import Checkpoint, open_checkpoint
 from quant.format.containers import CONTAINERS, Container, require_holdable
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import QuantizedScheme, Scheme
+from quant.format.scheme import CodebookScheme, QuantizedScheme, Scheme
 from quant.memory import peak_bytes, samples_per_batch
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
@@ -100,9 +100,8 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     shapes = {name: source.shape(f"{name}.weight") for name in linears}
     described = {name: (scheme, shapes[name]) for name, scheme in linears.items()}
     require_holdable(recipe.format, described, frozenset(skeleton.outer_linears()))
-    scale_bytes = 4 if (container.scale_dtype or dtype) == "float32" else 2
     changed = scaled_tensors(recipe, source.config)
-    tensors = _tensor_plans(source, resolution, left_out, container, scale_bytes, changed)
+    tensors = _tensor_plans(source, resolution, left_out, container, dtype, changed)
     plan = Plan(
         model=str(model),
         tensors=tensors,
@@ -160,7 +159,7 @@ def _tensor_plans(
     resolution: Resolution,
     left_out: Mapping[str, str],
     container: Container,
-    scale_bytes: int,
+    dtype: FloatDtype,
     changes: Mapping[str, str],
 ) -> tuple[TensorPlan, ...]:
     plans = []
@@ -171,13 +170,20 @@ def _tensor_plans(
         task = resolution.tasks.get(module) if name.endswith(".weight") else None
         scheme: Scheme = source.scheme(name) if task is None else task.scheme
         if isinstance(scheme, QuantizedScheme):
-            size = container.stored_bytes(shape, scheme, scale_bytes)
+            size = container.stored_bytes(shape, scheme, _scale_bytes(scheme, container, dtype))
         else:
             size = math.prod(shape) * scheme.num_bits // 8
         why = _why(module, task, resolution)
         changed = [how for pattern, how in changes.items() if fnmatchcase(name, pattern)]
         plans.append(TensorPlan(name, shape, str(scheme), size, "; ".join([why, *changed])))
     return tuple(plans)
+
+
+def _scale_bytes(scheme: Scheme, container: Container, dtype: FloatDtype) -> int:
+    """Scales of codebooks are float32: there are few, and 16 bits of them cost precision."""
+    if isinstance(scheme, CodebookScheme):
+        return 4
+    return 4 if (container.scale_dtype or dtype) == "float32" else 2
 
 
 def _why(module: str, task: LinearTask | None, resolution: Resolution) -> str:

@@ -40,6 +40,12 @@ class SchemeSpec(_Strict):
     activations: Activations = "none"
     ggml_type: str | None = None
 
+    @property
+    def stores_input_scale(self) -> bool:
+        """Whether rounding inputs takes a number from calibration."""
+        same = self.type == "nvfp4" and self.activations == "same"
+        return same or self.activations.endswith("-static")
+
 
 class GptqSpec(_Strict):
     """damping: share of the mean diagonal added to the Hessian before it is factored.
@@ -47,12 +53,14 @@ class GptqSpec(_Strict):
     activation_order: "static" visits columns by falling activation and keeps the plain layout.
     polish: rounds of fitting the scales again under the whole Hessian and moving single codes.
     first_token_share: how much the first token of each sample counts for; see `quant.statistics`.
+    correction: for algorithm gptaq, how much of what earlier layers lost a target makes up for.
     """
 
     damping: float = Field(default=0.01, gt=0.0, le=1.0)
     activation_order: Literal["static", "none"] = "static"
     polish: int = Field(default=2, ge=0, le=32)
     first_token_share: float = Field(default=0.2, ge=0.0, le=0.9)
+    correction: float = Field(default=1.0, gt=0.0, le=1.0)
 
 
 class AwqSpec(_Strict):
@@ -140,6 +148,10 @@ class Recipe(_Strict):
     def needs_calibration(self) -> bool:
         """False when every linear is rounded to nearest by its weights alone."""
         if self.awq is not None or self.smoothquant is not None:
+            return True
+        if any(
+            s.stores_input_scale for s in (self.scheme, *(o.scheme for o in self.overrides)) if s
+        ):
             return True
         return self.algorithm != "rtn" or any(
             o.algorithm not in (None, "rtn") for o in self.overrides

@@ -143,6 +143,7 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
         scales=scales,
         polish=recipe.gptq.polish,
         first_token_share=recipe.gptq.first_token_share,
+        correction_share=recipe.gptq.correction,
         scale_dtype=container.scale_dtype or weight_dtype(prepared.source.config),
         lowest_zero=container.lowest_zero,
         allowed=frozenset(recipe.allow),

@@ -34,6 +34,8 @@ class InputMoments:
     Streaming Language Models with Attention Sinks", ICLR 2024), so that an error at that one token
     reaches all others, while a plain mean would hardly see it. 0 counts all tokens alike.
 
+    absmax: the largest magnitude of any input.
+
     With `cross`, also the weighted sum of (y - x) x^T, where y is the same input in the model that
     is not quantized.
     """
@@ -46,6 +48,7 @@ class InputMoments:
         cross: bool = False,
     ) -> None:
         self.tokens = 0
+        self.absmax = 0.0
         self._share = first_token_share
         self._weight = 0.0
         self._sum = torch.zeros(columns, columns)
@@ -53,10 +56,14 @@ class InputMoments:
         self._workers = workers
 
     def add(
-        self, batches: Sequence[torch.Tensor], exact: Sequence[torch.Tensor] | None = None
+        self,
+        batches: Sequence[torch.Tensor],
+        exact: Sequence[torch.Tensor] | None = None,
+        weight: float = 1.0,
     ) -> None:
         """batches: [samples, tokens, columns] each, or [tokens, columns], where first tokens cannot
-        be told and all count alike; any float type. exact: y of each, of the same shape.
+        be told and all count alike; any float type. exact: y of each, of the same shape. weight:
+        what a token counts for.
         Products and sums are float32, in fixed order.
         """
         assert (exact is None) == (self._cross is None)
@@ -66,7 +73,7 @@ class InputMoments:
         for group in _grouped(pairs):
             faster = all(batch.dtype == torch.bfloat16 for batch, _ in group)
             parts = [
-                p for found in self._run([partial(self._parts, *g) for g in group]) for p in found
+                p for found in self._run([partial(self._parts, *g, weight) for g in group]) for p in found
             ]
             starts = range(0, len(self._sum), _TILE)
             with bfloat16_products() if faster else nullcontext():
@@ -74,6 +81,7 @@ class InputMoments:
             if self._cross is not None:
                 self._run([partial(self._add_cross, start, parts) for start in starts])
             self._weight += sum(part.weight * len(part.rows) for part in parts)
+            self.absmax = max(self.absmax, *(float(part.rows.abs().max()) for part in parts))
             self.tokens += sum(batch.numel() // len(self._sum) for batch, _ in group)
 
     @property
@@ -90,13 +98,15 @@ class InputMoments:
         """float32 [columns, columns]: the weighted mean of (y - x) x^T, with `cross`."""
         return None if self._cross is None else self._cross / max(self._weight, 1.0)
 
-    def _parts(self, batch: torch.Tensor, exact: torch.Tensor | None) -> list[_Part]:
-        parts = [self._part(batch, exact, 1.0)]
+    def _parts(
+        self, batch: torch.Tensor, exact: torch.Tensor | None, weight: float
+    ) -> list[_Part]:
+        parts = [self._part(batch, exact, weight)]
         if batch.ndim == 3 and self._share > 0.0:
-            extra = self._share / (1.0 - self._share) * (batch.shape[1] - 1) - 1.0
+            extra = first_token_extra(self._share, batch.shape[1])
             if extra > 0.0:
                 first = None if exact is None else exact[:, 0]
-                parts.append(self._part(batch[:, 0], first, extra))
+                parts.append(self._part(batch[:, 0], first, weight * extra))
         return parts
 
     def _part(self, batch: torch.Tensor, exact: torch.Tensor | None, weight: float) -> _Part:
@@ -122,6 +132,11 @@ class InputMoments:
 
     def _run(self, jobs: Sequence[Callable[[], _Result]]) -> list[_Result]:
         return [job() for job in jobs] if self._workers is None else self._workers.run(jobs)
+
+
+def first_token_extra(share: float, tokens: int) -> float:
+    """What the first of `tokens` tokens counts for beyond 1, so that it is `share` of the whole."""
+    return max(share / (1.0 - share) * (tokens - 1) - 1.0, 0.0)
 
 
 def _grouped(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:

@@ -106,7 +106,7 @@ def _over_shared_rows(
         rows = scheme.granularity.rows
     if rows == 1:
         return values
-    parts = torch.tensor_split(values, range(rows, len(values), rows))
+    parts = torch.tensor_split(values, tuple(range(rows, len(values), rows)))
     return torch.cat([reduce(part).expand_as(part) for part in parts])
 
 

@@ -10,6 +10,7 @@ from quant.format.errors import CheckFailedError
 from quant.rounding_algorithms.correction import corrected_weight
 from quant.rounding_algorithms.factor import Factor, NotPositiveDefiniteError, factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
+from quant.rounding_algorithms.inputs import input_scale, stores_input_scale
 from quant.rounding_algorithms.result import AS_ASKED, Rounded
 from quant.rounding_algorithms.rtn import round_to_nearest
 from quant.tasks import LinearTask, RoundingSettings
@@ -22,11 +23,13 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 @dataclass(frozen=True)
 class StageMoments:
     """hessian: float32 [in, in], mean of x x^T over `tokens` tokens of the input of a stage; cross:
-    that of (y - x) x^T, y being the input in the model that is not quantized, or None."""
+    that of (y - x) x^T, y being the input in the model that is not quantized, or None; absmax: the
+    largest magnitude of x."""
 
     hessian: torch.Tensor
     cross: torch.Tensor | None
     tokens: int
+    absmax: float
 
 
 def round_stage(
@@ -49,8 +52,16 @@ def round_stage(
             results |= _nearest(members, weights, moments.hessian, settings, AS_ASKED)
         else:
             results |= _gptq_or_fallback(members, weights, moments, settings, workers)
-    counted = {m: replace(result, tokens=moments.tokens) for m, result in results.items()}
-    return _checked(counted, settings)
+    complete = {module: _completed(result, moments) for module, result in results.items()}
+    return _checked(complete, settings)
+
+
+def _completed(result: Rounded, moments: StageMoments) -> Rounded:
+    tensor = result.tensor
+    if stores_input_scale(tensor.scheme):
+        scale = input_scale(tensor.scheme, moments.absmax)
+        tensor = replace(tensor, input_scale=scale)
+    return replace(result, tensor=tensor, tokens=moments.tokens)
 
 
 def round_alone(
