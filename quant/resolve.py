@@ -95,12 +95,17 @@ def _require_matches(recipe: Recipe, modules: list[str]) -> None:
         *(("ignore", p) for p in recipe.ignore),
         *(("overrides", o.pattern) for o in recipe.overrides),
     ]
-    for key, pattern in patterns:
-        if not any(matches(pattern, module) for module in modules):
-            raise RecipeError(
-                f"pattern '{pattern}' under '{key}' matches no linear of the model; its linears "
-                f"have names like '{modules[0]}'"
-            )
+    unmatched = [
+        f"'{pattern}' under '{key}'"
+        for key, pattern in patterns
+        if not any(matches(pattern, module) for module in modules)
+    ]
+    if unmatched:
+        subject = "pattern {} matches" if len(unmatched) == 1 else "patterns {} match"
+        raise RecipeError(
+            f"{subject.format(', '.join(unmatched))} no linear of the model; its linears have "
+            f"names like '{modules[0]}'"
+        )
 
 
 def _asked(recipe: Recipe, module: str) -> tuple[SchemeSpec, Algorithm]:

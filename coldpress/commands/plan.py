@@ -24,7 +24,7 @@ def command(
     target: str | None,
 ) -> None:
     """Show type, bytes and reason for every tensor; reads headers only, writes nothing."""
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from coldpress.planning import plan_build, plan_quantize
     from coldpress.tables import pairs_table, rows_table
@@ -35,9 +35,14 @@ def command(
         planned = plan_quantize(model, recipe, overrides)
     else:
         planned = plan_build(model, str(target))
-    summary = {key: value for key, value in planned.items() if key != "tensors"}
+    hidden = ("tensors", "servers", "notes")
+    summary = {key: value for key, value in planned.items() if key not in hidden}
+    for index, note in enumerate(planned["notes"]):
+        summary[f"note {index + 1}"] = note
+    servers = [[s["server"], s["loads"], s["reason"]] for s in planned.get("servers", [])]
     columns = list(planned["tensors"][0]) if planned["tensors"] else []
     rows = [[tensor[column] for column in columns] for tensor in planned["tensors"]]
-    console.result(
-        planned, lambda: Group(pairs_table(str(model), summary), rows_table("", columns, rows))
-    )
+    tables: list[RenderableType] = [pairs_table(str(model), summary), rows_table("", columns, rows)]
+    if servers:
+        tables.insert(1, rows_table("", ["server", "loads it", "how, or why not"], servers))
+    console.result(planned, lambda: Group(*tables))

@@ -58,6 +58,7 @@ def command(
     wanted = parse_gates(gates)
     text = text_for_gates(gate_text) if wanted else None
     with junit_file(junit, "quantize", output) as cases:
+        _preflight(console, model, recipe, overrides)
         with console.progress("quantizing") as on_progress:
             outcome = quantize(
                 model,
@@ -74,6 +75,24 @@ def command(
         verdicts = judge_gates(wanted, outcome["evaluation"])
         cases += gate_cases(verdicts)
         require_held(verdicts)
+
+
+def _preflight(console: Console, model: Path, recipe: str, overrides: Sequence[str]) -> None:
+    """What `coldpress plan` says before the first weight is read: sizes, and every warning."""
+    from coldpress.planning import plan_quantize
+    from coldpress.tables import human_bytes
+
+    planned = plan_quantize(model, recipe, overrides)
+    console.note(
+        f"{human_bytes(planned['file_bytes'])} of weights will be written; at most about "
+        f"{human_bytes(planned['peak_memory_bytes'])} of memory and "
+        f"{human_bytes(planned['disk_bytes'])} of disk are used on the way"
+    )
+    for note in planned["notes"]:
+        console.note(f"note: {note}")
+    for server in planned["servers"]:
+        if not server["loads"]:
+            console.note(f"note: {server['server']} will not load it: {server['reason']}")
 
 
 def _summary(outcome: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ dtype; this is the order of the reference writer. Shards are cut in the order of
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -19,6 +20,8 @@ from quant.format.safetensors_file import DTYPE_NAMES, TensorInfo
 DEFAULT_SHARD_BYTES = 5 * 10**9
 INDEX_NAME = "model.safetensors.index.json"
 _COPY_BYTES = 1 << 20
+_METADATA = {"format": "pt"}
+"""transformers refuses a file that does not say so."""
 
 
 def shard_names(count: int) -> list[str]:
@@ -43,8 +46,7 @@ class ShardedWriter:
     ) -> None:
         self._directory = Path(directory)
         self._max_shard_bytes = max_shard_bytes
-        # transformers refuses a file that does not say so.
-        self._metadata = {"format": "pt", **(metadata or {})}
+        self._metadata = {**_METADATA, **(metadata or {})}
         self._spool: BinaryIO | None = None
         self._pending: dict[str, TensorInfo] = {}
         self._pending_bytes = 0
@@ -100,7 +102,7 @@ class ShardedWriter:
 
     def _close_shard(self) -> None:
         """Copy the spooled tensors behind their header, in canonical order."""
-        ordered = sorted(self._pending.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        ordered = _canonical(self._pending)
         path = self._unnamed(len(self._shards))
         with path.open("xb") as shard:
             shard.write(_header(ordered, self._metadata))
@@ -132,6 +134,31 @@ class ShardedWriter:
         path = self._directory / INDEX_NAME
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def file_sizes(
+    tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]],
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[int]:
+    """Bytes of each shard that a ShardedWriter without metadata makes of (name, dtype, shape) in
+    that order, headers included."""
+    shards: list[dict[str, TensorInfo]] = [{}]
+    pending = 0
+    for name, dtype, shape in tensors:
+        size = math.prod(shape) * dtype.itemsize
+        if shards[-1] and pending + size > max_shard_bytes:
+            shards.append({})
+            pending = 0
+        shards[-1][name] = TensorInfo(dtype, shape, pending, pending + size)
+        pending += size
+    return [
+        len(_header(_canonical(shard), _METADATA)) + sum(info.num_bytes for info in shard.values())
+        for shard in shards
+    ]
+
+
+def _canonical(shard: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
+    return sorted(shard.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
 
 
 def _header(ordered: list[tuple[str, TensorInfo]], metadata: Mapping[str, str]) -> bytes:

@@ -152,3 +152,13 @@ def test_calibration_is_needed_only_for_error_feedback(
     data: dict[str, object], needed: bool
 ) -> None:
     assert parse_recipe(data).needs_calibration is needed
+
+
+def test_every_pattern_that_matches_nothing_is_named_at_once() -> None:
+    recipe = load_recipe("w4a16", ["targets=['*', 'nothing.*']", "ignore=[lm_head, 're:.*router']"])
+    with pytest.raises(RecipeError) as caught:
+        resolve(recipe, {"model.layers.0.mlp.up_proj": 64}, ["lm_head"])
+    assert str(caught.value) == (
+        "patterns 'nothing.*' under 'targets', 're:.*router' under 'ignore' match no linear of the "
+        "model; its linears have names like 'model.layers.0.mlp.up_proj'"
+    )

@@ -1,0 +1,167 @@
+"""Which servers load a quantized checkpoint, by its format and its schemes, and why others do not.
+
+The table holds what is written down about the servers' readers (vLLM 0.10 and later, transformers
+5, llama.cpp): it is knowledge, not a test. What this machine has installed is not asked.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from quant.format.containers import Format
+from quant.format.errors import InputError
+from quant.format.scheme import (
+    CodebookScheme,
+    FloatScheme,
+    IntScheme,
+    PerGroup,
+    QuantizedScheme,
+    Scheme,
+)
+
+Schemes = Mapping[str, Scheme]
+"""Scheme of every linear that is stored, by module; those left in 16 bit included."""
+Shapes = Mapping[str, tuple[int, ...]]
+
+_MARLIN_GROUPS = frozenset({32, 64, 128})
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears that servers make one matrix of: they must share a scheme."""
+
+
+@dataclass(frozen=True)
+class ServerVerdict:
+    """Whether a server loads the result, and in a sentence what it needs or lacks."""
+
+    server: str
+    loads: bool
+    reason: str
+
+
+def judge_servers(format_name: Format, schemes: Schemes, shapes: Shapes) -> list[ServerVerdict]:
+    """A verdict for each server that we know something about."""
+    used = {scheme for scheme in schemes.values() if isinstance(scheme, QuantizedScheme)}
+    judges: Mapping[str, Callable[[], tuple[str | None, str]]] = {
+        "vLLM": lambda: _vllm(format_name, schemes, used),
+        "transformers": lambda: _transformers(format_name, used),
+        "llama.cpp": lambda: _llama_cpp(schemes, shapes),
+        "coldpress serve": lambda: _coldpress(schemes),
+    }
+    verdicts = []
+    for server, judge in judges.items():
+        problem, need = judge()
+        verdicts.append(ServerVerdict(server, problem is None, problem or need))
+    return verdicts
+
+
+Found = tuple[str | None, str]
+"""A problem, or None and what the server needs."""
+
+
+def _vllm(format_name: Format, schemes: Schemes, used: set[QuantizedScheme]) -> Found:
+    split = _split_fusion(schemes)
+    if split is not None:
+        return f"it makes one matrix of {split}, whose schemes differ: give them one", ""
+    match format_name:
+        case "ggml":
+            return "this format is coldpress's own: build a GGUF file of it", ""
+        case "gptq" | "gptq_v2":
+            odd = [s for s in used if isinstance(s, IntScheme) and not s.symmetric]
+            slow = " without Marlin, since zero points are stored" if odd else ""
+            return None, f"as GPTQ{slow}"
+        case "awq":
+            return None, "as AWQ"
+        case "fp8":
+            return None, "as FP8 in blocks; GPUs from compute capability 8.9 on"
+        case "compressed-tensors":
+            return _first([_vllm_compressed(scheme) for scheme in used])
+
+
+def _vllm_compressed(scheme: QuantizedScheme) -> Found:
+    if isinstance(scheme, CodebookScheme):
+        return None, {
+            "float": "as FP8; GPUs from 8.9 on compute in it, older ones from 8.0 on read weights",
+            "e4m3": "as NVFP4; Blackwell computes in it, older GPUs read weights through Marlin",
+            "e8m0": "as MX; recent versions, on GPUs that have kernels for it",
+        }[scheme.scales]
+    if scheme.activation is not None:
+        if scheme.num_bits == 8 and not isinstance(scheme.granularity, PerGroup):
+            return None, "as W8A8"
+        if scheme.num_bits == 4 and scheme.activation.numbers == "int8":
+            return None, "as W4A8, in recent versions"
+        return f"it has no kernel for {scheme}", ""
+    if scheme.num_bits not in (4, 8):
+        return f"its kernels read integers of 4 and 8 bits, not of {scheme.num_bits}", ""
+    if isinstance(scheme.granularity, PerGroup) and scheme.granularity.size not in _MARLIN_GROUPS:
+        return f"its kernels know groups of 32, 64 and 128, not of {scheme.granularity.size}", ""
+    return None, "through Marlin"
+
+
+def _transformers(format_name: Format, used: set[QuantizedScheme]) -> Found:
+    match format_name:
+        case "ggml":
+            return "this format is coldpress's own: build a GGUF file of it", ""
+        case "gptq" | "gptq_v2" | "awq":
+            return None, "with the package gptqmodel"
+        case "fp8":
+            return None, "on a GPU or XPU; it dequantizes to bfloat16 elsewhere"
+        case "compressed-tensors":
+            if len(used) > 1 and any(not scheme.symmetric for scheme in used):
+                return "it does not load an asymmetric scheme mixed with others", ""
+            return (
+                None,
+                "with the package compressed-tensors, which dequantizes",
+            )
+
+
+def _llama_cpp(schemes: Schemes, shapes: Shapes) -> Found:
+    """Through `coldpress build --target gguf`, which rounds nothing again."""
+    from quant.format.gguf_blocks import lossless_type
+
+    types = set()
+    for module, scheme in schemes.items():
+        try:
+            kind, _ = lossless_type(scheme, shapes[module][1])
+        except InputError as error:
+            return f"GGUF cannot hold it: {error}", ""
+        if isinstance(scheme, QuantizedScheme):
+            if kind.name in ("F16", "BF16", "F32"):
+                return (
+                    f"GGUF has no block for {scheme} in {module}: a build would dequantize it to "
+                    f"{kind.name}",
+                    "",
+                )
+            types.add(kind.name)
+    return None, f"after coldpress build --target gguf, as {', '.join(sorted(types))}"
+
+
+def _coldpress(schemes: Schemes) -> Found:
+    from runtime.executors.cpu.support import LARGEST_BITS, SMALLEST_BITS, held_form
+
+    for module, scheme in schemes.items():
+        if isinstance(scheme, IntScheme) and not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS:
+            return f"its kernels read integers of 2 to 8 bits, and {module} is {scheme}", ""
+    quantized = [scheme for scheme in schemes.values() if not isinstance(scheme, FloatScheme)]
+    return None, f"as it is: {', '.join(sorted({held_form(scheme) for scheme in quantized}))}"
+
+
+def _first(found: list[Found]) -> Found:
+    """The first problem; what is needed otherwise, without repetition."""
+    for problem, _ in found:
+        if problem is not None:
+            return problem, ""
+    return None, "; ".join(dict.fromkeys(need for _, need in found))
+
+
+def _split_fusion(schemes: Schemes) -> str | None:
+    """The names of linears that a server fuses and whose schemes differ."""
+    for names in _FUSED:
+        pattern = re.compile(rf"(.*\.)({'|'.join(names)})")
+        groups: dict[str, dict[str, Scheme]] = {}
+        for module, scheme in schemes.items():
+            match = pattern.fullmatch(module)
+            if match is not None:
+                groups.setdefault(match[1], {})[match[2]] = scheme
+        for owner, members in groups.items():
+            if len(set(members.values())) > 1:
+                return ", ".join(f"{owner}{name}" for name in members)
+    return None

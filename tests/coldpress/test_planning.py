@@ -1,0 +1,144 @@
+"""Preflight: sizes are those of the file to come, and servers are judged by what they read."""
+
+from pathlib import Path
+
+import pytest
+
+from coldpress.cli import run
+from coldpress.planning import plan_quantize
+from coldpress.servers import judge_servers
+from quant.format.containers import Format
+from quant.format.scheme import (
+    ActivationScheme,
+    CodebookScheme,
+    FloatScheme,
+    IntScheme,
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerToken,
+    Scheme,
+)
+from quant.recipe import load_recipe
+from quant.run import quantize_checkpoint
+from tests.coldpress.conftest import Run
+from tests.tiny import tiny_checkpoint
+
+INT4 = IntScheme(4, True, PerGroup(64))
+Q4_0 = IntScheme(4, True, PerGroup(32), ggml_type="Q4_0")
+FP8 = ("algorithm=rtn", "scheme.type=fp8", "scheme.activations=fp8")
+LINEAR = "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("rtn-w4a16", []),
+        ("rtn-w4a16-asym", []),
+        ("w8a16", ["algorithm=rtn"]),
+        ("rtn-w4a16", ["scheme.num_bits=3", "ignore=[lm_head, '*.down_proj']"]),
+        ("rtn-w4a16", ["format=gptq"]),
+        ("rtn-w4a16-asym", ["format=awq"]),
+        ("rtn-w4a16", ["scheme.type=nvfp4"]),
+        ("rtn-w4a16", ["scheme.type=mxfp4"]),
+        ("rtn-w4a16", [*FP8, "scheme.group_size=channel"]),
+        ("rtn-w4a16", ["scheme.type=fp8", "scheme.group_size=block"]),
+    ],
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_file_has_the_size_that_was_planned(
+    recipe: str, overrides: list[str], tied: bool, tmp_path: Path
+) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "qwen2", tied=tied)
+    planned = plan_quantize(model, recipe, overrides)
+    quantize_checkpoint(model, tmp_path / "out", load_recipe(recipe, overrides))
+    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert planned["file_bytes"] == written
+    assert planned["disk_bytes"] >= written
+
+
+def test_shards_are_counted_each(tmp_path: Path) -> None:
+    import numpy as np
+
+    from quant.format.safetensors_writer import ShardedWriter, file_sizes
+
+    rng = np.random.default_rng(1)
+    arrays = {f"t{i}": np.zeros(rng.integers(1, 50, i % 3 + 1), np.float32) for i in range(40)}
+    with ShardedWriter(tmp_path, max_shard_bytes=5000) as writer:
+        for name, array in arrays.items():
+            writer.add(name, array)
+    described = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert len(sizes) > 2 and file_sizes(described, max_shard_bytes=5000) == sizes
+
+
+def test_plan_tells_sizes_servers_and_reasons(tiny: Path, run_json: Run) -> None:
+    value = run_json("plan", tiny, "--recipe", "rtn-w4a16", "--set", "scheme.group_size=32")
+    assert {"file_bytes", "disk_bytes", "peak_memory_bytes", "servers", "notes"} <= set(value)
+    assert {server["server"]: server["loads"] for server in value["servers"]} == {
+        "vLLM": True,
+        "transformers": True,
+        "llama.cpp": True,
+        "coldpress serve": True,
+    }
+    assert all(server["reason"] for server in value["servers"])
+
+
+def test_plan_shows_servers_to_people(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = ["--set", "scheme.num_bits=3", "--set", "scheme.group_size=32"]
+    assert run(["plan", str(tiny), "--recipe", "rtn-w4a16", *odd]) == 0
+    assert "not of 3" in capsys.readouterr().out
+
+
+def test_quantize_begins_with_the_same_check(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["quantize", str(tiny), "-o", str(tmp_path / "out"), "--recipe", "rtn-w4a16"]
+    assert run([*args, "--set", "scheme.num_bits=3"]) == 0
+    err = capsys.readouterr().err
+    assert "of weights will be written" in err and "vLLM will not load it" in err
+    assert run([*args[:-1], "rtn-w4a16", "--set", "ignore=[a.*, b.*]", "--overwrite"]) == 2
+    err = capsys.readouterr().err
+    assert "'a.*'" in err and "'b.*'" in err, "every pattern that matches nothing"
+
+
+def loads(format_name: Format, scheme: Scheme, width: int = 128, **others: Scheme) -> set[str]:
+    schemes = {LINEAR: scheme, **others}
+    shapes = dict.fromkeys(schemes, (128, width))
+    verdicts = judge_servers(format_name, schemes, shapes)
+    assert all(verdict.reason for verdict in verdicts)
+    return {verdict.server for verdict in verdicts if verdict.loads}
+
+
+ALL = {"vLLM", "transformers", "llama.cpp", "coldpress serve"}
+DYNAMIC8 = ActivationScheme("int8", PerToken())
+
+
+@pytest.mark.parametrize(
+    ("format_name", "scheme", "expected"),
+    [
+        ("compressed-tensors", INT4, ALL),
+        ("compressed-tensors", IntScheme(3, True, PerGroup(64)), ALL - {"vLLM"}),
+        ("compressed-tensors", IntScheme(4, True, PerGroup(16)), ALL - {"vLLM", "llama.cpp"}),
+        ("compressed-tensors", IntScheme(8, True, PerChannel(), DYNAMIC8), ALL),
+        ("compressed-tensors", CodebookScheme("e4m3", PerChannel()), ALL - {"llama.cpp"}),
+        ("fp8", CodebookScheme("e4m3", PerBlock(128, 128)), ALL - {"llama.cpp"}),
+        ("gptq", INT4, ALL),
+        ("awq", IntScheme(4, False, PerGroup(128)), ALL),
+        ("ggml", Q4_0, {"llama.cpp", "coldpress serve"}),
+    ],
+)
+def test_servers(format_name: Format, scheme: Scheme, expected: set[str]) -> None:
+    assert loads(format_name, scheme) == expected
+
+
+def test_fused_linears_share_a_scheme() -> None:
+    parts = {f"model.layers.0.self_attn.{n}_proj": INT4 for n in "qkv"}
+    shapes = dict.fromkeys(parts, (64, 64))
+    assert judge_servers("compressed-tensors", parts, shapes)[0].loads
+    split: dict[str, Scheme] = {**parts, "model.layers.0.self_attn.v_proj": FloatScheme("bfloat16")}
+    vllm = judge_servers("compressed-tensors", split, shapes)[0]
+    assert not vllm.loads and "v_proj" in vllm.reason and "differ" in vllm.reason
+    # Down projections of two layers are never one matrix.
+    free: dict[str, Scheme] = {LINEAR: INT4, LINEAR.replace("0", "1"): FloatScheme("bfloat16")}
+    assert judge_servers("compressed-tensors", free, dict.fromkeys(free, (64, 64)))[0].loads
