@@ -182,6 +182,9 @@ def check_logits(
     bound: float | None = SAME_NUMBERS_BOUND * float(expected.std())
     if states & {"requantized", "different"} or _rounding_notes(stored, reference):
         bound = None
+    elif "rounded" in states and reference.program.rounded_inputs():
+        # However small a difference is, it moves some input by a whole step, and so on by the layer.
+        bound = None
     elif "rounded" in states:
         bound = ROUNDED_NUMBERS_BOUND * float(expected.std())
     log_p, log_q = _log_softmax(expected), _log_softmax(found)
