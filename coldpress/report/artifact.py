@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 AS_ASKED = "as asked"
@@ -51,10 +51,31 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """counts[0] lie below edges[0], counts[i] in [edges[i - 1], edges[i]), the last above all."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def shares(self) -> list[tuple[float, float, float]]:
+        """(from, to, share of all) of each bin that has two edges; what lies outside of them all
+        counts for the bin beside it."""
+        total = sum(self.counts)
+        inner = list(self.counts[1:-1])
+        inner[0] += self.counts[0]
+        inner[-1] += self.counts[-1]
+        return [
+            (low, high, count / total)
+            for low, high, count in zip(self.edges, self.edges[1:], inner, strict=False)
+        ]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The figures of `coldpress eval`; those that compare are None without a baseline.
 
-    source: the file that they were read from. `*_se` are standard errors.
+    source: the file that they were read from. `*_se` are standard errors. intervals: 95 %, by the
+    names that gates use; an end that is not known is None. text: sha256 of the text.
     """
 
     source: str
@@ -70,6 +91,17 @@ class Evaluation:
     top1_se: float | None
     tokens: int | None
     window: int | None
+    protocol: str | None = None
+    text: str | None = None
+    kld_median: float | None = None
+    kld_p90: float | None = None
+    kld_p95: float | None = None
+    kld_p999: float | None = None
+    delta_p_rms: float | None = None
+    ln_ppl_ratio: float | None = None
+    ln_ppl_ratio_se: float | None = None
+    intervals: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +161,16 @@ def layer_errors(artifact: Artifact, error: str) -> dict[int, float]:
         if where is not None and value is not None:
             found.setdefault(where[0], []).append(value)
     return {layer: sum(values) / len(values) for layer, values in sorted(found.items())}
+
+
+def layer_worst(artifact: Artifact, figure: str) -> dict[int, float]:
+    """Greatest value of a figure among the modules of each layer that record it."""
+    found: dict[int, float] = {}
+    for module in artifact.modules:
+        where, value = place(module.name), module.figures.get(figure)
+        if where is not None and value is not None:
+            found[where[0]] = max(value, found.get(where[0], value))
+    return dict(sorted(found.items()))
 
 
 def layer_bits(artifact: Artifact) -> dict[int, float]:

@@ -1,6 +1,6 @@
 """Plots as inline SVG. Colours come from the page's style, so they follow light and dark mode."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from coldpress.report.markup import Markup, element
@@ -8,6 +8,8 @@ from coldpress.report.scales import Axis, axis
 
 WIDTH, HEIGHT = 640.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 12.0, 40.0
+ACROSS = LEFT, WIDTH - RIGHT
+"""Where the frame begins and ends from left to right."""
 COLOURS = 6
 """Classes c0..c5 of the style; a seventh series starts again, with dashes."""
 
@@ -109,6 +111,33 @@ def line_chart(
     return _svg(WIDTH, HEIGHT, f"{y_label} by layer", parts)
 
 
+def histogram_chart(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], x_label: str, y_label: str
+) -> Markup:
+    """Steps of (from, to, share) per series, over an axis of equal ratios; empty bins at both ends
+    of all series are cut off."""
+    used = [(low, high) for bins in series.values() for low, high, share in bins if share > 0]
+    across = Axis(min(low for low, _ in used), max(high for _, high in used), *ACROSS, True)
+    tops = [share for bins in series.values() for _, _, share in bins]
+    up = axis(tops, HEIGHT - BOTTOM, TOP, zero=True, linear=True)
+    parts = _frame(across, up, x_label, y_label, across.ticks(), short, _percent)
+    for index, bins in enumerate(series.values()):
+        spots = [
+            (across.at(edge), up.at(share))
+            for low, high, share in bins
+            if low >= across.low and high <= across.high
+            for edge in (low, high)
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        if path:
+            parts.append(element("polyline", points=path, class_=f"line {_series_class(index)}"))
+    return _svg(WIDTH, HEIGHT, f"{y_label} by {x_label}", parts)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.3g}" if share == 0 else f"{100 * share:.3g}%"
+
+
 def scatter(points: Sequence[Point], x_label: str, y_label: str, x_format: Format) -> Markup:
     """Named points with vertical bars."""
     across = axis([point.x for point in points], LEFT, WIDTH - RIGHT)
@@ -127,7 +156,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, x_format: Forma
     return _svg(WIDTH, HEIGHT, f"{y_label} against {x_label}", parts)
 
 
-def legend(series: Mapping[str, Mapping[int, float]]) -> Markup:
+def legend(series: Mapping[str, Sized]) -> Markup:
     """Which line is whose."""
     entries = []
     for index, name in enumerate(series):

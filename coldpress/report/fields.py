@@ -8,6 +8,7 @@ from typing import Any
 from quant.format.errors import FileFormatError, InputError
 
 MAX_JSON_BYTES = 64 << 20
+MAX_LIST = 1000
 MAX_NUMBER = 1e30
 """Nothing that is measured here comes near; plots of larger numbers would overflow."""
 
@@ -41,6 +42,16 @@ def whole(table: Mapping[str, Any], key: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if abs(value) < MAX_NUMBER else None
+
+
+def numbers(table: Mapping[str, Any], key: str) -> list[float]:
+    """A list of numbers within reason; an empty one for everything else."""
+    values = table.get(key)
+    if not isinstance(values, list) or len(values) > MAX_LIST:
+        return []
+    found = [number({key: value}, key) for value in values]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else []
 
 
 def sub(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -8,9 +8,11 @@ from coldpress.report.sources import comparability
 from coldpress.report.summary import (
     COLUMNS,
     FIRST_NUMBER,
+    QUALITY,
     comparison_row,
     conditions,
     missing,
+    quality_row,
     states,
 )
 
@@ -28,6 +30,9 @@ def markdown(artifacts: Sequence[Artifact]) -> str:
         ]
     lines += ["", "## Comparison", ""]
     lines += _table(COLUMNS, [comparison_row(artifact) for artifact in artifacts], FIRST_NUMBER)
+    quality = [row for artifact in artifacts if (row := quality_row(artifact)) is not None]
+    if quality:
+        lines += ["", "## Distance to the baseline", "", *_table(QUALITY, quality, 1)]
     notes = [f"**{note}**" for note in comparability(artifacts)]
     notes += [
         _plain(conditions(a.name, a.evaluation)) for a in artifacts if a.evaluation is not None

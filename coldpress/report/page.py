@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from coldpress import __version__
 from coldpress.report.artifact import (
     Artifact,
+    Evaluation,
     Module,
     layer_bits,
     layer_errors,
+    layer_worst,
     place,
 )
-from coldpress.report.charts import Point, legend, line_chart, scatter
+from coldpress.report.charts import Point, histogram_chart, legend, line_chart, scatter
 from coldpress.report.error_map import ERROR_WORDS, error_map, error_range
 from coldpress.report.markup import Markup, element, join
 from coldpress.report.sources import comparability
@@ -18,20 +20,25 @@ from coldpress.report.style import STYLE
 from coldpress.report.summary import (
     COLUMNS,
     FIRST_NUMBER,
+    QUALITY,
     comparison_row,
     conditions,
     missing,
+    quality_row,
     schemes,
     states,
 )
 from coldpress.tables import human_bytes, show
 
 CONFIDENCE = 1.96
-"""Standard errors on either side of a mean that make an interval of 95%."""
+"""Standard errors on either side of a mean that make an interval of 95%, where none is told."""
+MODULES_ON_PAGE = 1200
+"""Rows of module tables: experts by the thousand would make the page too heavy to mail."""
 
 
 def html_page(artifacts: Sequence[Artifact]) -> str:
     """The whole page."""
+    limit = max(1, MODULES_ON_PAGE // len(artifacts))
     title = f"coldpress report: {', '.join(artifact.name for artifact in artifacts)}"
     head = element(
         "head",
@@ -44,12 +51,14 @@ def html_page(artifacts: Sequence[Artifact]) -> str:
         "body",
         element("h1", "coldpress report"),
         element("p", f"made by coldpress {__version__}", class_="soft"),
-        *_states(artifacts),
+        *_states(artifacts, limit),
         *_comparison(artifacts),
+        *_distance(artifacts),
         *_scatter(artifacts),
         *_errors(artifacts),
+        *_rounding(artifacts),
         *_bits(artifacts),
-        *(part for artifact in artifacts for part in _artifact(artifact)),
+        *(part for artifact in artifacts for part in _artifact(artifact, limit)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
@@ -72,7 +81,7 @@ def table_row(cells: Sequence[str], first_number: int, mark: str = "") -> Markup
     return element("tr", *found, class_=mark) if mark else element("tr", *found)
 
 
-def _states(artifacts: Sequence[Artifact]) -> list[Markup]:
+def _states(artifacts: Sequence[Artifact], limit: int) -> list[Markup]:
     """First of all: whatever is not as it was asked for."""
     parts = []
     for artifact in artifacts:
@@ -84,9 +93,10 @@ def _states(artifacts: Sequence[Artifact]) -> list[Markup]:
         if others:
             rows = [
                 table_row([module.name, module.scheme, module.state], 3, module.mark)
-                for module in others
+                for module in others[:limit]
             ]
             parts.append(table(["module", "scheme", "state"], rows, 3))
+            parts += _left_out(len(others) - limit)
     return [element("h2", "States of modules"), *parts]
 
 
@@ -106,7 +116,7 @@ def _comparison(artifacts: Sequence[Artifact]) -> list[Markup]:
 
 def _scatter(artifacts: Sequence[Artifact]) -> list[Markup]:
     points = [
-        Point(a.name, index, float(a.bytes), e.kld, CONFIDENCE * (e.kld_se or 0.0))
+        Point(a.name, index, float(a.bytes), e.kld, _half_width(e))
         for index, a in enumerate(artifacts)
         if (e := a.evaluation) is not None and e.kld is not None
     ]
@@ -115,6 +125,47 @@ def _scatter(artifacts: Sequence[Artifact]) -> list[Markup]:
     plot = scatter(points, "size", "KLD mean", lambda value: human_bytes(round(value)))
     caption = "Size against the distance to the baseline; bars are intervals of 95%."
     return [element("h2", "Size and distance"), _figure(plot, caption)]
+
+
+def _half_width(e: Evaluation) -> float:
+    low, high = e.intervals.get("kld", (None, None))
+    if e.kld is not None and low is not None and high is not None:
+        return max(high - e.kld, e.kld - low, 0.0)
+    return CONFIDENCE * (e.kld_se or 0.0)
+
+
+def _distance(artifacts: Sequence[Artifact]) -> list[Markup]:
+    """Quantiles and intervals of every comparison, and histograms laid over each other."""
+    rows = [row for artifact in artifacts if (row := quality_row(artifact)) is not None]
+    if not rows:
+        return []
+    parts = [
+        element("h2", "Distance to the baseline"),
+        table(QUALITY, [table_row(row, 1) for row in rows], 1),
+    ]
+    bins = {
+        a.name: e.histogram.shares() if (e := a.evaluation) is not None and e.histogram else []
+        for a in artifacts
+    }
+    if any(bins.values()):
+        plot = histogram_chart(bins, "KLD of a token", "share of tokens")
+        caption = (
+            "Divergence per token, in bins of equal ratio; what lies beyond the outermost bins is "
+            "counted with them."
+        )
+        parts.append(_figure(join([legend(bins), plot]), caption))
+    return parts
+
+
+def _rounding(artifacts: Sequence[Artifact]) -> list[Markup]:
+    """Where rounding was hard: what the solver and the grid had to cope with."""
+    conditions = {a.name: layer_worst(a, "condition") for a in artifacts}
+    clipped = {a.name: layer_errors(a, "clip_ratio") for a in artifacts}
+    drawn = [
+        *_lines(conditions, "Hessian condition", "Of the worst module of a layer, after damping."),
+        *_lines(clipped, "share of clipped weights", "Mean over the modules of a layer."),
+    ]
+    return [element("h2", "Conditions of rounding"), *drawn] if drawn else []
 
 
 def _errors(artifacts: Sequence[Artifact]) -> list[Markup]:
@@ -163,7 +214,7 @@ def _figure(plot: Markup, caption: str) -> Markup:
     return element("figure", plot, element("figcaption", caption))
 
 
-def _artifact(artifact: Artifact) -> list[Markup]:
+def _artifact(artifact: Artifact, limit: int) -> list[Markup]:
     """The story of one artifact, and all its figures behind a fold."""
     story = {
         "kind": artifact.kind,
@@ -180,9 +231,33 @@ def _artifact(artifact: Artifact) -> list[Markup]:
     entries = [part for key, value in story.items() for part in _entry(key, value)]
     parts = [element("h2", artifact.name), element("dl", *entries)]
     if artifact.modules:
-        count = element("summary", f"All {len(artifact.modules)} modules")
-        parts.append(element("details", count, module_table(artifact.modules)))
+        shown, total = worst_modules(artifact, limit), len(artifact.modules)
+        words = (
+            f"All {total} modules" if len(shown) == total else f"{len(shown)} of {total} modules"
+        )
+        rows = [module_table(shown), *_left_out(total - len(shown))]
+        parts.append(element("details", element("summary", words), *rows))
     return parts
+
+
+def worst_modules(artifact: Artifact, limit: int) -> list[Module]:
+    """At most `limit` modules, in their order: those that are not as asked, then the worst."""
+    error = artifact.error_name()
+
+    def rank(index: int) -> tuple[bool, float, int]:
+        module = artifact.modules[index]
+        value = None if error is None else module.figures.get(error)
+        return module.as_asked, -(value or 0.0), index
+
+    chosen = sorted(sorted(range(len(artifact.modules)), key=rank)[:limit])
+    return [artifact.modules[index] for index in chosen]
+
+
+def _left_out(count: int) -> list[Markup]:
+    if count <= 0:
+        return []
+    words = f"{count:,} more are left out here; 'coldpress report -o report.json' has them all."
+    return [element("p", words, class_="soft")]
 
 
 def _entry(key: str, value: str) -> tuple[Markup, Markup]:

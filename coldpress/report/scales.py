@@ -35,13 +35,20 @@ class Axis:
         return math.log10(value) if self.logarithmic else value
 
 
-def axis(values: Sequence[float], start: float, end: float, *, zero: bool = False) -> Axis:
+def axis(
+    values: Sequence[float],
+    start: float,
+    end: float,
+    *,
+    zero: bool = False,
+    linear: bool = False,
+) -> Axis:
     """An axis that holds `values` with some air; logarithmic where they span more than 20 times.
 
-    zero: begin at zero, where the values are not logarithmic.
+    zero: begin at zero, where the values are not logarithmic. linear: in equal steps anyway.
     """
     low, high = min(values), max(values)
-    if low > 0 and high / low > 20:
+    if not linear and low > 0 and high / low > 20:
         return Axis(low / 1.5, high * 1.5, start, end, logarithmic=True)
     air = (high - low) * 0.08 or abs(high) * 0.08 or 1.0
     return Axis(min(0.0, low) if zero else low - air, high + air, start, end)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coldpress.report.artifact import Artifact, Evaluation, Module, Run, Tensor
-from coldpress.report.fields import number, read_table, sub, whole, word
+from coldpress.report.artifact import Artifact, Evaluation, Histogram, Module, Run, Tensor
+from coldpress.report.fields import number, numbers, read_table, sub, whole, word
 from quant.format.errors import FileFormatError, InputError
 from quant.report import REPORT_NAME
 
@@ -165,6 +166,7 @@ def _runs(path: Path, runs: Any) -> tuple[Run, ...]:
 
 def _evaluation(table: Mapping[str, Any], source: str) -> Evaluation:
     divergence, agreement = sub(table, "kld"), sub(table, "top1")
+    ratio = sub(table, "ln_ppl_ratio")
     return Evaluation(
         source=source,
         perplexity=number(table, "perplexity"),
@@ -179,7 +181,39 @@ def _evaluation(table: Mapping[str, Any], source: str) -> Evaluation:
         top1_se=number(agreement, "se"),
         tokens=whole(table, "tokens"),
         window=whole(table, "window"),
+        protocol=word(table, "protocol"),
+        text=word(table, "text_sha256"),
+        kld_median=number(divergence, "median"),
+        kld_p90=number(divergence, "p90"),
+        kld_p95=number(divergence, "p95"),
+        kld_p999=number(divergence, "p999"),
+        delta_p_rms=number(sub(table, "delta_p"), "rms"),
+        ln_ppl_ratio=number(ratio, "mean"),
+        ln_ppl_ratio_se=number(ratio, "se"),
+        intervals=_intervals(sub(table, "intervals")),
+        histogram=_histogram(sub(table, "kld_histogram")),
     )
+
+
+def _intervals(table: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
+    found = {}
+    for name, ends in table.items():
+        if isinstance(ends, list) and len(ends) == 2:
+            pair = {"low": ends[0], "high": ends[1]}
+            found[name] = (number(pair, "low"), number(pair, "high"))
+    return found
+
+
+def _histogram(table: Mapping[str, Any]) -> Histogram | None:
+    """None for what is no histogram: edges that do not rise, counts that do not fit them."""
+    edges, counts = numbers(table, "edges"), numbers(table, "counts")
+    rising = all(low < high for low, high in pairwise(edges))
+    whole_counts = all(count >= 0 and count == int(count) for count in counts)
+    if len(edges) < 2 or edges[0] <= 0 or not rising or not whole_counts or not sum(counts):
+        return None
+    if len(counts) != len(edges) + 1:
+        return None
+    return Histogram(tuple(edges), tuple(int(count) for count in counts))
 
 
 def _named(artifacts: list[Artifact]) -> list[Artifact]:
@@ -202,13 +236,13 @@ def to_json(artifacts: Sequence[Artifact]) -> dict[str, Any]:
 def comparability(artifacts: Sequence[Artifact]) -> list[str]:
     """A warning where evaluations were made under conditions that differ."""
     conditions = {
-        (e.tokens, e.window, e.baseline_perplexity)
+        (e.tokens, e.window, e.protocol, e.text, e.baseline_perplexity)
         for e in (artifact.evaluation for artifact in artifacts)
         if e is not None
     }
     if len(conditions) < 2:
         return []
     return [
-        "The evaluations differ in their tokens, window or baseline, so their figures "
+        "The evaluations differ in their text, protocol or baseline, so their figures "
         "cannot be compared with each other."
     ]

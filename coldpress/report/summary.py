@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from coldpress.report.artifact import Artifact, Evaluation, Run
 from coldpress.tables import human_bytes
@@ -45,6 +45,53 @@ def comparison_row(artifact: Artifact) -> list[str]:
     return [*cells, speed(artifact.runs)]
 
 
+QUALITY = (
+    "artifact",
+    "KLD mean (95%)",
+    "median",
+    "p90",
+    "p95",
+    "p99",
+    "p99.9",
+    "max",
+    "top-1 (95%)",
+    "RMS of Δp",
+    "ln ratio",
+)
+"""The second table: how far each artifact is from its baseline."""
+
+
+def quality_row(artifact: Artifact) -> list[str] | None:
+    """The cells of QUALITY; None without a comparison with a baseline."""
+    e = artifact.evaluation
+    if e is None or e.kld is None:
+        return None
+    quantiles = (e.kld_median, e.kld_p90, e.kld_p95, e.kld_p99, e.kld_p999, e.kld_max)
+    return [
+        artifact.name,
+        _with_interval(digits(e.kld), e.intervals.get("kld"), digits),
+        *(digits(value) for value in quantiles),
+        _with_interval(percent(e.top1, None), e.intervals.get("top1"), _percent),
+        digits(e.delta_p_rms),
+        with_error(e.ln_ppl_ratio, e.ln_ppl_ratio_se, 4),
+    ]
+
+
+def _with_interval(
+    shown: str,
+    interval: tuple[float | None, float | None] | None,
+    write: Callable[[float | None], str],
+) -> str:
+    if interval is None:
+        return shown
+    low, high = interval
+    return f"{shown} ({write(low)} to {'∞' if high is None else write(high)})"
+
+
+def _percent(value: float | None) -> str:
+    return percent(value, None)
+
+
 def speed(runs: Sequence[Run]) -> str:
     """Decoded tokens per second; with the number of streams where there are several."""
     shown = [f"{decimals(run.decode, 1)} ({run.concurrency or '?'})" for run in runs]
@@ -82,6 +129,8 @@ def conditions(name: str, evaluation: Evaluation) -> str:
     said = [f"{e.tokens:,} tokens scored" if e.tokens is not None else "an unknown text"]
     if e.window is not None:
         said.append(f"windows of {e.window:,}")
+    if e.protocol is not None:
+        said.append(f"protocol '{e.protocol}'")
     if e.baseline_perplexity is not None:
         said.append(f"baseline perplexity {decimals(e.baseline_perplexity, 2)}")
     else:
