@@ -4,7 +4,6 @@ Nothing in the directory is trusted: no pickle, no code, no path that leaves it.
 only when every stored tensor belongs to a weight that we can read.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.awq import AwqCodec
+from quant.format.checkpoint_files import (
+    open_files,
+    read_inside,
+    read_json_object,
+    require_inside,
+)
 from quant.format.codec import FLOAT_DTYPES, PackedWeight, WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
@@ -22,12 +27,10 @@ from quant.format.ggml_checkpoint import GgmlCodec
 from quant.format.gptq import GptqCodec
 from quant.format.kv_cache import KvCacheScheme, KvScales, find_kv_scales, load_kv_scales
 from quant.format.safetensors_file import SafetensorsFile, TensorInfo
-from quant.format.safetensors_writer import INDEX_NAME
 from quant.format.scheme import FloatScheme, Scheme
 from quant.format.staging import is_staging
 from quant.format.tensor import Weight
 
-SINGLE_NAME = "model.safetensors"
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,7 +43,8 @@ TEXT_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-MAX_JSON_BYTES = 100 << 20
+
+__all__ = ["TEXT_FILES", "Checkpoint", "open_checkpoint", "read_json_object"]
 
 _CODECS: Mapping[str, Callable[[Mapping[str, Any], str], WeightCodec]] = {
     "compressed-tensors": CompressedTensorsCodec,
@@ -144,7 +148,7 @@ class Checkpoint:
         """
         found = [self.path / name for name in TEXT_FILES if (self.path / name).is_file()]
         for path in found:
-            _require_inside(self.path, path)
+            require_inside(self.path, path)
         return found
 
     def _header(self, name: str) -> TensorInfo:
@@ -191,7 +195,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: is not a directory; give the folder that holds config.json")
     if is_staging(path.resolve()):
         raise InputError(f"{path}: was left by an interrupted run; delete it and run again")
-    config = _read_inside(path, "config.json")
+    config = read_inside(path, "config.json")
     if "auto_map" in config:
         raise InputError(
             f"{path / 'config.json'}: 'auto_map' asks to run code from the checkpoint, "
@@ -200,97 +204,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     quantization = config.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):
         raise FileFormatError(path / "config.json", "'quantization_config' is not an object")
-    return Checkpoint(path, config, _open_files(path))
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises InputError when it is missing."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FileFormatError(path, f"is larger than {MAX_JSON_BYTES:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(path, f"is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise FileFormatError(path, "is not a JSON object")
-    return value
-
-
-def _read_inside(directory: Path, name: str) -> dict[str, Any]:
-    path = directory / name
-    if path.exists():
-        _require_inside(directory, path)
-    return read_json_object(path)
-
-
-def _open_files(path: Path) -> dict[str, SafetensorsFile]:
-    index = path / INDEX_NAME
-    if index.exists():
-        return _open_shards(path, index)
-    if not (path / SINGLE_NAME).exists():
-        raise InputError(_no_weights(path))
-    file = SafetensorsFile(_inside(path, SINGLE_NAME, path))
-    return dict.fromkeys(file.tensors, file)
-
-
-def _open_shards(path: Path, index: Path) -> dict[str, SafetensorsFile]:
-    weight_map = _read_inside(path, index.name).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise FileFormatError(index, "'weight_map' is not a map of file names")
-    if (path / SINGLE_NAME).exists() and SINGLE_NAME not in weight_map.values():
-        raise FileFormatError(
-            index, f"does not list '{SINGLE_NAME}' beside it; delete the stale one"
-        )
-    shards = {
-        name: SafetensorsFile(_inside(path, name, index))
-        for name in sorted(set(weight_map.values()))
-    }
-    for tensor, name in weight_map.items():
-        if tensor not in shards[name].tensors:
-            raise FileFormatError(index, f"tensor '{tensor}' is not in '{name}', as it should be")
-    files: dict[str, SafetensorsFile] = {}
-    for name, shard in shards.items():
-        for tensor in shard.tensors:
-            if weight_map.get(tensor) != name:
-                raise FileFormatError(index, f"does not list tensor '{tensor}' of '{name}'")
-            files[tensor] = shard
-    return files
-
-
-def _inside(directory: Path, name: str, source: Path) -> Path:
-    """`directory / name` when that is a plain file there. Raises FileFormatError otherwise."""
-    if not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
-        raise FileFormatError(source, f"'{name}' is not the plain name of a safetensors file")
-    path = directory / name
-    if not path.exists():
-        raise InputError(f"{path}: is missing, but {source.name} lists it")
-    _require_inside(directory, path)
-    return path
-
-
-def _require_inside(directory: Path, path: Path) -> None:
-    if not path.is_file() or not _target_is_allowed(directory, path):
-        raise FileFormatError(path, "is no file inside the checkpoint directory")
-
-
-def _target_is_allowed(directory: Path, path: Path) -> bool:
-    """A link stays inside, or leads to the blobs of the Hugging Face cache around a snapshot."""
-    real, home = path.resolve(), directory.resolve()
-    if real.is_relative_to(home):
-        return True
-    return home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
-
-
-def _no_weights(path: Path) -> str:
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickles:
-        return (
-            f"{path}: '{pickles[0]}' is a pickle, which can run code and is never opened; "
-            "convert the weights to safetensors first"
-        )
-    return f"{path}: holds no weights; '{SINGLE_NAME}' or '{INDEX_NAME}' is needed"
+    return Checkpoint(path, config, open_files(path))
 
 
 def _make_codec(config: Mapping[str, Any] | None, path: Path) -> WeightCodec | None:
