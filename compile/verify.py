@@ -30,9 +30,9 @@ ROUNDED_NUMBERS_BOUND = 0.05
 class LogitsCheck:
     """Logits of a fixed probe prompt, in the artifact and in the reference.
 
-    bound: the largest `max_difference` that passes, None where integers were made at build time or
-    one side alone rounds inputs: what that costs is for an evaluation to say. top1: share of tokens
-    with the same argmax.
+    bound: the largest `max_difference` that passes, None where integers were made at build time,
+    one side alone rounds inputs, or rounded inputs amplify rounded weights: what that costs is for
+    an evaluation to say. top1: share of tokens with the same argmax.
     """
 
     tokens: int
@@ -183,7 +183,7 @@ def check_logits(
     if states & {"requantized", "different"} or _rounding_notes(stored, reference):
         bound = None
     elif "rounded" in states and reference.program.rounded_inputs():
-        # However small a difference is, it moves some input by a whole step, and so on by the layer.
+        # However small a difference is, it moves some input by a whole step, and the next layer's.
         bound = None
     elif "rounded" in states:
         bound = ROUNDED_NUMBERS_BOUND * float(expected.std())

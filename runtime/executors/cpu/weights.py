@@ -89,7 +89,7 @@ def pack(weight: Weight, pool: ThreadPool, rounding: InputRounding | None = None
         codes,
         weight.scheme.num_bits,
         _numbers(numbers.scale),
-        None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point),
+        None if weight.zero_point is None else _for_each_row(weight.zero_point, weight),
         None if numbers.minimum is None else _numbers(numbers.minimum),
         starts,
         order,
@@ -130,12 +130,17 @@ def nested_numbers(weight: QuantizedTensor) -> GroupNumbers | None:
 def row_scales(weight: QuantizedTensor) -> FloatArray:
     """[out, groups]: the stored scales, one row for each output row. 8-bit scales become bfloat16,
     which holds every e4m3 and e8m0 number."""
-    rows, scale = weight.shape[0], weight.scale
+    scale = weight.scale
     if scale.dtype.name not in FLOATS:
         scale = scale.astype(np.float32).astype(ml_dtypes.bfloat16)
     if isinstance(weight.scheme.granularity, PerBlock):
-        return np.repeat(scale, weight.scheme.granularity.rows, axis=0)[:rows]
-    return np.broadcast_to(scale, (rows, scale.shape[1]))
+        return np.repeat(scale, weight.scheme.granularity.rows, axis=0)[: len(weight.codes)]
+    return _for_each_row(scale, weight)
+
+
+def _for_each_row(numbers: npt.NDArray[Any], weight: QuantizedTensor) -> npt.NDArray[Any]:
+    """One row of scales or zero points for the whole tensor becomes one for each output row."""
+    return np.ascontiguousarray(np.broadcast_to(numbers, (len(weight.codes), numbers.shape[1])))
 
 
 def group_layout(

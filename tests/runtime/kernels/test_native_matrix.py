@@ -1,12 +1,14 @@
 """Packed weights hold exactly the numbers that they were packed from."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quant.format.scheme import PerTensor
 from quant.format.tensor import QuantizedTensor, Weight
 from runtime.executors.cpu.weights import pack
 from runtime.kernels.cpu._native import Matrix, Plan
@@ -77,6 +79,44 @@ def test_nested_scales_are_read_right_and_stay_nested(type_name: str) -> None:
     codes = 512 // 2 if weight.scheme.num_bits <= 4 else 512
     sides = 1 if weight.minimum is None else 2
     assert packed.nbytes == strips * (codes + sides * (groups + 2 * 2))
+
+
+def test_one_scale_and_zero_point_serve_a_whole_tensor() -> None:
+    plain = quantized(70, 24, num_bits=8, group_size=None, kind="zero_point")
+    assert plain.zero_point is not None
+    scheme = replace(plain.scheme, granularity=PerTensor())
+    weight = replace(plain, scheme=scheme, scale=plain.scale[:1], zero_point=plain.zero_point[:1])
+    found = pack(weight, POOLS[1]).matrix.dequantize()
+    np.testing.assert_array_equal(found, weight.dequantize())
+
+
+WRONG_SIZES: dict[str, dict[str, Any]] = {
+    "a row for each": {"scale": (np.ones((4, 1), np.float32), "float32")},
+    "column for each": {"scale": (np.ones((3, 2), np.float32), "float32")},
+    "zero points have": {"zero_point": np.ones((1, 2), np.int8)},
+    "minimums and": {"minimum": (np.ones((1, 2), np.float32), "float32")},
+    "cover the columns": {"group_starts": np.array([0, 3, 5], np.int32)},
+    "in order": {"group_starts": np.array([0, 7, 6], np.int32)},
+    "name every column": {"column_order": np.arange(5, dtype=np.int32)},
+    "names no column": {"column_order": np.arange(1, 7, dtype=np.int32)},
+}
+
+
+@pytest.mark.parametrize("problem", WRONG_SIZES)
+def test_arrays_that_do_not_fit_each_other_are_refused(problem: str) -> None:
+    arguments: dict[str, Any] = {
+        "codes": np.zeros((4, 6), np.int8),
+        "num_bits": 4,
+        "scale": (np.ones((4, 2), np.float32), "float32"),
+        "zero_point": None,
+        "minimum": None,
+        "group_starts": np.array([0, 3, 6], np.int32),
+        "column_order": None,
+        "pool": POOLS[1],
+    }
+    Matrix.from_integers(**arguments)
+    with pytest.raises(ValueError, match=problem):
+        Matrix.from_integers(**(arguments | WRONG_SIZES[problem]))
 
 
 def test_sub_scales_that_do_not_divide_are_refused() -> None:
