@@ -38,7 +38,7 @@ class HaltedForwards:
         self._slots = threading.Semaphore(threads)
         self._changed = threading.Condition()
         self._position = [-1] * len(batches)
-        self._inputs: list[torch.Tensor | None] = [None] * len(batches)
+        self._inputs: list[tuple[Any, ...]] = [()] * len(batches)
         self._outputs: list[torch.Tensor | None] = [None] * len(batches)
         self._error: BaseException | None = None
         self._released = 0
@@ -74,11 +74,15 @@ class HaltedForwards:
     def inputs(self, name: str) -> list[torch.Tensor | None]:
         """What the linear `name` is about to read in each forward, once all of them are there;
         None in a forward that passes it by."""
+        return [args[0] if args else None for args in self.arguments(name)]
+
+    def arguments(self, name: str) -> list[tuple[Any, ...]]:
+        """All that the module `name` is about to be called with, likewise; () where it is not."""
         stop = self._order[name]
         self._wait_for(stop)
         return [
-            inputs if position == stop else None
-            for inputs, position in zip(self._inputs, self._position, strict=True)
+            args if position == stop else ()
+            for args, position in zip(self._inputs, self._position, strict=True)
         ]
 
     def release(self, name: str) -> None:
@@ -105,7 +109,7 @@ class HaltedForwards:
             with torch.no_grad(), self._slots:
                 output = self._layer(batch, *self._arguments.args, **self._arguments.kwargs)
             self._outputs[index] = output if isinstance(output, torch.Tensor) else output[0]
-            self._arrive(index, len(self._order), None)
+            self._arrive(index, len(self._order), ())
         except BaseException as error:  # whatever it is, the thread that waits must know
             with self._changed:
                 self._error = self._error or error
@@ -117,7 +121,7 @@ class HaltedForwards:
         def halt(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
             if stop < self._released:
                 return
-            self._arrive(self._mine.index, stop, args[0])
+            self._arrive(self._mine.index, stop, args)
             self._slots.release()
             try:
                 with self._changed:
@@ -129,8 +133,8 @@ class HaltedForwards:
 
         return halt
 
-    def _arrive(self, index: int, stop: int, inputs: torch.Tensor | None) -> None:
+    def _arrive(self, index: int, stop: int, args: tuple[Any, ...]) -> None:
         with self._changed:
-            self._inputs[index] = inputs
+            self._inputs[index] = args
             self._position[index] = stop
             self._changed.notify_all()

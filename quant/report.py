@@ -10,7 +10,8 @@ REPORT_VERSION = 1
 class ModuleReport:
     """How one linear ended up.
 
-    state: "as asked" | "damping raised to X" | "fallback rtn: WHY" | "kept in 16 bit: WHY".
+    state: "as asked" | "damping raised to X" | "fallback rtn: WHY" | "kept in 16 bit: WHY" |
+    "statistics shared with its layer: N tokens of its own", for experts that saw too few tokens.
 
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without
     calibration. dead_columns: inputs that were zero for every calibration token. condition: a lower

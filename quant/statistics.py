@@ -72,9 +72,8 @@ class InputMoments:
             pairs = list(zip(batches, exact, strict=True))
         for group in _grouped(pairs):
             faster = all(batch.dtype == torch.bfloat16 for batch, _ in group)
-            parts = [
-                p for found in self._run([partial(self._parts, *g, weight) for g in group]) for p in found
-            ]
+            jobs = [partial(self._parts, *pair, weight) for pair in group]
+            parts = [part for found in self._run(jobs) for part in found]
             starts = range(0, len(self._sum), _TILE)
             with bfloat16_products() if faster else nullcontext():
                 self._run([partial(self._add_products, start, parts) for start in starts])
@@ -98,9 +97,7 @@ class InputMoments:
         """float32 [columns, columns]: the weighted mean of (y - x) x^T, with `cross`."""
         return None if self._cross is None else self._cross / max(self._weight, 1.0)
 
-    def _parts(
-        self, batch: torch.Tensor, exact: torch.Tensor | None, weight: float
-    ) -> list[_Part]:
+    def _parts(self, batch: torch.Tensor, exact: torch.Tensor | None, weight: float) -> list[_Part]:
         parts = [self._part(batch, exact, weight)]
         if batch.ndim == 3 and self._share > 0.0:
             extra = first_token_extra(self._share, batch.shape[1])

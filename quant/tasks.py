@@ -10,7 +10,7 @@ FloatDtype = Literal["float32", "float16", "bfloat16"]
 ScaleChoice = Literal["range", "search", "signed"]
 """How scales are chosen: to clip nothing; by least weighted error; the same with either sign."""
 Algorithm = Literal["rtn", "gptq", "gptaq"]
-Deviation = Literal["damping_raised", "rtn_fallback"]
+Deviation = Literal["damping_raised", "rtn_fallback", "shared_statistics"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RoundingSettings:
 
     lowest_zero: smallest zero point of asymmetric groups, counted from qmin; a container may need
     it. allowed: deviations from what was asked that do not end the run. transforms: what happens to
-    each layer before it is rounded.
+    each layer before it is rounded. expert_min_tokens: see `quant.expert_stage`.
     """
 
     damping: float = 0.01
@@ -42,6 +42,7 @@ class RoundingSettings:
     polish: int = 2
     first_token_share: float = 0.2
     correction_share: float = 1.0
+    expert_min_tokens: int | None = None
     scale_dtype: FloatDtype = "bfloat16"
     lowest_zero: int = 0
     allowed: frozenset[Deviation] = frozenset()

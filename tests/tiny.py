@@ -135,8 +135,7 @@ def tiny_config(
 
 def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint, in file order."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head_dim = config["head_dim"]
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
     q_width = config["num_attention_heads"] * head_dim
     kv_width = config["num_key_value_heads"] * head_dim
     shapes: dict[str, tuple[int, ...]] = {

@@ -11,12 +11,12 @@ from quant.rounding_algorithms.correction import corrected_weight
 from quant.rounding_algorithms.factor import Factor, NotPositiveDefiniteError, factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
 from quant.rounding_algorithms.inputs import input_scale, stores_input_scale
-from quant.rounding_algorithms.result import AS_ASKED, Rounded
+from quant.rounding_algorithms.result import AS_ASKED, SHARED, Rounded
 from quant.rounding_algorithms.rtn import round_to_nearest
 from quant.tasks import LinearTask, RoundingSettings
 from quant.workers import Workers
 
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Linears that servers make one of: what a whole tensor shares, they share."""
 
 
@@ -24,12 +24,13 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class StageMoments:
     """hessian: float32 [in, in], mean of x x^T over `tokens` tokens of the input of a stage; cross:
     that of (y - x) x^T, y being the input in the model that is not quantized, or None; absmax: the
-    largest magnitude of x."""
+    largest magnitude of x; shared: whether tokens beyond `tokens` had to be lent by the layer."""
 
     hessian: torch.Tensor
     cross: torch.Tensor | None
     tokens: int
     absmax: float
+    shared: bool = False
 
 
 def round_stage(
@@ -61,7 +62,11 @@ def _completed(result: Rounded, moments: StageMoments) -> Rounded:
     if stores_input_scale(tensor.scheme):
         scale = input_scale(tensor.scheme, moments.absmax)
         tensor = replace(tensor, input_scale=scale)
-    return replace(result, tensor=tensor, tokens=moments.tokens)
+    state = result.state
+    if moments.shared:
+        lent = f"{SHARED}: {moments.tokens} tokens of its own"
+        state = lent if state == AS_ASKED else f"{state}; {lent}"
+    return replace(result, tensor=tensor, tokens=moments.tokens, state=state)
 
 
 def round_alone(
@@ -153,6 +158,11 @@ def _check_state(module: str, state: str, settings: RoundingSettings) -> None:
         raise CheckFailedError(
             f"{module}: {state}; calibrate with more or more varied text, raise 'damping', "
             "or put damping_raised under 'allow' in the recipe"
+        )
+    if SHARED in state and "shared_statistics" not in settings.allowed:
+        raise CheckFailedError(
+            f"{module}: {state}; calibrate with more or more varied text, lower "
+            "'experts.min_tokens', or put shared_statistics under 'allow' in the recipe"
         )
     if state.startswith("fallback rtn") and "rtn_fallback" not in settings.allowed:
         raise CheckFailedError(

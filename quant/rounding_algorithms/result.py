@@ -14,13 +14,15 @@ from quant.rounding_algorithms.grid import Grid, ScaleDtype, to_quantized_tensor
 from quant.rounding_algorithms.levels import level_range
 
 AS_ASKED = "as asked"
+SHARED = "statistics shared with its layer"
 
 
 @dataclass(frozen=True)
 class Rounded:
     """What a linear's weight became. `tensor` holds the stored numbers.
 
-    state: "as asked" | "damping raised to X" | "fallback rtn: REASON".
+    state: "as asked" | "damping raised to X" | "fallback rtn: REASON" | "statistics shared with its
+    layer: N tokens of its own", which may also follow a "; " after either of the two before.
     damping: share of the mean diagonal that was added; None when nothing was factored.
     weight_error: |dW| / |W|. output_error: sqrt(tr(dW H dW^T) / tr(W H W^T)), None without H.
     clip_ratio: share of the weights beyond the last level of their group by over half a step.
