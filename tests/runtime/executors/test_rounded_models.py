@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
+from compile.input_rounding import InputRounding
 from compile.model import Model
 from compile.program import Add, DecoderSizes, Embed, Linear, Logits, Op, Program, SelectRows
 from quant.format.errors import UnsupportedModelError
@@ -23,6 +25,7 @@ from quant.format.tensor import QuantizedTensor, Weight
 from runtime.engine.batch import StepBatch
 from runtime.executors.cpu import CpuExecutor
 from runtime.executors.torch import TorchExecutor
+from runtime.executors.torch.rounding import round_input
 from runtime.kernels.cpu._native import instruction_sets
 from tests.runtime.kernels.weights import codebook_weight, quantized
 from tests.tiny import TinySource, tiny_config, tiny_model, tiny_shapes
@@ -67,7 +70,7 @@ def rounding_weight(shape: tuple[int, ...], case: Make, seed: int = 0) -> Quanti
 
 
 def with_activation(
-    weight: QuantizedTensor, activation: ActivationScheme, scale: float | None
+    weight: QuantizedTensor, activation: ActivationScheme | None, scale: float | None
 ) -> QuantizedTensor:
     scheme: QuantizedScheme = replace(weight.scheme, activation=activation)
     return replace(weight, scheme=scheme, input_scale=scale)
@@ -218,6 +221,23 @@ def test_linears_of_one_input_each_get_the_scale_of_their_own(scattered: bool) -
         logits[name] = native(model).step(alone(TOKENS)).copy()
         np.testing.assert_allclose(logits[name], expected, atol=1e-4)
     assert np.abs(logits["same"] - logits["other"]).max() > 0.1
+
+
+def test_a_tied_table_rounds_the_input_of_the_head_alone() -> None:
+    """An embedding is a row of the table as it is: only what the head multiplies is rounded."""
+    table = rounding_weight((130, 96), CASES["w8a8-dynamic"])
+    head = Logits("logits", "selected", "weight", 96, 130, table.scheme)
+    ops = (Embed("x", "weight", table.scheme), SelectRows("selected", "x"), head)
+    program = Program("llama", DecoderSizes(1, 96, 130, 1, 1, 2, 130, 256), ops, True)
+    source = TinySource({"weight": table})
+    model = Model(Path("memory"), "huggingface", program, source, {}, None, None)
+    tokens = np.arange(45, dtype=np.int32)
+    rows = torch.from_numpy(table.dequantize())
+    rounded = round_input(rows[:45], InputRounding("int8")).numpy().astype(np.float64)
+    expected = rounded @ rows.numpy().astype(np.float64).T
+    for executor in (native(model), oracle(model)):
+        np.testing.assert_allclose(executor.step(alone(tokens)), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(rounded - rows[:45].numpy()).max() > 1e-4
 
 
 @pytest.mark.parametrize("make", [native, oracle])

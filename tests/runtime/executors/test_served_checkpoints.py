@@ -18,9 +18,10 @@ from compile.model import Model
 from compile.open_model import open_model
 from compile.program import Linear, Logits
 from compile.to_gguf.build import build_gguf
-from compile.verify import verify
+from compile.verify import check_logits, verify
 from quant.format.compressed_tensors import encode_weight, quantization_config
 from quant.format.kv_cache import KvCacheScheme, KvScales, encode_kv_scales
+from quant.format.scheme import ActivationScheme
 from quant.format.tensor import QuantizedTensor
 from runtime.executors.torch import TorchExecutor
 from tests.runtime.executors.test_rounded_models import (
@@ -150,3 +151,15 @@ def test_scales_of_a_kv_cache_are_named_where_they_are_not_used(tmp_path: Path) 
     assert "KV cache (e4m3)" in note and "float32" in note
     batch = alone(TOKENS)
     np.testing.assert_array_equal(native(model).step(batch), native(plain).step(batch))
+
+
+@pytest.mark.parametrize("activation", [None, CASES["w4a8"]["activation"]])
+def test_rounded_weights_have_no_bound_where_inputs_are_rounded_too(
+    activation: ActivationScheme | None, tmp_path: Path
+) -> None:
+    """A difference of the last bits moves an input by a whole step."""
+    model = open_model(write_checkpoint(tmp_path, CASES["w4a8"] | {"activation": activation}))
+    check = check_logits(model, model, native_logits, {"equal", "rounded"})
+    assert check.passed and (check.bound is None) == (activation is not None)
+    exact = check_logits(model, model, native_logits, {"equal"})
+    assert exact.bound is not None and exact.max_difference == 0
