@@ -38,6 +38,15 @@ class KvScales:
     values: float
 
 
+def kv_scale(absmax: float, scheme: KvCacheScheme) -> float:
+    """The scale of a layer's keys or values whose largest magnitude is `absmax`; 1 for zeros.
+
+    absmax / 448, or absmax / 127.5 for int8, as a float32.
+    """
+    largest = 448.0 if scheme.numbers == "e4m3" else 127.5
+    return float(np.float32(absmax / largest)) or 1.0
+
+
 def encode_kv_scales(attention: str, scales: KvScales) -> dict[str, npt.NDArray[np.float32]]:
     """The stored tensors of one layer, by name; `attention` is e.g. `model.layers.0.self_attn`.
 

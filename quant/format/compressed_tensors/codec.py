@@ -1,7 +1,6 @@
 """Writing and reading one weight of a compressed-tensors checkpoint."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -13,9 +12,9 @@ from quant.format.codec import (
     PackedWeight,
     parts_of,
 )
-from quant.format.compressed_tensors.args import MX_GROUP, NVFP4_GROUP, format_of
+from quant.format.compressed_tensors.args import MX_GROUP, NVFP4_GROUP, PACKED, format_of
 from quant.format.compressed_tensors.config import StoredScheme, parse_config
-from quant.format.compressed_tensors.layouts import LAYOUTS, Parts
+from quant.format.compressed_tensors.layouts import LAYOUTS, LoadedParts, Parts
 from quant.format.compressed_tensors.parameters import (
     SUFFIXES,
     check_parameters,
@@ -31,6 +30,7 @@ from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import (
     CodebookScheme,
     PerGroup,
+    PerTensor,
     QuantizedScheme,
     scale_shape,
 )
@@ -58,9 +58,11 @@ def why_not(scheme: QuantizedScheme, shape: tuple[int, ...]) -> str | None:
         if needed is not None and scheme.granularity != PerGroup(needed):
             return f"its scales are for groups of {needed}: set scheme.group_size={needed}"
     try:
-        format_of(scheme)
+        layout = format_of(scheme)
     except UnsupportedModelError:
         return f"compressed-tensors has no format for {scheme}: set scheme.type"
+    if layout == PACKED and isinstance(scheme.granularity, PerTensor):
+        return "packed integers have a scale per row at least: set scheme.group_size=channel"
     return None
 
 
@@ -111,7 +113,7 @@ class CompressedTensorsCodec:
 
     def decode(self, weight: PackedWeight, load: LoadRaw) -> QuantizedTensor:
         scheme, shape, fault = weight.scheme, weight.shape, Fault(self._where, weight.module)
-        part = partial(_load_part, weight.parts, load)
+        part = LoadedParts(weight.parts, load)
         stored = self._scheme(weight.module, fault)
         scalars = decode_scalars(scheme, part, fault)
         codes = LAYOUTS[stored.format].decode(scheme, shape, part)
@@ -142,7 +144,3 @@ class CompressedTensorsCodec:
         if stored is None:
             raise fault.malformed("is quantized, but no group of quantization_config targets it")
         return stored
-
-
-def _load_part(names: Mapping[str, str], load: LoadRaw, suffix: str) -> npt.NDArray[Any]:
-    return load(names[suffix])

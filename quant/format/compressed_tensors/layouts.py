@@ -1,6 +1,6 @@
 """How the codes of a weight lie in its tensors: packed integers, one per byte, or two per byte."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,21 @@ class Parts:
             )
 
 
+@dataclass(frozen=True)
+class LoadedParts:
+    """The numbers of the stored tensors of one module, by suffix, read when asked for."""
+
+    names: Mapping[str, str]
+    load: LoadRaw
+
+    def __call__(self, suffix: str) -> npt.NDArray[Any]:
+        return self.load(self.names[suffix])
+
+    def maybe(self, suffix: str) -> npt.NDArray[Any] | None:
+        """None where the module has no such part."""
+        return self(suffix) if suffix in self.names else None
+
+
 class Layout(Protocol):
     """One way to store codes."""
 
@@ -70,7 +85,7 @@ class Layout(Protocol):
         ...
 
     def decode(
-        self, scheme: QuantizedScheme, shape: tuple[int, int], part: Callable[[str], Any]
+        self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts
     ) -> Codes: ...
 
     def num_bytes(self, scheme: QuantizedScheme, shape: tuple[int, ...]) -> int: ...
@@ -99,9 +114,7 @@ class PackedIntegers:
         parts.refuse_padded_words(columns, bits)
         return rows, columns
 
-    def decode(
-        self, scheme: QuantizedScheme, shape: tuple[int, int], part: Callable[[str], Any]
-    ) -> Codes:
+    def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         return unpack_signed(part("weight_packed"), scheme.num_bits, shape[1])
 
     def num_bytes(self, scheme: QuantizedScheme, shape: tuple[int, ...]) -> int:
@@ -121,9 +134,7 @@ class Bytes:
         integers = isinstance(scheme, IntScheme)
         return parts.matrix("weight", "int8" if integers else "float8_e4m3fn")
 
-    def decode(
-        self, scheme: QuantizedScheme, shape: tuple[int, int], part: Callable[[str], Any]
-    ) -> Codes:
+    def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         codes: Codes = part("weight").view(np.int8)
         return codes
 
@@ -144,9 +155,7 @@ class Nibbles:
         rows, halves = parts.matrix("weight_packed", "uint8")
         return rows, 2 * halves
 
-    def decode(
-        self, scheme: QuantizedScheme, shape: tuple[int, int], part: Callable[[str], Any]
-    ) -> Codes:
+    def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         packed = part("weight_packed")
         codes = np.empty(shape, dtype=np.uint8)
         codes[:, 0::2], codes[:, 1::2] = packed & np.uint8(15), packed >> np.uint8(4)

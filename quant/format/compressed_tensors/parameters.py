@@ -1,6 +1,5 @@
 """What is stored beside the codes: scales, zero points, column order, scales of the inputs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -16,7 +15,7 @@ from quant.format.codec import (
     require_usable_scale,
 )
 from quant.format.compressed_tensors.args import PACKED, format_of
-from quant.format.compressed_tensors.layouts import Codes, Parts, Stored
+from quant.format.compressed_tensors.layouts import Codes, LoadedParts, Parts, Stored
 from quant.format.packing import pack_signed, packed_words, unpack_signed
 from quant.format.scheme import (
     CodebookScheme,
@@ -31,9 +30,8 @@ from quant.format.tensor import QuantizedTensor
 
 SUFFIXES = (
     *("weight_scale", "weight_zero_point", "weight_g_idx", "weight_global_scale"),
-    *("input_scale", "input_global_scale"),
+    *("input_scale", "input_global_scale", "input_zero_point"),
 )
-GetPart = Callable[[str], npt.NDArray[Any]]
 
 
 def scalars_of(scheme: QuantizedScheme) -> dict[str, str]:
@@ -50,14 +48,13 @@ def scalars_of(scheme: QuantizedScheme) -> dict[str, str]:
 
 def encode_parameters(module: str, tensor: QuantizedTensor) -> Stored:
     """Everything but the codes, by suffix."""
-    scheme, scale = tensor.scheme, tensor.scale
+    scheme, scale, zero = tensor.scheme, tensor.scale, tensor.zero_point
     if isinstance(scheme.granularity, PerTensor):
-        scale = scale.reshape(1)
+        scale, zero = scale.reshape(1), None if zero is None else zero.reshape(1)
     powers = isinstance(scheme, CodebookScheme) and scheme.scales == "e8m0"
     stored: Stored = {"weight_scale": scale.view(np.uint8) if powers else scale}
-    if tensor.zero_point is not None:
+    if zero is not None:
         packed = format_of(scheme) == PACKED
-        zero = tensor.zero_point
         stored["weight_zero_point"] = pack_signed(zero, scheme.num_bits, axis=0) if packed else zero
     for suffix, field in scalars_of(scheme).items():
         value = getattr(tensor, field)
@@ -82,13 +79,8 @@ def parameter_bytes(scheme: QuantizedScheme, shape: tuple[int, ...], scale_bytes
 def check_parameters(scheme: QuantizedScheme, shape: tuple[int, int], parts: Parts) -> None:
     """All parts that the scheme needs are there, in dtypes and shapes that fit; and no others."""
     _check_scale(scheme, shape, parts)
-    scale_rows, groups = scale_shape(scheme, shape)
     if not scheme.symmetric:
-        zero, expected = parts.shape("weight_zero_point", "int32", "int8"), (scale_rows, groups)
-        if parts.headers[parts.names["weight_zero_point"]].dtype == np.int32:
-            expected = (packed_words(scale_rows, scheme.num_bits), groups)
-            parts.refuse_padded_words(scale_rows, scheme.num_bits)
-        require_shape(zero, expected, "weight_zero_point", parts.fault)
+        _check_zero_point(scheme, shape, parts)
     if "weight_g_idx" in parts.names:
         index = parts.shape("weight_g_idx", "int32", "int64")
         require_shape(index, shape[1:], "weight_g_idx", parts.fault)
@@ -115,8 +107,20 @@ def _check_scale(scheme: QuantizedScheme, shape: tuple[int, int], parts: Parts) 
         require_shape(stored, scale_shape(scheme, shape), "weight_scale", parts.fault)
 
 
+def _check_zero_point(scheme: QuantizedScheme, shape: tuple[int, int], parts: Parts) -> None:
+    rows, groups = scale_shape(scheme, shape)
+    stored = parts.shape("weight_zero_point", "int32", "int8")
+    if parts.headers[parts.names["weight_zero_point"]].dtype == np.int32:
+        parts.refuse_padded_words(rows, scheme.num_bits)
+        rows = packed_words(rows, scheme.num_bits)
+    if isinstance(scheme.granularity, PerTensor):
+        require_scalar(stored, "weight_zero_point", parts.fault)
+    else:
+        require_shape(stored, (rows, groups), "weight_zero_point", parts.fault)
+
+
 def decode_scale(
-    scheme: QuantizedScheme, shape: tuple[int, int], part: GetPart, fault: Fault
+    scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts, fault: Fault
 ) -> npt.NDArray[Any]:
     """The scales in canonical form, all finite."""
     scale = part("weight_scale").reshape(scale_shape(scheme, shape))
@@ -126,8 +130,9 @@ def decode_scale(
     return scale
 
 
-def decode_scalars(scheme: QuantizedScheme, part: GetPart, fault: Fault) -> dict[str, float]:
+def decode_scalars(scheme: QuantizedScheme, part: LoadedParts, fault: Fault) -> dict[str, float]:
     """global_scale and input_scale of a QuantizedTensor, those that the scheme has."""
+    _require_zeros(part.maybe("input_zero_point"), "rounds its inputs symmetrically", fault)
     scalars = {}
     for suffix, field in scalars_of(scheme).items():
         value = float(part(suffix).astype(np.float32).reshape(()))
@@ -138,31 +143,32 @@ def decode_scalars(scheme: QuantizedScheme, part: GetPart, fault: Fault) -> dict
 
 
 def decode_zero_point(
-    scheme: QuantizedScheme, shape: tuple[int, int], part: GetPart, fault: Fault
+    scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts, fault: Fault
 ) -> npt.NDArray[np.int8] | None:
-    """int8 [out, groups], or None where the scheme has none. `part` raises KeyError for none."""
-    try:
-        stored = part("weight_zero_point")
-    except KeyError:
-        return None
-    if scheme.symmetric:
-        if (stored.astype(np.float32) != 0).any():
-            raise fault.malformed("is symmetric, but has zero points that are not 0")
+    """int8 [out, groups], or None where the scheme has none; old writers stored zeros then."""
+    stored = part.maybe("weight_zero_point")
+    if scheme.symmetric or stored is None:
+        _require_zeros(stored, "is symmetric", fault)
         return None
     if stored.dtype == np.int32:
         rows = scale_shape(scheme, shape)[0]
         stored = unpack_signed(stored, scheme.num_bits, rows, axis=0)
-    return in_range(stored, scheme, "a zero point", fault)
+    return in_range(stored.reshape(scale_shape(scheme, shape)), scheme, "a zero point", fault)
+
+
+def _require_zeros(stored: npt.NDArray[Any] | None, claim: str, fault: Fault) -> None:
+    if stored is not None and (stored.astype(np.float32) != 0).any():
+        raise fault.malformed(f"{claim}, but has zero points that are not 0")
 
 
 def decode_group_index(
-    scheme: QuantizedScheme, part: GetPart, fault: Fault
+    scheme: QuantizedScheme, part: LoadedParts, fault: Fault
 ) -> npt.NDArray[np.int32] | None:
-    try:
-        stored = part("weight_g_idx")
-    except KeyError:
+    """int32 [in], or None for plain groups, which some writers say by -1."""
+    stored = part.maybe("weight_g_idx")
+    if stored is None or (stored == -1).all():
         return None
-    return None if (stored == -1).all() else group_index_or_none(stored, scheme, fault)
+    return group_index_or_none(stored, scheme, fault)
 
 
 def in_range(codes: Codes, scheme: QuantizedScheme, what: str, fault: Fault) -> Codes:

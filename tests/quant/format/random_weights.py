@@ -31,6 +31,7 @@ _G16, _G32, _BLOCK = PerGroup(16), PerGroup(32), PerBlock(128, 128)
 WITH_ACTIVATIONS: dict[str, QuantizedScheme] = {
     "w8a8": IntScheme(8, True, PerChannel(), _INT8),
     "w8a8-tensor": IntScheme(8, True, PerTensor(), _INT8),
+    "w8a8-tensor-asym": IntScheme(8, False, PerTensor(), _INT8),
     "w8a8-asym": IntScheme(8, False, PerChannel(), _INT8),
     "w8a8-static": IntScheme(8, True, PerChannel(), ActivationScheme("int8", PerTensor(), False)),
     "w4a8": IntScheme(4, True, _G32, _INT8),

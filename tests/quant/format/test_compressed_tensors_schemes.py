@@ -28,6 +28,7 @@ from quant.format.scheme import (
     IntScheme,
     PerChannel,
     PerGroup,
+    PerTensor,
     QuantizedScheme,
     Scheme,
 )
@@ -110,7 +111,7 @@ def test_the_package_compresses_to_the_same_bytes_and_we_read_them(name: str) ->
     shape = ours["a.weight_scale"].shape
     given_["weight_scale"] = to_torch(tensor.scale.astype(np.float32).reshape(shape))
     if tensor.zero_point is not None:
-        given_["weight_zero_point"] = to_torch(tensor.zero_point)
+        given_["weight_zero_point"] = to_torch(tensor.zero_point.reshape(shape))
     written = {f"a.{k}": from_torch(v) for k, v in compressor.compress(given_, scheme).items()}
     assert set(written) == set(ours)
     for part, array in ours.items():
@@ -247,6 +248,7 @@ def test_schemes_of_different_formats_are_mixed_precision() -> None:
         (CodebookScheme("e2m1", PerGroup(32)), 64, "has no format"),
         (CodebookScheme("e2m1", PerGroup(32), "e4m3"), 64, "groups of 16"),
         (CodebookScheme("e4m3", PerChannel(), "e8m0"), 64, "groups of 32"),
+        (IntScheme(4, True, PerTensor()), 64, "a scale per row at least"),
         (SCHEMES["nvfp4"], 40, "40 columns"),
         (SCHEMES["mxfp8"], 48, "48 columns"),
         (SCHEMES["fp8-block"], 576, "its 576 inputs do not divide into the groups of 128"),
@@ -373,6 +375,16 @@ def test_other_ways_to_say_the_same() -> None:
     stored = encode_weight("a", tensor)
     stored["a.weight_scale"] = stored["a.weight_scale"].view(ml_dtypes.float8_e8m0fnu)
     assert_same(decode(quantization_config({"a": tensor.scheme}), stored)["a"], tensor)
+
+
+def test_zero_points_of_old_writers_are_zeros() -> None:
+    tensor = random_weight(SCHEMES["w8a8-static"], 8, 64)
+    config, stored = quantization_config({"a": tensor.scheme}), encode_weight("a", tensor)
+    for part, shape in (("weight_zero_point", (8, 1)), ("input_zero_point", (1,))):
+        zeros = {f"a.{part}": np.zeros(shape, np.int8)}
+        assert_same(decode(config, stored | zeros)["a"], tensor)
+        with pytest.raises(FileFormatError, match=r"'a'.*zero points that are not 0"):
+            decode(config, stored | {f"a.{part}": np.ones(shape, np.int8)})
 
 
 def test_packed_integers_with_integer_activations_are_read_too() -> None:

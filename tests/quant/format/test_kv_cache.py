@@ -17,6 +17,7 @@ from quant.format.kv_cache import (
     encode_kv_scales,
     kv_cache_args,
     kv_cache_bytes,
+    kv_scale,
     load_kv_scales,
     parse_kv_cache,
 )
@@ -58,6 +59,12 @@ def test_the_package_takes_the_config(scheme: KvCacheScheme) -> None:
     assert (args.num_bits, args.strategy, args.dynamic) == (8, "tensor", scheme.dynamic)
     alone = quantization_config({}, scheme)
     assert (alone["format"], alone["config_groups"]) == ("dense", {})
+
+
+def test_scales_bring_the_largest_to_the_top() -> None:
+    assert kv_scale(448.0, FP8) == 1.0
+    assert kv_scale(127.5, KvCacheScheme("int8")) == 1.0
+    assert kv_scale(0.0, FP8) == kv_scale(1e-60, FP8) == 1.0
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60])

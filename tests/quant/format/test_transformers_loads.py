@@ -86,8 +86,12 @@ def test_fine_grained_fp8(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("numbers", ["e4m3", "int8"])
-def test_scales_of_the_kv_cache(tmp_path: Path, numbers: Literal["e4m3", "int8"]) -> None:
-    schemes = dict.fromkeys(MLP, int_scheme(4, True, 32))
+@pytest.mark.parametrize("linears", [MLP, ()], ids=["mlp", "nothing"])
+def test_scales_of_the_kv_cache(
+    tmp_path: Path, numbers: Literal["e4m3", "int8"], linears: tuple[str, ...]
+) -> None:
+    """Also where they are all that is quantized."""
+    schemes = dict.fromkeys(linears, int_scheme(4, True, 32))
     kv_cache = KvCacheScheme(numbers)
     quantized = quantized_llama(tmp_path / "model", schemes, kv_cache=kv_cache)
     source = open_checkpoint(tmp_path / "model")
