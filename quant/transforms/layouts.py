@@ -57,15 +57,22 @@ _UP = LinearPoint("mlp.up_proj", "mlp.down_proj")
 _LINEARS = (_VALUES, _UP)
 _DENSE = (_ATTENTION, NormPoint("post_attention_layernorm", _GATE_UP, "mlp"))
 _SANDWICHED = (_ATTENTION, NormPoint("pre_feedforward_layernorm", _GATE_UP, "mlp"))
-_EXPERTS = ("mlp.gate", "mlp.experts.*.gate_proj", "mlp.experts.*.up_proj")
 
 _PLAIN = Layout(_DENSE, _LINEARS)
 _SANDWICH = Layout(_SANDWICHED, _LINEARS, offset=True, rotatable=False)
-_MIXTURE = Layout(
-    (_ATTENTION, NormPoint("post_attention_layernorm", _EXPERTS, "mlp")),
-    (_VALUES, LinearPoint("mlp.experts.*.up_proj", "mlp.experts.*.down_proj")),
-    writers=("self_attn.o_proj", "mlp.experts.*.down_proj"),
-)
+
+
+def _mixture(block: str, gate: str, up: str, down: str) -> Layout:
+    """Experts, named as the family's files name them, or in some layers a plain MLP. All experts
+    share one scale of their input, and the router takes part in it."""
+    readers = (f"{block}.gate", f"{block}.experts.*.{gate}", f"{block}.experts.*.{up}")
+    expert = LinearPoint(f"{block}.experts.*.{up}", f"{block}.experts.*.{down}")
+    return Layout(
+        (*_DENSE, NormPoint("post_attention_layernorm", readers, block)),
+        (*_LINEARS, expert),
+        writers=("self_attn.o_proj", "mlp.down_proj", expert.reader),
+    )
+
 
 _LAYOUTS: Mapping[str, Layout] = {
     "llama": _PLAIN,
@@ -75,8 +82,8 @@ _LAYOUTS: Mapping[str, Layout] = {
     "gemma": Layout(_DENSE, _LINEARS, offset=True),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
-    "mixtral": _MIXTURE,
-    "qwen3_moe": _MIXTURE,
+    "mixtral": _mixture("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_moe": _mixture("mlp", "gate_proj", "up_proj", "down_proj"),
 }
 
 

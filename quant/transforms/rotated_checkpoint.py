@@ -30,13 +30,6 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _CHUNK_ELEMENTS = 1 << 22
 _UNTOUCHED = ("self_attn.q_norm", "self_attn.k_norm")
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-_OTHER_NAMES = (
-    (re.compile(r"^block_sparse_moe\."), "mlp."),
-    (re.compile(r"\.w1$"), ".gate_proj"),
-    (re.compile(r"\.w2$"), ".down_proj"),
-    (re.compile(r"\.w3$"), ".up_proj"),
-)
-"""Mixtral's files name the parts of an expert otherwise than its modules are named."""
 
 
 class RotatedCheckpoint(Checkpoint):
@@ -127,8 +120,8 @@ class RotatedCheckpoint(Checkpoint):
         match = _LAYER.fullmatch(name)
         return None if match is None else self._layer_change(*match.groups())
 
-    def _layer_change(self, index: str, stored: str, leaf: str) -> Callable[[Wide], Wide] | None:
-        module, layout = _module_name(stored), self._layout
+    def _layer_change(self, index: str, module: str, leaf: str) -> Callable[[Wide], Wide] | None:
+        layout = self._layout
         if any(module == point.norm for point in layout.norms):
             return self._unit
         steps: list[Callable[[Wide], Wide]] = []
@@ -149,7 +142,7 @@ class RotatedCheckpoint(Checkpoint):
         match = _LAYER.fullmatch(name)
         if match is None:
             return False
-        module = _module_name(match[2])
+        module = match[2]
         values = any(p.heads and p.producer == module for p in self._layout.linears)
         return values or _matches(self._layout.writers, module)
 
@@ -164,7 +157,7 @@ class RotatedCheckpoint(Checkpoint):
         if self._change(name) is not None or name.endswith(_DERIVED):
             return
         match = _LAYER.fullmatch(name)
-        module = None if match is None else _module_name(match[2])
+        module = None if match is None else match[2]
         if module is not None and (module in _UNTOUCHED or _is_bias_of_reader(self, name, module)):
             return
         raise UnsupportedModelError(
@@ -185,12 +178,6 @@ def _rotatable(source: Checkpoint) -> Layout:
         if name not in source.names():
             raise UnsupportedModelError(f"{source.path}: tensor '{name}' is missing")
     return layout
-
-
-def _module_name(stored: str) -> str:
-    for pattern, replacement in _OTHER_NAMES:
-        stored = pattern.sub(replacement, stored)
-    return stored
 
 
 def _matches(patterns: Collection[str], module: str) -> bool:

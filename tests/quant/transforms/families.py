@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 
+from quant.experts import find_experts, split_experts
+from quant.skeleton import set_parameter
+
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -62,3 +65,18 @@ def random_model(family: str, dtype: torch.dtype = torch.float32, **options: Any
 
 def random_tokens(samples: int = 3, length: int = 12) -> torch.Tensor:
     return torch.randint(1, 64, (samples, length), generator=torch.Generator().manual_seed(1))
+
+
+def split_model(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """`random_model` with each expert's matrices in linears of their own, as the layer loop has
+    them."""
+    model = random_model(family, dtype, **options)
+    stacked = [getattr(layer.mlp, "experts", None) for layer in model.model.layers]
+    split_experts(model, model.model.layers)
+    for layer, old in zip(model.model.layers, stacked, strict=True):
+        for experts in find_experts(layer).values():
+            for expert, gate_up, down in zip(experts, old.gate_up_proj, old.down_proj, strict=True):
+                names, (gate, up) = expert.names, gate_up.chunk(2)
+                for name, value in ((names.gate, gate), (names.up, up), (names.down, down)):
+                    set_parameter(expert, f"{name}.weight", value.clone())
+    return model

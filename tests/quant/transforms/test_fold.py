@@ -9,7 +9,7 @@ from quant.format.errors import UnsupportedModelError
 from quant.transforms.fold import FoldedLayer
 from quant.transforms.layouts import layout_of
 from quant.transforms.points import FoldPoint, fold_points
-from tests.quant.transforms.families import FAMILIES, random_model, random_tokens
+from tests.quant.transforms.families import FAMILIES, random_tokens, split_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -41,7 +41,7 @@ def test_logits_stay_though_norms_are_rounded_to_their_type(
 ) -> None:
     """A norm stored in bfloat16 loses bits when it is divided; its readers must make up for that.
     The bound is float32's: about 20 roundings of numbers near 1 in each of two layers."""
-    model = random_model(family).to(dtype).double()
+    model = split_model(family).to(dtype).double()
     tokens = random_tokens()
     before = model(tokens).logits
     for layer in model.model.layers:
@@ -50,6 +50,10 @@ def test_logits_stay_though_norms_are_rounded_to_their_type(
         for name, value in folded.written.items():
             assert value.dtype == dtype, name
             assert torch.equal(value.double(), layer.get_parameter(name)), name
+        producers = {point.producer for point in moved}
+        experts = sum(".experts." in name for name in producers)
+        assert experts == (4 if family in ("mixtral", "qwen3_moe") else 0)
+        assert len(producers) == experts + (4 if experts == 0 else 3)
     lost = (model(tokens).logits - before).abs().max()
     assert lost <= 100 * torch.finfo(torch.float32).eps
     assert before.std() > 0.5
@@ -57,7 +61,7 @@ def test_logits_stay_though_norms_are_rounded_to_their_type(
 
 def test_scales_are_those_asked_for_up_to_the_rounding_of_what_is_stored() -> None:
     """Half a step of bfloat16, relative to the value: eps / 2 of the power of two below it."""
-    layer = random_model("llama").to(torch.bfloat16).float().model.layers[0]
+    layer = split_model("llama").to(torch.bfloat16).float().model.layers[0]
     stored = {name: torch.bfloat16 for name, _ in layer.named_parameters()}
     folded = FoldedLayer(layer, linears(layer), stored)
     for point in fold_points(layer, layout_of("llama"), 8):
@@ -70,7 +74,7 @@ def test_scales_are_those_asked_for_up_to_the_rounding_of_what_is_stored() -> No
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("kept", ["self_attn.k_proj", "mlp.down_proj", "self_attn.v_proj"])
 def test_what_stays_in_16_bit_is_scaled_by_powers_of_two(kept: str, dtype: torch.dtype) -> None:
-    model = random_model("llama").to(dtype).double()
+    model = split_model("llama").to(dtype).double()
     tokens = random_tokens()
     before = model(tokens).logits
     for layer in model.model.layers:
@@ -88,7 +92,7 @@ def test_what_stays_in_16_bit_is_scaled_by_powers_of_two(kept: str, dtype: torch
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_gains_of_zero_and_results_out_of_range_do_no_harm(family: str) -> None:
     """Half a gain of the smallest normal number cannot be stored: such a channel stays."""
-    model = random_model(family).half()
+    model = split_model(family).half()
     layer = model.model.layers[0].float()
     gain = layer.get_parameter("input_layernorm.weight")
     offset = layout_of(family).offset
@@ -108,7 +112,7 @@ def test_gains_of_zero_and_results_out_of_range_do_no_harm(family: str) -> None:
 
 
 def test_query_heads_of_one_value_head_share_its_scales() -> None:
-    layer = random_model("llama").model.layers[0]
+    layer = split_model("llama").model.layers[0]
     point = next(p for p in fold_points(layer, layout_of("llama"), 8) if p.kind == "heads")
     assert (point.channels, point.repeats) == (16, 2)
     columns = torch.arange(32.0)

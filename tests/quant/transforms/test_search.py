@@ -17,7 +17,7 @@ from quant.transforms.layer import TransformedLayer, transform_layer
 from quant.transforms.nearest import Nearest
 from quant.transforms.settings import AwqSettings, LayerTransforms, SmoothQuantSettings
 from quant.transforms.smoothquant import ALPHAS
-from tests.quant.transforms.families import random_model, random_tokens
+from tests.quant.transforms.families import random_tokens, split_model
 
 Wide = npt.NDArray[np.float64]
 GROUP = 16
@@ -33,7 +33,7 @@ class Observed:
         from quant.capture import capture_inputs
         from quant.skeleton import Skeleton
 
-        model = random_model(family, **options)
+        model = split_model(family, **options)
         layers = model.model.layers
         skeleton = Skeleton(model, layers, "model.layers", torch.float32)
         self.hidden, arguments = capture_inputs(skeleton, random_tokens())
