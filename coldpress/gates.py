@@ -160,6 +160,16 @@ def judge_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[Verdi
     return [_judge(gate, figures) for gate in gates]
 
 
+def record_verdicts(
+    gates: Sequence[Gate], figures: Mapping[str, Any], outcome: dict[str, Any]
+) -> list[Verdict]:
+    """As `judge_gates`; what came of them also stands in `outcome`, the JSON of the command."""
+    verdicts = judge_gates(gates, figures)
+    if verdicts:
+        outcome["gates"] = [verdict.to_json() for verdict in verdicts]
+    return verdicts
+
+
 def require_held(verdicts: Sequence[Verdict]) -> None:
     """Raises CheckFailedError naming every gate that was not met."""
     missed = [str(verdict) for verdict in verdicts if not verdict.holds]

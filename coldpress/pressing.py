@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coldpress.evaluation import evaluate_files, sizes
+from coldpress.evaluation import Figures, evaluate_files, sizes
 from coldpress.jsonable import to_jsonable
 from compile.manifest import MANIFEST, describe_source, write_manifest
 from quant.format.checkpoint import TEXT_FILES
 from quant.format.errors import InputError
 from quant.format.staging import staged_directory
+
+if TYPE_CHECKING:
+    from coldpress.baseline_cache import BaselineCache
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,6 +36,7 @@ def quantize(
     calibration: str = "self",
     overwrite: bool = False,
     evaluation_text: str | None = None,
+    cache: "BaselineCache | None" = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint in the recipe's format; returns the report, evaluated if there is a text.
@@ -50,9 +54,7 @@ def quantize(
         )
         evaluation = None
         if evaluation_text is not None:
-            evaluation = evaluate_files(
-                work, evaluation_text, baseline=model, on_progress=on_progress
-            )
+            evaluation = _evaluated(work, evaluation_text, model, cache, on_progress)
         _flatten(work, staging)
         write_manifest(
             staging,
@@ -77,6 +79,7 @@ def build(
     target: str,
     overwrite: bool = False,
     evaluation_text: str | None = None,
+    cache: "BaselineCache | None" = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write an artifact directory: the container, the text side's files, a manifest.
@@ -95,9 +98,7 @@ def build(
                 shutil.copyfile(checkpoint / name, work / name)
         evaluation = None
         if evaluation_text is not None:
-            evaluation = evaluate_files(
-                work, evaluation_text, baseline=checkpoint, on_progress=on_progress
-            )
+            evaluation = _evaluated(work, evaluation_text, checkpoint, cache, on_progress)
         size, bits_per_weight = sizes(work)
         _flatten(work, staging)
         write_manifest(
@@ -117,6 +118,19 @@ def build(
         "notes": list(built.notes),
         "evaluation": evaluation,
     }
+
+
+def _evaluated(
+    work: Path,
+    text: str,
+    baseline: Path,
+    cache: "BaselineCache | None",
+    on_progress: Progress | None,
+) -> Figures:
+    """Figures for a manifest: what the artifact is called is not part of it."""
+    figures = evaluate_files(work, text, baseline=baseline, cache=cache, on_progress=on_progress)
+    del figures["model"]
+    return figures
 
 
 def gguf_type(target: str) -> str:

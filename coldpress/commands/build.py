@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from coldpress.console import Console
-from coldpress.gates import judge_gates, parse_gates, require_held
+from coldpress.gates import parse_gates, record_verdicts, require_held
 from coldpress.junit import gate_cases, junit_file
 from coldpress.options import (
     PATH,
+    cache_options,
     gate_option,
     gate_text_option,
     json_option,
     junit_option,
     pass_console,
 )
+
+if TYPE_CHECKING:
+    from coldpress.baseline_cache import BaselineCache
 
 
 @click.command("build")
@@ -24,6 +29,7 @@ from coldpress.options import (
 @click.option("--target", required=True, help="gguf or gguf:TYPE (such as gguf:q8_0).")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @gate_text_option
+@cache_options
 @gate_option
 @junit_option
 @json_option
@@ -35,6 +41,7 @@ def command(
     target: str,
     overwrite: bool,
     gate_text: Path | None,
+    cache: "BaselineCache | None",
     gates: Sequence[str],
     junit: Path | None,
 ) -> None:
@@ -53,9 +60,10 @@ def command(
                 target=target,
                 overwrite=overwrite,
                 evaluation_text=text,
+                cache=cache,
                 on_progress=on_progress,
             )
+        verdicts = record_verdicts(wanted, outcome["evaluation"], outcome)
         console.result(outcome, lambda: pairs_table(str(output), outcome))
-        verdicts = judge_gates(wanted, outcome["evaluation"])
         cases += gate_cases(verdicts)
         require_held(verdicts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coldpress.console import Console
-from coldpress.gates import judge_gates, parse_gates, require_baseline, require_held
+from coldpress.gates import parse_gates, record_verdicts, require_baseline, require_held
 from coldpress.junit import gate_cases, junit_file
 from coldpress.loading import Machine
 from coldpress.options import (
@@ -88,9 +88,7 @@ def command(
                 machine=machine,
                 on_progress=on_progress,
             )
-        verdicts = judge_gates(wanted, figures)
-        if verdicts:
-            figures["gates"] = [verdict.to_json() for verdict in verdicts]
+        verdicts = record_verdicts(wanted, figures, figures)
         console.result(figures, lambda: _render(artifact, figures))
         cases += gate_cases(verdicts)
         require_held(verdicts)

@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from coldpress.console import Console
 from coldpress.environment import prepare_environment
-from coldpress.gates import judge_gates, parse_gates, require_held
+from coldpress.gates import parse_gates, record_verdicts, require_held
 from coldpress.junit import gate_cases, junit_file, module_cases
 from coldpress.options import (
     PATH,
+    cache_options,
     gate_option,
     gate_text_option,
     json_option,
     junit_option,
     pass_console,
 )
+
+if TYPE_CHECKING:
+    from coldpress.baseline_cache import BaselineCache
 
 
 @click.command("quantize")
@@ -33,6 +37,7 @@ from coldpress.options import (
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @gate_text_option
+@cache_options
 @gate_option
 @junit_option
 @json_option
@@ -46,6 +51,7 @@ def command(
     calibration: str,
     overwrite: bool,
     gate_text: Path | None,
+    cache: "BaselineCache | None",
     gates: Sequence[str],
     junit: Path | None,
 ) -> None:
@@ -68,11 +74,12 @@ def command(
                 calibration=calibration,
                 overwrite=overwrite,
                 evaluation_text=text,
+                cache=cache,
                 on_progress=on_progress,
             )
+        verdicts = record_verdicts(wanted, outcome["evaluation"], outcome)
         console.result(outcome, lambda: pairs_table(str(output), _summary(outcome)))
         cases += module_cases(outcome["modules"])
-        verdicts = judge_gates(wanted, outcome["evaluation"])
         cases += gate_cases(verdicts)
         require_held(verdicts)
 

@@ -63,7 +63,7 @@ def test_a_key_is_everything_that_predictions_depend_on(tiny: Path, tmp_path: Pa
         cache.key(tiny, [9, *IDS[1:]], protocol, "cpu"),
         cache.key(tiny, IDS, Protocol(window=3), "cpu"),
         cache.key(tiny, IDS, Protocol("llama.cpp", 4), "cpu"),
-        cache.key(tiny, IDS, protocol, "torch"),
+        cache.key(tiny, IDS, protocol, "another"),
     ]
     weights = copy / "model.safetensors"
     changed = bytearray(weights.read_bytes())

@@ -261,6 +261,7 @@ def test_build_is_gated_against_its_checkpoint(
     assert 0 < passed["evaluation"]["kld"]["mean"] < 10
     assert passed["evaluation"]["window"] == 256, "the context of the model"
     missed = run_json(*args, "-o", tmp_path / "b", "--gate", "kld<=1e-9", code=1)
+    assert [one["gates"][0]["verdict"] for one in (passed, missed)] == ["holds", "fails"]
     assert missed["evaluation"] == passed["evaluation"]
     assert read_manifest(tmp_path / "b").evaluation == passed["evaluation"]
 

@@ -45,11 +45,10 @@ LINEAR = "model.layers.0.mlp.down_proj"
         ("rtn-w4a16", ["scheme.type=fp8", "scheme.group_size=block"]),
     ],
 )
-@pytest.mark.parametrize("tied", [True, False])
 def test_the_file_has_the_size_that_was_planned(
-    recipe: str, overrides: list[str], tied: bool, tmp_path: Path
+    recipe: str, overrides: list[str], tmp_path: Path
 ) -> None:
-    model = tiny_checkpoint(tmp_path / "model", "qwen2", tied=tied)
+    model = tiny_checkpoint(tmp_path / "model", "qwen2", tied=bool(overrides))
     planned = plan_quantize(model, recipe, overrides)
     quantize_checkpoint(model, tmp_path / "out", load_recipe(recipe, overrides))
     written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
