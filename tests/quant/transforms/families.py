@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from quant.experts import find_experts, split_experts
+from quant.experts import EXPERT_NAMES, find_experts, split_experts
 from quant.skeleton import set_parameter
 
 COMMON: dict[str, Any] = {
@@ -71,12 +71,14 @@ def split_model(family: str, dtype: torch.dtype = torch.float32, **options: Any)
     """`random_model` with each expert's matrices in linears of their own, as the layer loop has
     them."""
     model = random_model(family, dtype, **options)
-    stacked = [getattr(layer.mlp, "experts", None) for layer in model.model.layers]
+    stacked: list[Any] = [getattr(layer.mlp, "experts", None) for layer in model.model.layers]
     split_experts(model, model.model.layers)
     for layer, old in zip(model.model.layers, stacked, strict=True):
         for experts in find_experts(layer).values():
-            for expert, gate_up, down in zip(experts, old.gate_up_proj, old.down_proj, strict=True):
-                names, (gate, up) = expert.names, gate_up.chunk(2)
+            for number, (gate_up, down) in enumerate(
+                zip(old.gate_up_proj, old.down_proj, strict=True)
+            ):
+                names, (gate, up) = EXPERT_NAMES[family], gate_up.chunk(2)
                 for name, value in ((names.gate, gate), (names.up, up), (names.down, down)):
-                    set_parameter(expert, f"{name}.weight", value.clone())
+                    set_parameter(experts, f"{number}.{name}.weight", value.clone())
     return model
