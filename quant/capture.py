@@ -22,12 +22,15 @@ class _Recorder:
 
     def __init__(self, as_tuple: bool) -> None:
         self.hidden: torch.Tensor | None = None
+        self.final: torch.Tensor | None = None
+        self.instead: torch.Tensor | None = None
         self.arguments: LayerArguments | None = None
         self._as_tuple = as_tuple
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rest = dict(kwargs)
         states = args[0] if args else rest.pop("hidden_states")
+        states = states if self.instead is None else self.instead
         self.hidden = states
         self.arguments = LayerArguments(args[1:], rest)
         return (states,) if self._as_tuple else states
@@ -50,14 +53,31 @@ def capture_inputs(
     return torch.cat([part for part in parts if part is not None]), arguments
 
 
-def _record(skeleton: Skeleton, tokens: torch.Tensor) -> list[_Recorder]:
-    """Some models take a layer's output as it is, others its first element: shapes tell which."""
+@torch.no_grad()
+def final_states(skeleton: Skeleton, hidden: torch.Tensor) -> torch.Tensor:
+    """What the output head reads, of `hidden` [samples, tokens, hidden] behind the last layer. The
+    parameters outside the layers must be loaded."""
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+    final = _record(skeleton, tokens, hidden)[-1].final
+    assert final is not None
+    return final
+
+
+def _record(
+    skeleton: Skeleton, tokens: torch.Tensor, instead: torch.Tensor | None = None
+) -> list[_Recorder]:
+    """Some models take a layer's output as it is, others its first element: shapes tell which.
+
+    instead: what layer 0 gives, whatever it gets.
+    """
     for as_tuple in (False, True):
         recorders = [_Recorder(as_tuple) for _ in skeleton.layers]
+        recorders[0].instead = instead
         for layer, recorder in zip(skeleton.layers, recorders, strict=True):
             layer.forward = recorder
         try:
-            skeleton.model.base_model(input_ids=tokens, use_cache=False)
+            output = skeleton.model.base_model(input_ids=tokens, use_cache=False)
+            recorders[-1].final = output[0]
         except (TypeError, IndexError, AttributeError, RuntimeError):
             if as_tuple:
                 raise

@@ -12,19 +12,22 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from quant.capture import LayerArguments, capture_inputs
+from quant.capture import LayerArguments, capture_inputs, final_states
+from quant.expert_stage import ExpertBlock, ExpertStage
+from quant.experts import find_experts
 from quant.format.tensor import WeightSource
 from quant.forwards import HaltedForwards
 from quant.rounding_algorithms.dispatch import StageMoments, round_alone, round_stage
 from quant.rounding_algorithms.result import LayerResult, Rounded
 from quant.skeleton import Skeleton, load_float, loaded, to_dtype, to_numpy, to_torch
+from quant.stages import LinearStage
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
 from quant.transforms.layer import TransformedLayer, transform_layer
 from quant.workers import Workers
 
 Stage = tuple[str, ...]
-"""Linears of a layer, by name inside it, that read the same tensor."""
+"""Linears of a layer, by name inside it, that read the same tensor; or all experts of a block."""
 Batches = Sequence[torch.Tensor]
 
 _BATCH_TOKENS = 2048
@@ -56,14 +59,44 @@ class LayerLoop:
         self._samples_at_once = samples_at_once
         self._workers = workers
 
-    def start(self, tokens: torch.Tensor) -> None:
-        """tokens: int64 [samples, tokens], without padding."""
+    def start(self, tokens: torch.Tensor, table: torch.Tensor | None = None) -> None:
+        """tokens: int64 [samples, tokens], without padding. table: the token table as it will be
+        stored, where that is rounded."""
         skeleton = self._skeleton
-        outer = {name: name for name in skeleton.outer_parameters()}
-        with loaded(skeleton.model, outer, self._source, skeleton.compute_dtype):
-            self.hidden, self._arguments = capture_inputs(skeleton, tokens)
         corrected = any(task.corrected for task in self._tasks.values())
-        self.exact = self.hidden.clone() if corrected else None
+        with self._outer_loaded():
+            self.hidden, self._arguments = capture_inputs(skeleton, tokens)
+            self.exact = self.hidden.clone() if corrected else None
+            if table is not None:
+                skeleton.model.get_input_embeddings().weight.data.copy_(table)
+                self.hidden, _ = capture_inputs(skeleton, tokens)
+
+    def round_head(self, task: LinearTask) -> LayerResult:
+        """Round the output head, when all layers are done."""
+        skeleton, weight = self._skeleton, load_float(self._source, f"{task.module}.weight")
+        share = self._settings.first_token_share
+        moments = InputMoments(skeleton.hidden_size, share, self._workers, task.corrected)
+        with self._outer_loaded():
+            for wave in zip(
+                torch.split(self.hidden, self._samples_at_once),
+                torch.split(
+                    self.hidden if self.exact is None else self.exact, self._samples_at_once
+                ),
+                strict=True,
+            ):
+                inputs, exact = (
+                    [final_states(skeleton, batch) for batch in _batches(hidden)] for hidden in wave
+                )
+                moments.add(inputs, exact if task.corrected else None)
+        weights = {task.module: weight.float()}
+        stage = StageMoments(moments.hessian(), moments.cross(), moments.tokens, moments.absmax)
+        return LayerResult(round_stage([task], weights, stage, self._settings, self._workers))
+
+    @contextmanager
+    def _outer_loaded(self) -> Iterator[None]:
+        outer = {name: name for name in self._skeleton.outer_parameters()}
+        with loaded(self._skeleton.model, outer, self._source, self._skeleton.compute_dtype):
+            yield
 
     def round_layer(self, index: int) -> LayerResult:
         """Round the linears of a layer; the activations become those behind it."""
@@ -107,6 +140,14 @@ def round_layers_alone(
         yield LayerResult(round_alone(mine, weights, settings))
 
 
+def round_tables_alone(
+    source: WeightSource, tasks: Sequence[LinearTask], settings: RoundingSettings
+) -> LayerResult:
+    """The token table or the head, rounded without calibration."""
+    weights = {t.module: load_float(source, f"{t.module}.weight").float() for t in tasks}
+    return LayerResult(round_alone(tasks, weights, settings))
+
+
 class _LayerTurn:
     """One decoder layer: finds its stages, rounds them in order, moves the activations on."""
 
@@ -131,6 +172,7 @@ class _LayerTurn:
         self._prefix = prefix
         self._start = start = len(prefix) + 1
         self._tasks = {n[start:]: t for n, t in tasks.items() if n.startswith(f"{prefix}.")}
+        self._experts = {n: e for n, e in find_experts(layer).items() if self._tasks_inside(n)}
 
     @torch.no_grad()
     def run(self, hidden: torch.Tensor, exact: torch.Tensor | None, samples_at_once: int) -> None:
@@ -194,23 +236,29 @@ class _LayerTurn:
         exact = self._transformed.weights.get(name)
         return self._linear(name).weight.float() if exact is None else exact
 
+    def _tasks_inside(self, name: str) -> dict[str, LinearTask]:
+        start = f"{name}."
+        return {n[len(start) :]: t for n, t in self._tasks.items() if n.startswith(start)}
+
     def _linear(self, name: str) -> torch.nn.Linear:
         linear = self._layer.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear)
         return linear
 
     def _find_stages(self, sample: torch.Tensor) -> list[Stage]:
-        """Group the linears by the tensor they read, in the order of their first use."""
-        readers: dict[int, list[str]] = {}
+        """Group the linears by the tensor they read, in the order of their first use. The experts
+        of a block are one stage: which of them a sample reaches is up to the router."""
+        readers: dict[int | str, list[str]] = {}
         seen: list[torch.Tensor] = []
 
         def note(name: str, inputs: torch.Tensor) -> None:
             seen.append(inputs)
-            readers.setdefault(id(inputs), []).append(name)
+            readers.setdefault(name if name in self._experts else id(inputs), []).append(name)
 
+        inside = {f"{block}.{n}" for block in self._experts for n in self._tasks_inside(block)}
         handles = [
             self._layer.get_submodule(name).register_forward_pre_hook(_pre_hook(name, note))
-            for name in self._tasks
+            for name in [*(n for n in self._tasks if n not in inside), *self._experts]
         ]
         try:
             self._layer(sample, *self._arguments.args, **self._arguments.kwargs)
@@ -234,11 +282,11 @@ class _LayerTurn:
             if exact is not None and float_layer is not None:
                 others = stack.enter_context(self._forwards(float_layer, exact, stops))
             for stage in stages:
-                moments = self._new_moments(stage)
-                _add_inputs(moments, stage[0], forwards, others)
+                work = self._stage(stage, hidden, float_layer)
+                work.add(forwards, others)
                 if others is not None:
                     others.release(stage[0])
-                self._round(stage, moments)
+                self.results |= work.round()
                 forwards.release(stage[0])
             _move_on(hidden, forwards)
             if exact is not None and others is not None:
@@ -256,7 +304,7 @@ class _LayerTurn:
         starts = range(0, len(hidden), samples_at_once)
         waves = [slice(start, start + samples_at_once) for start in starts]
         for stage in stages:
-            moments, first = self._new_moments(stage), stage[0]
+            work, first = self._stage(stage, hidden, float_layer), stage[0]
             for wave in waves:
                 with ExitStack() as stack:
                     run = stack.enter_context(self._forwards(self._layer, hidden[wave], [first]))
@@ -264,8 +312,8 @@ class _LayerTurn:
                     if exact is not None and float_layer is not None:
                         others = self._forwards(float_layer, exact[wave], [first])
                         stack.enter_context(others)
-                    _add_inputs(moments, first, run, others)
-            self._round(stage, moments)
+                    work.add(run, others)
+            self.results |= work.round()
         self._move_all_on(self._layer, hidden, samples_at_once)
         if exact is not None and float_layer is not None:
             self._move_all_on(float_layer, exact, samples_at_once)
@@ -284,27 +332,17 @@ class _LayerTurn:
             layer, self._arguments, _batches(hidden), stops, self._workers.threads
         )
 
-    def _new_moments(self, stage: Stage) -> InputMoments:
-        columns = self._linear(stage[0]).in_features
-        cross = any(self._tasks[name].corrected for name in stage)
-        return InputMoments(columns, self._settings.first_token_share, self._workers, cross)
-
-    def _round(self, stage: Stage, moments: InputMoments) -> None:
-        """Round the stage's linears and let the layer go on with what will be stored."""
-        if moments.tokens == 0:
-            return
-        linears = {name: self._linear(name) for name in stage}
-        weights = {self._tasks[name].module: self._weight(name) for name in stage}
-        rounded = round_stage(
-            [self._tasks[name] for name in stage],
-            weights,
-            StageMoments(moments.hessian(), moments.cross(), moments.tokens, moments.absmax),
-            self._settings,
-            self._workers,
-        )
-        for name, linear in linears.items():
-            linear.weight.copy_(rounded[self._tasks[name].module].dequantized)
-        self.results |= rounded
+    def _stage(
+        self, stage: Stage, hidden: torch.Tensor, float_layer: torch.nn.Module | None
+    ) -> LinearStage | ExpertStage:
+        first, settings, workers = stage[0], self._settings, self._workers
+        if first not in self._experts:
+            linears = {name: self._linear(name) for name in stage}
+            tasks = {name: self._tasks[name] for name in stage}
+            return LinearStage(linears, tasks, self._weight, settings, workers)
+        exact = None if float_layer is None else find_experts(float_layer)[first]
+        block = ExpertBlock(first, self._experts[first], exact, self._tasks_inside(first))
+        return ExpertStage(block, hidden.shape[1], self._weight, settings, workers)
 
 
 def _batches(hidden: torch.Tensor) -> Batches:
@@ -315,19 +353,6 @@ def _batches(hidden: torch.Tensor) -> Batches:
 def _move_on(hidden: torch.Tensor, forwards: HaltedForwards) -> None:
     for batch, output in zip(_batches(hidden), forwards.outputs(), strict=True):
         batch.copy_(output)
-
-
-def _add_inputs(
-    moments: InputMoments, name: str, forwards: HaltedForwards, others: HaltedForwards | None
-) -> None:
-    """What reaches the linear `name`, and what does in the model that is not quantized."""
-    inputs = forwards.inputs(name)
-    if others is None or not moments.wants_exact:
-        moments.add([batch for batch in inputs if batch is not None])
-        return
-    both = zip(inputs, others.inputs(name), strict=True)
-    pairs = [(batch, same) for batch, same in both if batch is not None and same is not None]
-    moments.add([batch for batch, _ in pairs], [same for _, same in pairs])
 
 
 def _pre_hook(

@@ -18,6 +18,7 @@ from quant.format.scheme import CodebookScheme, QuantizedScheme, Scheme
 from quant.memory import peak_bytes, samples_per_batch
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
+from quant.tables import table_tasks
 from quant.tasks import FloatDtype, LinearTask
 from quant.transforms.asked import rotated, scaled_tensors, transform_notes
 
@@ -94,7 +95,9 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     widths = {name: linear.in_features for name, linear in skeleton.linears().items()}
     if not widths:
         raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
-    resolution = resolve(recipe, widths, skeleton.outer_linears(), source.config)
+    tables = table_tasks(recipe, skeleton)
+    others, routers = skeleton.outer_linears(), skeleton.routers()
+    resolution = resolve(recipe, widths, others, source.config, tables, routers)
     container, dtype = CONTAINERS[recipe.format], weight_dtype(source.config)
     linears = _linears(source, resolution)
     shapes = {name: source.shape(f"{name}.weight") for name in linears}
@@ -119,7 +122,9 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
 
 
 def _linears(source: Checkpoint, resolution: Resolution) -> dict[str, Scheme]:
-    linears: dict[str, Scheme] = {name: task.scheme for name, task in resolution.tasks.items()}
+    linears: dict[str, Scheme] = {
+        name: task.scheme for name, task in resolution.all_tasks().items()
+    }
     for module in resolution.kept:
         if f"{module}.weight" in source.names():
             linears[module] = source.scheme(f"{module}.weight")
@@ -167,7 +172,7 @@ def _tensor_plans(
         if name in left_out:
             continue
         module, shape = name.removesuffix(".weight"), source.shape(name)
-        task = resolution.tasks.get(module) if name.endswith(".weight") else None
+        task = resolution.all_tasks().get(module) if name.endswith(".weight") else None
         scheme: Scheme = source.scheme(name) if task is None else task.scheme
         if isinstance(scheme, QuantizedScheme):
             size = container.stored_bytes(shape, scheme, _scale_bytes(scheme, container, dtype))

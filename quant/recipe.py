@@ -96,6 +96,13 @@ class RotationSpec(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
+class ExpertsSpec(_Strict):
+    """min_tokens: an expert that fewer tokens go to is rounded by statistics of its whole layer,
+    too; None: four for each group of its columns, at least 0.5 % of all calibration tokens."""
+
+    min_tokens: int | None = Field(default=None, ge=1)
+
+
 class CalibrationSpec(_Strict):
     """samples x tokens of text, without padding; `seed` picks windows, or samples `self` text.
 
@@ -126,7 +133,8 @@ class Recipe(_Strict):
     multiplies by the scale takes; choose "search" for one that insists on positive scales. format:
     the checkpoint to write; gptq, gptq_v2 and awq take float16 scales and no negative ones.
     rotation, smoothquant, awq: what is done, in this order, before a layer is rounded; `{}` asks
-    for one as it is, and all of them stack.
+    for one as it is, and all of them stack. embeddings, lm_head: schemes of the token table and of
+    an output head of its own, which stay as they are without.
     """
 
     description: str = ""
@@ -141,6 +149,9 @@ class Recipe(_Strict):
     awq: AwqSpec | None = None
     smoothquant: SmoothQuantSpec | None = None
     rotation: RotationSpec | None = None
+    experts: ExpertsSpec = ExpertsSpec()
+    embeddings: SchemeSpec | None = None
+    lm_head: SchemeSpec | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     allow: tuple[Deviation, ...] = Field(default=(), strict=False)
 
@@ -251,6 +262,7 @@ def _valid_keys(path: list[str]) -> list[str]:
         "awq": AwqSpec,
         "smoothquant": SmoothQuantSpec,
         "rotation": RotationSpec,
+        "experts": ExpertsSpec,
         "calibration": CalibrationSpec,
         "overrides": Override,
     }

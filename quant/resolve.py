@@ -10,6 +10,7 @@ from quant.format.errors import RecipeError
 from quant.format.ggml_mix import facts_of
 from quant.recipe import GroupSize, Recipe, SchemeSpec
 from quant.schemes import ggml_scheme, scheme_of
+from quant.tables import NO_TABLES, TableTasks
 from quant.tasks import Algorithm, LinearTask
 
 _GROUP_SIZES: tuple[Literal[128, 64, 32, 16], ...] = (128, 64, 32, 16)
@@ -18,11 +19,16 @@ _GROUP_SIZES: tuple[Literal[128, 64, 32, 16], ...] = (128, 64, 32, 16)
 @dataclass(frozen=True)
 class Resolution:
     """tasks: by module name. kept: why each other linear stays as it is. reasons: why each task
-    has the scheme that it has."""
+    has the scheme that it has. tables: tasks outside the decoder layers."""
 
     tasks: dict[str, LinearTask]
     kept: dict[str, str]
     reasons: dict[str, str]
+    tables: TableTasks = NO_TABLES
+
+    def all_tasks(self) -> dict[str, LinearTask]:
+        """Those of the decoder layers and of the tables."""
+        return self.tasks | self.tables.by_module()
 
 
 def resolve(
@@ -30,21 +36,24 @@ def resolve(
     widths: Mapping[str, int],
     others: Iterable[str],
     config: Mapping[str, Any] | None = None,
+    tables: TableTasks = NO_TABLES,
+    routers: Iterable[str] = (),
 ) -> Resolution:
     """Decide for every linear of the decoder layers.
 
     widths: input width by module name. others: linears outside the layers, such as lm_head, which
-    patterns may name but which stay in 16 bit. config: the model's config.json, which mixes of ggml
-    types look at. Raises RecipeError for a pattern that matches nothing, or targets that are all
-    ignored.
+    patterns may name but which stay in 16 bit. routers: modules that choose experts, likewise.
+    config: the model's config.json, which mixes of ggml types look at. tables: what is to be done
+    outside the layers. Raises RecipeError for a pattern that matches nothing, or targets that are
+    all ignored.
 
     Group size: all linears of one scheme get the same size, the largest of 128, 64, 32 and 16 that
     is not above the one asked for and divides the width of each of them; servers then build every
     fused layer from one scheme. A width that even 16 does not divide is left out of that choice and
     gets one scale per row.
     """
-    outside = set(others)
-    _require_matches(recipe, [*widths, *outside])
+    outside, routing = set(others), list(routers)
+    _require_matches(recipe, [*widths, *outside, *routing])
     kept: dict[str, str] = {}
     asked: dict[str, tuple[SchemeSpec, Algorithm]] = {}
     for module in widths:
@@ -56,8 +65,10 @@ def resolve(
             asked[module] = _asked(recipe, module)
     if not asked:
         raise RecipeError("the recipe quantizes nothing: every target is ignored")
-    for module in outside:
+    for module in outside - tables.by_module().keys():
         kept[module] = "outside the decoder layers"
+    for module in routing:
+        kept[module] = "chooses among experts, where a small error has large effects"
     tasks, reasons = {}, {}
     sizes = _common_sizes(asked, widths)
     for module, (spec, algorithm) in asked.items():
@@ -72,7 +83,8 @@ def resolve(
         size = _fit(sizes[spec], widths[module])
         tasks[module] = LinearTask(module, scheme_of(spec, size), algorithm)
         reasons[module] = _reason(spec.group_size, size, widths[module])
-    return Resolution(tasks, kept, reasons)
+    reasons |= dict.fromkeys(tables.by_module(), "as the recipe asks")
+    return Resolution(tasks, kept, reasons, tables)
 
 
 def matches(pattern: str, module: str) -> bool:

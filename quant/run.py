@@ -48,7 +48,7 @@ class _Run:
 
     @property
     def tasks(self) -> Mapping[str, LinearTask]:
-        return self.prepared.resolution.tasks
+        return self.prepared.resolution.all_tasks()
 
 
 def quantize_checkpoint(
@@ -144,6 +144,7 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
         polish=recipe.gptq.polish,
         first_token_share=recipe.gptq.first_token_share,
         correction_share=recipe.gptq.correction,
+        expert_min_tokens=recipe.experts.min_tokens,
         scale_dtype=container.scale_dtype or weight_dtype(prepared.source.config),
         lowest_zero=container.lowest_zero,
         allowed=frozenset(recipe.allow),
@@ -154,6 +155,7 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
 def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
     """Round layer by layer; then copy what stays as it is. Each source tensor is read in turn."""
     source, layers = run.prepared.source, len(run.prepared.skeleton.layers)
+    layers += len(run.prepared.resolution.tables.by_module())
     container, modules = CONTAINERS[run.recipe.format], list[ModuleReport]()
     written: set[str] = set()
     from quant.sequence import layer_results

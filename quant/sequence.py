@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from quant.calibration import CalibrationSet
-from quant.layers import LayerLoop, round_layers_alone
+from quant.layers import LayerLoop, round_layers_alone, round_tables_alone
 from quant.preflight import Prepared
 from quant.resume import ResumeStore, first_key, layer_keys
 from quant.rounding_algorithms.result import LayerResult
@@ -25,40 +25,46 @@ def layer_results(
     store: ResumeStore,
     workers: Workers,
 ) -> Iterator[LayerResult]:
-    """Each decoder layer's result. What is done is kept in `store` until the caller clears it."""
-    tasks = prepared.resolution.tasks
+    """The token table's result if that is rounded, each decoder layer's, and the head's.
+
+    What is done is kept in `store` until the caller clears it.
+    """
+    tasks, tables = prepared.resolution.tasks, prepared.resolution.tables
+    table = None
+    if tables.embeddings is not None:
+        rounded = round_tables_alone(prepared.source, [tables.embeddings], settings)
+        table = rounded.rounded[tables.embeddings.module].dequantized
+        yield rounded
     if calibration is None:
         yield from round_layers_alone(prepared.skeleton, prepared.source, tasks, settings)
+        if tables.head is not None:
+            yield round_tables_alone(prepared.source, [tables.head], settings)
         return
     at_once = prepared.plan.samples_per_batch
     loop = LayerLoop(prepared.skeleton, prepared.source, tasks, settings, at_once, workers)
     keys = _keys(prepared, settings, calibration)
     done = _finished(prepared, keys, store)
     yield from done
-    if len(done) == len(keys):
+    if len(done) == len(keys) and tables.head is None:
         return
-    begin = _take_up(loop, torch.from_numpy(calibration.tokens), keys, done, store)
+    loop.start(torch.from_numpy(calibration.tokens), table)
+    begin = _take_up(loop, keys, done, store)
     for index in range(begin, len(keys)):
         result = loop.round_layer(index)
         store.save(index, keys[index], result)
         store.save_state(keys[index], _state(loop))
         if index >= len(done):
             yield result
+    if tables.head is not None:
+        yield loop.round_head(tables.head)
 
 
-def _take_up(
-    loop: LayerLoop,
-    tokens: torch.Tensor,
-    keys: list[str],
-    done: list[LayerResult],
-    store: ResumeStore,
-) -> int:
+def _take_up(loop: LayerLoop, keys: list[str], done: list[LayerResult], store: ResumeStore) -> int:
     """Bring the activations to a finished layer; returns the first layer that is still to do.
 
     Kept activations are the very ones of the run that was cut off. Without them, those before the
     first changed layer come out of the stored numbers once more.
     """
-    loop.start(tokens)
     for index in reversed(range(len(done))):
         state = store.load_state(keys[index])
         if state is not None:
@@ -85,6 +91,7 @@ def _keys(prepared: Prepared, settings: RoundingSettings, calibration: Calibrati
     parts: list[str | bytes] = [
         json.dumps([torch.__version__, np.__version__, prepared.plan.samples_per_batch]),
         json.dumps(source.config, sort_keys=True),
+        repr(prepared.resolution.tables.embeddings),
         calibration.sha256,
     ]
     for name in skeleton.outer_parameters():

@@ -63,6 +63,11 @@ class Skeleton:
             if not name.startswith(inside) and name != head
         ]
 
+    def embeddings_name(self) -> str:
+        """Module name of the token table."""
+        table = self.model.get_input_embeddings()
+        return next(str(name) for name, module in self.model.named_modules() if module is table)
+
     def head_name(self) -> str | None:
         """Parameter name of the output head, None when it is the embedding table."""
         head = self.model.get_output_embeddings()
