@@ -4,35 +4,15 @@ transformers keeps the experts of a layer in 3-D parameters. A scheme, a Hessian
 file belong to one matrix, so that the skeleton holds them one by one; the function is the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from quant.format.errors import UnsupportedModelError
+from quant.format.experts import EXPERT_NAMES, ExpertNames
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class ExpertNames:
-    """How a family's files name things. block: the part of a decoder layer that routes."""
-
-    block: str
-    gate: str
-    up: str
-    down: str
-
-
-_COMMON = ExpertNames("mlp", "gate_proj", "up_proj", "down_proj")
-EXPERT_NAMES: Mapping[str, ExpertNames] = {
-    "mixtral": ExpertNames("block_sparse_moe", "w1", "w3", "w2"),
-    "qwen2_moe": _COMMON,
-    "qwen3_moe": _COMMON,
-    "olmoe": _COMMON,
-}
-"""Families whose experts compute `down(act(gate(x)) * up(x))`, weighted by their router."""
 
 
 class Expert(torch.nn.Module):

@@ -4,6 +4,7 @@ Nothing here needs torch or transformers, and no global random state is touched.
 """
 
 import json
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,7 @@ ARCHITECTURES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 EXPERTS = 4
+_GATED = ("gate_proj", "up_proj", "down_proj")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -182,11 +184,10 @@ def _mlp_linears(config: Mapping[str, Any], mlp: str) -> list[tuple[str, int, in
         gate, up, down = (f"{prefix}.{name}" for name in names)
         return [(gate, inner, hidden), (up, inner, hidden), (down, hidden, inner)]
 
-    common = ("gate_proj", "up_proj", "down_proj")
     if family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
-        return gated(mlp, config["intermediate_size"], common)
+        return gated(mlp, config["intermediate_size"], _GATED)
     inner = config.get("moe_intermediate_size", config["intermediate_size"])
-    block, names = mlp, common
+    block, names = mlp, _GATED
     if family == "mixtral":
         block, names = mlp.replace(".mlp", ".block_sparse_moe"), ("w1", "w3", "w2")
     linears = [(f"{block}.gate", EXPERTS, hidden)]
@@ -194,7 +195,7 @@ def _mlp_linears(config: Mapping[str, Any], mlp: str) -> list[tuple[str, int, in
         linears += gated(f"{block}.experts.{number}", inner, names)
     if family == "qwen2_moe":
         shared = config["shared_expert_intermediate_size"]
-        linears += gated(f"{block}.shared_expert", shared, common)
+        linears += gated(f"{block}.shared_expert", shared, _GATED)
         linears.append((f"{block}.shared_expert_gate", 1, hidden))
     return linears
 
@@ -334,6 +335,34 @@ def tiny_checkpoint(
     write_json(directory / "config.json", config)
     save_file(stored, directory / "model.safetensors", {"format": "pt"})
     write_tokenizer(directory, config["vocab_size"])
+    return directory
+
+
+def stack_experts(checkpoint: Path, directory: Path) -> Path:
+    """A copy of a mixtral or qwen3_moe checkpoint with its experts in 3-D tensors, named as the
+    modules of transformers are."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint, directory)
+    tensors = load_file(directory / "model.safetensors")
+    stored = {name: value for name, value in tensors.items() if ".experts." not in name}
+    for block, leaves in (("block_sparse_moe", ("w1", "w3", "w2")), ("mlp", _GATED)):
+        routers = [name for name in stored if name.endswith(f".{block}.gate.weight")]
+        for router in routers:
+            prefix = router.removesuffix(".gate.weight")
+            gate, up, down = (
+                [tensors[f"{prefix}.experts.{e}.{leaf}.weight"] for e in range(EXPERTS)]
+                for leaf in leaves
+            )
+            theirs = prefix.replace("block_sparse_moe", "mlp")
+            stored[f"{theirs}.gate.weight"] = stored.pop(router)
+            stored[f"{theirs}.experts.down_proj"] = np.stack(down)
+            stored[f"{theirs}.experts.gate_up_proj"] = np.stack(
+                [np.concatenate(pair) for pair in zip(gate, up, strict=True)]
+            )
+        if routers:
+            break
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
     return directory
 
 

@@ -22,6 +22,7 @@ from quant.format.checkpoint_files import (
 from quant.format.codec import FLOAT_DTYPES, PackedWeight, WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
+from quant.format.experts import split_stacked
 from quant.format.fp8 import Fp8Codec
 from quant.format.ggml_checkpoint import GgmlCodec
 from quant.format.gptq import GptqCodec
@@ -204,7 +205,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     quantization = config.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):
         raise FileFormatError(path / "config.json", "'quantization_config' is not an object")
-    return Checkpoint(path, config, open_files(path))
+    return Checkpoint(path, config, split_stacked(open_files(path), config))
 
 
 def _make_codec(config: Mapping[str, Any] | None, path: Path) -> WeightCodec | None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from quant.experts import EXPERT_NAMES, find_experts, find_routers
+from quant.experts import find_experts, find_routers
 from quant.format.checkpoint import open_checkpoint
 from quant.format.errors import UnsupportedModelError
+from quant.format.experts import EXPERT_NAMES
 from quant.skeleton import Skeleton, build_skeleton, loaded
 from tests.tiny import tiny_checkpoint, tiny_config, tiny_shapes
 
