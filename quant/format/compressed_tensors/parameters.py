@@ -150,10 +150,11 @@ def decode_zero_point(
     if scheme.symmetric or stored is None:
         _require_zeros(stored, "is symmetric", fault)
         return None
+    rows, groups = scale_shape(scheme, shape)
+    stored = stored.reshape(-1, groups)
     if stored.dtype == np.int32:
-        rows = scale_shape(scheme, shape)[0]
         stored = unpack_signed(stored, scheme.num_bits, rows, axis=0)
-    return in_range(stored.reshape(scale_shape(scheme, shape)), scheme, "a zero point", fault)
+    return in_range(stored, scheme, "a zero point", fault)
 
 
 def _require_zeros(stored: npt.NDArray[Any] | None, claim: str, fault: Fault) -> None:

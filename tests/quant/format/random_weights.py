@@ -55,6 +55,9 @@ WEIGHT_ONLY: dict[str, QuantizedScheme] = {
 }
 
 
+SCHEMES = WITH_ACTIVATIONS | WEIGHT_ONLY
+
+
 def random_weight(
     scheme: QuantizedScheme,
     rows: int,

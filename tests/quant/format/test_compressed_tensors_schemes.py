@@ -34,8 +34,8 @@ from quant.format.scheme import (
 )
 from quant.format.tensor import QuantizedTensor
 from tests.quant.format.random_weights import (
+    SCHEMES,
     WEIGHT_ONLY,
-    WITH_ACTIVATIONS,
     assert_same,
     from_torch,
     random_weight,
@@ -43,7 +43,7 @@ from tests.quant.format.random_weights import (
 )
 
 Stored = dict[str, npt.NDArray[Any]]
-SCHEMES = WITH_ACTIVATIONS | WEIGHT_ONLY
+
 NEGATIVE_ZERO = 8
 
 

@@ -16,7 +16,7 @@ from quant.format.codec import WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec, quantization_config
 from quant.format.errors import InputError
 from quant.format.kv_cache import KvCacheScheme
-from tests.quant.format.random_weights import WITH_ACTIVATIONS, int_scheme, random_weight
+from tests.quant.format.random_weights import SCHEMES, int_scheme, random_weight
 
 Stored = Mapping[str, npt.NDArray[Any]]
 MakeCodec = Callable[[Mapping[str, Any], str], WeightCodec]
@@ -31,19 +31,13 @@ GPTQ = {
     "pack_dtype": "int32",
     "dynamic": {},
 }
-NVFP4 = random_weight(WITH_ACTIVATIONS["nvfp4"], 16, 64)
-FP8 = random_weight(WITH_ACTIVATIONS["fp8-block"], 16, 128, scale_dtype=np.float32)
+FP8 = random_weight(SCHEMES["fp8-block"], 16, 128, scale_dtype=np.float32)
 AWQ = {"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 CASES: dict[str, tuple[MakeCodec, dict[str, Any], Stored]] = {
     "compressed-tensors": (
         CompressedTensorsCodec,
         quantization_config({"a": WEIGHT.scheme}),
         compressed_tensors.encode_weight("a", WEIGHT),
-    ),
-    "nvfp4": (
-        CompressedTensorsCodec,
-        quantization_config({"a": NVFP4.scheme}, KvCacheScheme()),
-        compressed_tensors.encode_weight("a", NVFP4),
     ),
     "fp8": (
         fp8.Fp8Codec,
@@ -53,6 +47,13 @@ CASES: dict[str, tuple[MakeCodec, dict[str, Any], Stored]] = {
     "gptq": (gptq.GptqCodec, GPTQ, gptq.encode_weight("a", WEIGHT, 1)),
     "awq": (awq.AwqCodec, AWQ, awq.encode_weight("a", WEIGHT)),
 }
+for name in ("nvfp4", "mxfp8", "w8a8-tensor-asym", "fp8-static"):
+    other = random_weight(SCHEMES[name], 16, 64)
+    CASES[name] = (
+        CompressedTensorsCodec,
+        quantization_config({"a": other.scheme}, KvCacheScheme()),
+        compressed_tensors.encode_weight("a", other),
+    )
 DTYPES = (
     *(np.int32, np.int8, np.uint8, np.int64, np.float16, np.float32),
     *(ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu),
