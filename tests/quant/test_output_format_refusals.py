@@ -23,6 +23,9 @@ REFUSALS: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("gptq", {"intermediate": 104}, [], "down_proj: .*q_proj is int4-sym-g64: make them alike"),
     ("gptq_v2", {}, ["ignore=['*.down_proj']"], "ignore none"),
     ("awq", {"intermediate": 40}, [], "down_proj.*one scale per row"),
+    ("fp8", {}, [], "8-bit floats: set scheme.type=fp8"),
+    ("gptq", {}, ["scheme={type: mxfp4}"], "GPTQ files hold integers: set scheme.type=int"),
+    ("awq", {}, ["scheme.activations=int8"], "set scheme.activations=none"),
 ]
 
 
@@ -68,5 +71,13 @@ def test_one_scheme_for_all(tmp_path: Path, name: str) -> None:
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"'format' is 'ggml'.*gptq_v2"):
-        load_recipe("w4a16", ["format=ggml"])
+    with pytest.raises(RecipeError, match=r"'format' is 'onnx'.*gptq_v2"):
+        load_recipe("w4a16", ["format=onnx"])
+
+
+def test_rows_that_inputs_in_groups_do_not_fill(tmp_path: Path) -> None:
+    """Servers round the inputs of weights in blocks 128 at a time, and run out of a row of 64."""
+    model = tiny_checkpoint(tmp_path / "model")
+    recipe = load_recipe("rtn-w4a16", ["scheme={type: fp8, group_size: block, activations: fp8}"])
+    with pytest.raises(RecipeError, match=r"64 inputs do not divide.*group_size=channel"):
+        plan_quantization(model, recipe)
