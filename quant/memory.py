@@ -16,6 +16,7 @@ _WIDE_TENSORS = 3
 _HIDDEN_TENSORS = 8
 _HESSIAN_COPIES = 5
 _WEIGHT_COPIES = 8
+_LAYER_COPIES = 4
 
 
 def samples_per_batch(skeleton: "Skeleton", calibration: CalibrationSpec) -> int:
@@ -43,7 +44,17 @@ def peak_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
     batch = min(samples_per_batch(skeleton, calibration), calibration.samples)
     carried = 2 * tokens * skeleton.hidden_size * item
     passing = batch * calibration.tokens * _bytes_per_token(skeleton)
-    return item * (outer + layer) + rounding + carried + passing
+    transforms = _transform_bytes(skeleton, recipe, layer)
+    return item * (outer + layer) + rounding + carried + passing + transforms
+
+
+def _transform_bytes(skeleton: "Skeleton", recipe: Recipe, layer: int) -> int:
+    """What awq and smoothquant add: a layer of `layer` numbers in float32, as it is, as folded, and
+    as tried, and the activations of the tokens that their searches look at."""
+    tokens = max((t.tokens for t in (recipe.awq, recipe.smoothquant) if t is not None), default=0)
+    if tokens == 0:
+        return 0
+    return _LAYER_COPIES * 4 * layer + tokens * 2 * _bytes_per_token(skeleton)
 
 
 def _bytes_per_token(skeleton: "Skeleton") -> int:
