@@ -26,12 +26,14 @@ def quantize(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     calibration: str = "self",
     overwrite: bool = False,
+    resume: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize a Hugging Face checkpoint; returns the report of `coldpress quantize --json`.
 
     recipe: name of a shipped recipe, or path of a YAML file. overrides: `{"key": value}`, as
     `--set`. calibration: a text, JSONL or Parquet file, a `datasets` name, or "self".
+    resume: take up the layers that a killed run with the same input and recipe has finished.
     """
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={value}" for key, value in overrides.items()]
@@ -42,6 +44,7 @@ def quantize(
         overrides=overrides,
         calibration=calibration,
         overwrite=overwrite,
+        resume=resume,
         on_progress=on_progress,
     )
 

@@ -37,20 +37,32 @@ def quantize(
     overwrite: bool = False,
     evaluation_text: str | None = None,
     cache: "BaselineCache | None" = None,
+    resume: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint in the recipe's format; returns the report, evaluated if there is a text.
+
+    resume: take up the layers that a run with the same input and recipe finished before it died.
 
     Raises InputError, before the first weight is read, for a recipe or model that cannot work.
     """
     from quant.calibration import parse_source
     from quant.recipe import load_recipe
+    from quant.resume import ResumeStore, resume_directory
     from quant.run import quantize_checkpoint
 
     loaded, source = load_recipe(recipe, overrides), parse_source(calibration)
     with _assembled(output, overwrite) as (work, staging):
         report: dict[str, Any] = to_jsonable(
-            quantize_checkpoint(model, work, loaded, source, on_progress=on_progress)
+            quantize_checkpoint(
+                model,
+                work,
+                loaded,
+                source,
+                on_progress=on_progress,
+                resume=resume,
+                final=output,
+            )
         )
         evaluation = None
         if evaluation_text is not None:
@@ -69,6 +81,7 @@ def quantize(
             tools=tool_versions(),
             evaluation=evaluation,
         )
+    ResumeStore(resume_directory(output)).clear()
     return {"output": str(output), **report, "evaluation": evaluation}
 
 

@@ -60,6 +60,7 @@ def quantize_checkpoint(
     on_progress: Progress | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    final: Path | None = None,
 ) -> QuantizeReport:
     """Write the checkpoint in `model`, quantized by `recipe`, to the new directory `output`.
 
@@ -70,6 +71,8 @@ def quantize_checkpoint(
 
     Each finished layer is kept beside `output` until all are done. After a run that was cut off,
     `resume` takes up what the same input and recipe would do again; without it that is forgotten.
+    final: where the caller will move `output`, which a killed run loses; layers are then kept
+    beside `final`, until the caller clears them.
 
     Raises InputError (or a kind of it) before any weight is read when the model, recipe or text
     cannot work; CheckFailedError when a module ends otherwise than asked and the recipe's `allow`
@@ -82,7 +85,7 @@ def quantize_checkpoint(
     tensors = len(prepared.plan.tensors)
     require_free_bytes(output, 2 * prepared.plan.total_bytes + tensors * _HEADER_BYTES_PER_TENSOR)
     progress = on_progress or _silent
-    store = _open_store(output, resume)
+    store = _open_store(output if final is None else final, resume)
     with staged_directory(output, overwrite=overwrite) as staging:
         data = None
         if recipe.needs_calibration:
@@ -95,7 +98,8 @@ def quantize_checkpoint(
             shutil.copyfile(path, staging / path.name)
         report = _report(run, modules, staging)
         _write_json(staging / REPORT_NAME, _lasting(report))
-    store.clear()
+    if final is None:
+        store.clear()
     return replace(report, seconds=round(time.monotonic() - began, 3))
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     help="Text, JSONL or Parquet file, a datasets name, or 'self': the model's own writing.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option("--resume", is_flag=True, help="Take up the layers that a killed run has finished.")
 @gate_text_option
 @cache_options
 @gate_option
@@ -50,6 +51,7 @@ def command(
     overrides: Sequence[str],
     calibration: str,
     overwrite: bool,
+    resume: bool,
     gate_text: Path | None,
     cache: "BaselineCache | None",
     gates: Sequence[str],
@@ -73,6 +75,7 @@ def command(
                 overrides=overrides,
                 calibration=calibration,
                 overwrite=overwrite,
+                resume=resume,
                 evaluation_text=text,
                 cache=cache,
                 on_progress=on_progress,

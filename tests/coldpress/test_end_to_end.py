@@ -188,6 +188,29 @@ def test_a_killed_run_leaves_nothing_that_loads(
     assert check_files(output, read_manifest(output)) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [("quant.run", "_module_report", 9), ("coldpress.pressing", "write_manifest", 1)],
+)
+def test_a_killed_run_is_taken_up(
+    module: str, name: str, call: int, tiny: Path, text_file: Path, tmp_path: Path
+) -> None:
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    program = STOPPED_AT.format(module=module, name=name, call=call, how="SIGKILL")
+    args = ["quantize", str(tiny), "--recipe", "w4a16", "--calibration", str(text_file)]
+    args += ["--set", "calibration.samples=2", "--set", "calibration.tokens=32"]
+    args += ["--set", "scheme.group_size=32"]
+    killed = subprocess.run([sys.executable, "-c", program, *args, "-o", str(output)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL and not output.exists()
+    kept = tmp_path / ".out.resume"
+    assert list(kept.glob("layer-*")), "a finished layer outlives the run"
+    assert run([*args, "-o", str(output), "--resume"]) == 0
+    assert not kept.exists()
+    assert run([*args, "-o", str(whole)]) == 0
+    for path in whole.iterdir():
+        assert path.read_bytes() == (output / path.name).read_bytes(), path.name
+
+
 def test_interrupt_while_quantizing_is_130_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     program = STOPPED_AT.format(module="quant.run", name="_module_report", call=3, how="SIGINT")
     args = ["quantize", str(tiny), "-o", str(tmp_path / "out"), "--recipe", "rtn-w4a16"]
@@ -196,4 +219,4 @@ def test_interrupt_while_quantizing_is_130_and_leaves_nothing(tiny: Path, tmp_pa
     )
     assert stopped.returncode == 130, stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".out.resume"}, "finished layers alone"
