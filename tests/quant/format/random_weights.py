@@ -153,6 +153,7 @@ def from_torch(tensor: Any) -> npt.NDArray[Any]:
     own = {
         torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
         torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
+        torch.float8_e8m0fnu: (torch.uint8, ml_dtypes.float8_e8m0fnu),
     }
     tensor = tensor.detach()
     if tensor.dtype not in own:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
+from quant.format.float_rounding import fp8_scale
 from quant.format.fp8 import (
     Fp8Codec,
     encode_weight,
@@ -31,7 +33,12 @@ from quant.format.scheme import (
     QuantizedScheme,
 )
 from quant.format.tensor import QuantizedTensor
-from tests.quant.format.random_weights import WITH_ACTIVATIONS, assert_same, random_weight
+from tests.quant.format.random_weights import (
+    WITH_ACTIVATIONS,
+    assert_same,
+    from_torch,
+    random_weight,
+)
 
 Stored = dict[str, npt.NDArray[Any]]
 BLOCK = WITH_ACTIVATIONS["fp8-block"]
@@ -182,3 +189,30 @@ def test_lies_are_refused_by_name(
 def test_bad_config(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"checkpoint.*{message}"):
         decode(quantization_config({"a": BLOCK}) | change, {})
+
+
+@pytest.mark.parametrize("scales", ["float", "ue8m0"])
+def test_we_read_what_transformers_writes_and_write_the_same_bytes(scales: str) -> None:
+    torch = pytest.importorskip("torch")
+    integration = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    config = SimpleNamespace(weight_block_size=[128, 128], scale_fmt=scales)
+    quantizer = integration.Fp8Quantize(SimpleNamespace(quantization_config=config))
+    random = np.random.default_rng(0)
+    values = random.standard_normal((256, 384)).astype(np.float32)
+    values[:128, :128] = 0
+    written = quantizer.convert({"a.weight": torch.from_numpy(values)})
+    stored = {name: from_torch(tensor) for name, tensor in written.items()}
+    scheme = SCHEMES["block" if scales == "float" else "block-ue8m0"]
+    tensor = decode(quantization_config({"a": scheme}), stored)["a"]
+    for name, array in encode_weight("a", tensor).items():
+        assert (array.dtype, array.shape) == (stored[name].dtype, stored[name].shape)
+        assert array.tobytes() == stored[name].tobytes(), name
+    theirs = integration.Fp8Dequantize(None).convert(
+        {"weight": written["a.weight"], "weight_scale_inv": written["a.weight_scale_inv"]}
+    )["weight"]
+    np.testing.assert_array_equal(
+        tensor.dequantize().astype(ml_dtypes.bfloat16), from_torch(theirs.to(torch.bfloat16))
+    )
+    if scales == "float":
+        blocks = np.abs(values).reshape(2, 128, 3, 128).max((1, 3))
+        np.testing.assert_allclose(tensor.scale, fp8_scale(blocks), rtol=2**-22)
