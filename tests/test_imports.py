@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("quant", "compile", "runtime", "coldpress")
 HEAVY = {
     "torch", "transformers", "datasets", "accelerate", "pyarrow", "onnx", "onnxruntime",
-    "tensorrt", "triton", "llama_cpp", "compressed_tensors", "gguf", "scipy", "pandas",
+    "tensorrt", "triton", "llama_cpp", "compressed_tensors", "gguf", "scipy", "pandas", "lm_eval",
 }  # fmt: skip
 
 # The longest prefix that fits a module decides which of our own modules it may import.
@@ -60,6 +60,7 @@ NEEDS_HEAVY = {
     "runtime.executors.onnx",
     "runtime.executors.tensorrt",
     "runtime.kernels.triton",
+    "coldpress.lm_eval",
 }
 
 
