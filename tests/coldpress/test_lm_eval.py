@@ -98,7 +98,9 @@ def _is_harness(name: str) -> bool:
 
 @pytest.fixture
 def model(adapter: Any, tiny: Path) -> Iterator[Any]:
-    found = sys.modules["lm_eval.api.registry"].models["coldpress"](artifact=str(tiny))
+    found = sys.modules["lm_eval.api.registry"].models["coldpress"](
+        artifact=str(tiny), device="cuda:0"
+    )
     yield found
     found.close()
 
