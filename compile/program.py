@@ -5,6 +5,7 @@ unless said otherwise. Executors interpret or lower the list; targets map it to 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,33 @@ class GatedAct:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """down(activation(gate(x)) * up(x)), for the tokens that are sent to it."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Moe:
+    """Each token's row of x [T, hidden] goes through the `chosen` experts for which its row of
+    `logits` [T, experts] is largest; out [T, hidden] is their sum, in the order of `experts`, each
+    times the softmax of its logit. normalized: these factors are divided by their sum.
+
+    The linears of an expert name values of its tokens alone; no other op reads these.
+    """
+
+    out: Value
+    x: Value
+    logits: Value
+    experts: tuple[Expert, ...]
+    chosen: int
+    normalized: bool
+    activation: Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
 class Add:
     """out = a + b."""
 
@@ -136,7 +164,7 @@ class Logits:
     softcap: float | None = None
 
 
-Op = Embed | RmsNorm | Linear | Rope | Attend | GatedAct | Add | SelectRows | Logits
+Op = Embed | RmsNorm | Linear | Rope | Attend | GatedAct | Moe | Add | SelectRows | Logits
 
 
 @dataclass(frozen=True)
@@ -166,7 +194,7 @@ class Program:
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Every tensor name that the ops read, with its shape; a tied table appears once."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for op in self.ops:
+        for op in self._ops_with_experts():
             match op:
                 case Embed():
                     shapes[op.weight] = (self.sizes.vocab_size, self.sizes.hidden_size)
@@ -182,11 +210,21 @@ class Program:
                     pass
         return shapes
 
+    def projections(self) -> Iterator[Linear | Logits]:
+        """Every product with a weight, those of experts too."""
+        return (op for op in self._ops_with_experts() if isinstance(op, Linear | Logits))
+
+    def _ops_with_experts(self) -> Iterator[Op]:
+        for op in self.ops:
+            yield op
+            for expert in op.experts if isinstance(op, Moe) else ():
+                yield from (expert.gate, expert.up, expert.down)
+
     def rounded_inputs(self) -> str:
         """Whose inputs are rounded, e.g. "those of 28 linears to int8-dynamic-token"; else ""."""
         ways = Counter[str]()
-        for op in self.ops:
-            if isinstance(op, Linear | Logits) and isinstance(op.scheme, QuantizedScheme):
+        for op in self.projections():
+            if isinstance(op.scheme, QuantizedScheme):
                 ways.update([str(op.scheme.activation)] if op.scheme.activation else [])
         parts = [f"those of {count} linears to {way}" for way, count in sorted(ways.items())]
         return ", ".join(parts)

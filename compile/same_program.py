@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from compile.program import Attend, Op, Program, RopeSpec
+from compile.program import Attend, Expert, Linear, Op, Program, RopeSpec
 
 RELATIVE_TOLERANCE = 1e-6
 """Containers keep real numbers in float32, whose relative rounding is below 1.2e-7."""
@@ -24,11 +24,17 @@ def program_differences(reference: Program, stored: Program, most: int = 8) -> l
         if type(theirs) is not type(ours):
             sentences.append(f"op {ours.out} is {type(ours).__name__}, not {type(theirs).__name__}")
             continue
-        for field in fields(theirs):
-            a, b = getattr(theirs, field.name), getattr(ours, field.name)
-            if field.name not in IGNORED and not _same(a, b):
-                sentences.append(f"op {ours.out} has {field.name} {b} instead of {a}")
+        for name in _compared(theirs):
+            a, b = getattr(theirs, name), getattr(ours, name)
+            if name == "experts" and not _same(a, b):
+                sentences.append(f"op {ours.out} has other experts")
+            elif not _same(a, b):
+                sentences.append(f"op {ours.out} has {name} {b} instead of {a}")
     return sentences[:most]
+
+
+def _compared(item: Op | Expert) -> list[str]:
+    return [field.name for field in fields(item) if field.name not in IGNORED]
 
 
 def _without_vain_window(op: Op, max_positions: int) -> Op:
@@ -46,6 +52,8 @@ def _same(a: Any, b: Any) -> bool:
             and _same(a.attention_factor, b.attention_factor)
             and _same(_factors(a), _factors(b))
         )
+    if isinstance(a, Expert | Linear) and type(a) is type(b):
+        return all(_same(getattr(a, name), getattr(b, name)) for name in _compared(a))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE)
     if isinstance(a, tuple) and isinstance(b, tuple):

@@ -166,7 +166,7 @@ def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 head_dim,
             )
         mlp_bias = bool(config.get("mlp_bias"))
-        for name, rows, columns in _mlp_linears(config, mlp):
+        for name, rows, columns in _mlp_linears(config, mlp, layer):
             linear(name, rows, columns, mlp_bias)
         shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
         shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
@@ -176,7 +176,7 @@ def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _mlp_linears(config: Mapping[str, Any], mlp: str) -> list[tuple[str, int, int]]:
+def _mlp_linears(config: Mapping[str, Any], mlp: str, layer: int) -> list[tuple[str, int, int]]:
     """(name, rows, columns) of everything behind the second norm, routers included."""
     hidden, family = config["hidden_size"], config["model_type"]
 
@@ -184,7 +184,8 @@ def _mlp_linears(config: Mapping[str, Any], mlp: str) -> list[tuple[str, int, in
         gate, up, down = (f"{prefix}.{name}" for name in names)
         return [(gate, inner, hidden), (up, inner, hidden), (down, hidden, inner)]
 
-    if family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
+    dense = layer in config.get("mlp_only_layers", ())
+    if dense or family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
         return gated(mlp, config["intermediate_size"], _GATED)
     inner = config.get("moe_intermediate_size", config["intermediate_size"])
     block, names = mlp, _GATED

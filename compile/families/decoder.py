@@ -6,15 +6,17 @@ from typing import Any, Literal
 
 from compile.families.rope import rope_spec
 from compile.families.settings import Settings
-from compile.families.table import FAMILIES, Family
+from compile.families.table import FAMILIES, Family, Mixture
 from compile.program import (
     Add,
     Attend,
     DecoderSizes,
     Embed,
+    Expert,
     GatedAct,
     Linear,
     Logits,
+    Moe,
     Op,
     Program,
     RmsNorm,
@@ -23,7 +25,8 @@ from compile.program import (
     SelectRows,
     Value,
 )
-from quant.format.errors import UnsupportedModelError
+from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.experts import EXPERT_NAMES
 from quant.format.scheme import Scheme
 
 ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh"]] = {
@@ -53,6 +56,7 @@ def build_program(
     settings = Settings(config, FAMILIES[name].defaults)
     sizes = settings.decoder_sizes()
     builder = _Builder(
+        name=name,
         family=FAMILIES[name],
         settings=settings,
         sizes=sizes,
@@ -76,6 +80,7 @@ def _activation(settings: Settings) -> Literal["silu", "gelu_tanh"]:
 
 @dataclass
 class _Builder:
+    name: str
     family: Family
     settings: Settings
     sizes: DecoderSizes
@@ -88,15 +93,16 @@ class _Builder:
     def decoder(self, head: str) -> tuple[Op, ...]:
         hidden, vocab = self.sizes.hidden_size, self.sizes.vocab_size
         self.ops.append(Embed("embeddings", EMBEDDINGS, self.scheme_of(EMBEDDINGS)))
-        x = "embeddings"
-        for layer, window in enumerate(self.family.windows(self.settings, self.sizes.layers)):
-            x = self._layer(x, layer, window)
+        x, layers, mixture = "embeddings", self.sizes.layers, self.family.mixture
+        mixed = [False] * layers if mixture is None else mixture.layers(self.settings, layers)
+        for layer, window in enumerate(self.family.windows(self.settings, layers)):
+            x = self._layer(x, layer, window, mixture if mixed[layer] else None)
         normed = self._norm("normed", x, "model.norm", hidden)
         self.ops.append(SelectRows("selected", normed))
         self.ops.append(Logits("logits", "selected", head, hidden, vocab, self.scheme_of(head)))
         return tuple(self.ops)
 
-    def _layer(self, x: Value, layer: int, window: int | None) -> Value:
+    def _layer(self, x: Value, layer: int, window: int | None, mixture: Mixture | None) -> Value:
         prefix, hidden = f"layers.{layer}", self.sizes.hidden_size
         norm = self._norm(
             f"{prefix}.attention_in", x, f"model.layers.{layer}.input_layernorm", hidden
@@ -106,7 +112,8 @@ class _Builder:
         norm = self._norm(
             f"{prefix}.mlp_in", x, f"model.layers.{layer}.post_attention_layernorm", hidden
         )
-        return self._add(f"{prefix}.mlp_sum", x, self._mlp(norm, prefix))
+        mlp = self._mlp(norm, prefix) if mixture is None else self._moe(norm, prefix, mixture)
+        return self._add(f"{prefix}.mlp_sum", x, mlp)
 
     def _attention(self, x: Value, prefix: str, layer: int, window: int | None) -> Value:
         sizes, module = self.sizes, f"model.{prefix}.self_attn"
@@ -135,16 +142,46 @@ class _Builder:
         self.ops.append(GatedAct(gated, gate, up, self.activation))
         return self._linear(f"{prefix}.down", gated, f"{module}.down_proj", inner, hidden, bias)
 
+    def _moe(self, x: Value, prefix: str, mixture: Mixture) -> Value:
+        hidden, names = self.sizes.hidden_size, EXPERT_NAMES[self.name]
+        inner, keys = self.settings.size(mixture.inner), mixture.count
+        key = next((key for key in keys if key in self.settings.values), keys[-1])
+        count = self.settings.size(key)
+        chosen = self.settings.size("num_experts_per_tok")
+        if chosen > count:
+            raise InputError(
+                f"'num_experts_per_tok' of the model's config is {chosen}, more than "
+                f"'{key}', {count}"
+            )
+        block = f"model.{prefix}.{names.block}"
+        logits = self._linear(f"{prefix}.router", x, f"{block}.gate", hidden, count, False)
+        experts = []
+        for number in range(count):
+            value, module = f"{prefix}.expert{number}", f"{block}.experts.{number}"
+            gate = self._matrix(f"{value}.gate", x, f"{module}.{names.gate}", hidden, inner)
+            up = self._matrix(f"{value}.up", x, f"{module}.{names.up}", hidden, inner)
+            down = self._matrix(
+                f"{value}.down", f"{value}.gated", f"{module}.{names.down}", inner, hidden
+            )
+            experts.append(Expert(gate, up, down))
+        mixed, normalized = f"{prefix}.mixed", self._wants(mixture.normalized)
+        self.ops.append(Moe(mixed, x, logits, tuple(experts), chosen, normalized, self.activation))
+        return mixed
+
     def _wants(self, choice: bool | str) -> bool:
         return self.settings.flag(choice) if isinstance(choice, str) else choice
 
     def _linear(
         self, out: Value, x: Value, module: str, columns: int, rows: int, bias: bool
     ) -> Value:
-        weight, bias_name = f"{module}.weight", f"{module}.bias" if bias else None
-        scheme = self.scheme_of(weight)
-        self.ops.append(Linear(out, x, weight, bias_name, columns, rows, scheme))
+        self.ops.append(self._matrix(out, x, module, columns, rows, bias))
         return out
+
+    def _matrix(
+        self, out: Value, x: Value, module: str, columns: int, rows: int, bias: bool = False
+    ) -> Linear:
+        weight, bias_name = f"{module}.weight", f"{module}.bias" if bias else None
+        return Linear(out, x, weight, bias_name, columns, rows, self.scheme_of(weight))
 
     def _norm(self, out: Value, x: Value, module: str, size: int) -> Value:
         self.ops.append(RmsNorm(out, x, f"{module}.weight", size, self.eps))

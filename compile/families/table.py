@@ -21,6 +21,12 @@ def same_window(settings: Settings, layers: int) -> Windows:
     return [None if window is None else settings.size("sliding_window")] * layers
 
 
+def window_if_asked(settings: Settings, layers: int) -> Windows:
+    """Qwen's mixtures: every layer has it where `use_sliding_window` says so."""
+    wanted = settings.flag("use_sliding_window")
+    return same_window(settings, layers) if wanted else no_windows(settings, layers)
+
+
 def windows_by_layer(settings: Settings, layers: int) -> Windows:
     """Qwen: `layer_types` where given, else the layers from `max_window_layers` on."""
     window = settings.get("sliding_window") if settings.flag("use_sliding_window") else None
@@ -56,6 +62,30 @@ def _window_of_kind(kind: Any, window: int | None) -> int | None:
     return window
 
 
+def every_layer(settings: Settings, layers: int) -> list[bool]:
+    return [True] * layers
+
+
+def every_sparse_step(settings: Settings, layers: int) -> list[bool]:
+    """Qwen: each `decoder_sparse_step`-th layer but those of `mlp_only_layers`."""
+    step, dense = settings.size("decoder_sparse_step"), settings.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
+        raise InputError("'mlp_only_layers' of the model's config must be a list of whole numbers")
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Config keys of a mixture of experts. count: transformers has renamed it in some families, so
+    that the first of these that a config has is meant. normalized: a fixed choice, or the key that
+    decides. layers: which ones have it; the others have a plain MLP."""
+
+    count: tuple[str, ...]
+    inner: str
+    normalized: bool | str
+    layers: Callable[[Settings, int], list[bool]] = every_layer
+
+
 @dataclass(frozen=True)
 class Family:
     """Biases are a fixed choice, or the name of the config key that decides.
@@ -68,6 +98,7 @@ class Family:
     mlp_bias: bool | str = False
     query_key_norm: bool = False
     windows: Callable[[Settings, int], Windows] = no_windows
+    mixture: Mixture | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,5 +123,38 @@ FAMILIES: Mapping[str, Family] = {
         query_key_norm=True,
         windows=windows_by_layer,
         defaults={**_QWEN, "head_dim": 128},
+    ),
+    "mixtral": Family(
+        windows=same_window,
+        mixture=Mixture(("num_local_experts",), "intermediate_size", True),
+        defaults={
+            **_COMMON,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "qwen3_moe": Family(
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        query_key_norm=True,
+        windows=window_if_asked,
+        mixture=Mixture(
+            ("num_local_experts", "num_experts"),
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            every_sparse_step,
+        ),
+        defaults={
+            **_COMMON,
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "decoder_sparse_step": 1,
+        },
     ),
 }

@@ -52,7 +52,7 @@ def test_every_value_is_written_once_and_before_it_is_read(family: str) -> None:
     for op in program.ops:
         reads = [
             getattr(op, name)
-            for name in ("x", "a", "b", "q", "k", "v", "gate", "up")
+            for name in ("x", "a", "b", "q", "k", "v", "gate", "up", "logits")
             if hasattr(op, name)
         ]
         assert written.issuperset(reads)

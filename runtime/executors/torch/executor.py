@@ -20,6 +20,7 @@ from compile.program import (
     GatedAct,
     Linear,
     Logits,
+    Moe,
     Op,
     Program,
     RmsNorm,
@@ -54,9 +55,8 @@ class TorchExecutor:
         self._program: Program = model.program
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        for op in model.program.ops:
-            if isinstance(op, Linear | Logits):
-                check_input(op.weight, op.scheme)
+        for op in model.program.projections():
+            check_input(op.weight, op.scheme)
         self._roundings: dict[str, InputRounding] = {}
         self._weights = self._load(model.weights)
         sizes = model.program.sizes
@@ -127,6 +127,8 @@ class TorchExecutor:
                 return self._attend(op, values[op.q], values[op.k], values[op.v], batch)
             case GatedAct():
                 return activate(values[op.gate], op.activation) * values[op.up]
+            case Moe():
+                return self._mix(op, values[op.x], values[op.logits])
             case Add():
                 return values[op.a] + values[op.b]
             case SelectRows():
@@ -134,6 +136,22 @@ class TorchExecutor:
             case Logits():
                 logits = self._project(values[op.x], op.weight)
                 return logits if op.softcap is None else cap(logits, op.softcap)
+
+    def _mix(self, op: Moe, x: Tensor, logits: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        factors, numbers = logits.softmax(-1, dtype=wide).topk(op.chosen)
+        if op.normalized:
+            factors = factors / factors.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(op.experts):
+            rows, places = torch.where(numbers == number)
+            if len(rows):
+                gate = self._project(x[rows], expert.gate.weight)
+                up = self._project(x[rows], expert.up.weight)
+                gated = activate(gate, op.activation) * up
+                factor = factors[rows, places, None].to(x.dtype)
+                out[rows] += self._project(gated, expert.down.weight) * factor
+        return out
 
     def _project(self, x: Tensor, weight: str) -> Tensor:
         """x @ weight.T, with x rounded as the weight's scheme says."""

@@ -47,6 +47,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied-bias": ("qwen3", {"tied": True, "bias": True, "head_dim": 32}),
     "qwen3-yarn": ("qwen3", {"rope_scaling": {**YARN, "attention_factor": 1.5}}),
+    "mixtral": ("mixtral", {}),
+    "mixtral-window": ("mixtral", {"sliding_window": 7, "num_experts_per_tok": 1}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe-partly": ("qwen3_moe", {"mlp_only_layers": [0], "norm_topk_prob": False}),
 }
 TOKENS = 40
 # Large, so that an executor that forgets it is far outside the bounds.
@@ -120,7 +124,9 @@ def test_logits_equal_those_of_transformers(case: str, tmp_path: Path) -> None:
     assert np.abs(logits - expected).max() < rounding_bound(model, expected)
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral-window", "qwen2-late-window", "qwen3-yarn"])
+@pytest.mark.parametrize(
+    "case", ["llama", "mistral-window", "qwen2-late-window", "qwen3-yarn", "qwen3_moe"]
+)
 def test_a_row_is_the_same_however_the_work_is_cut(case: str) -> None:
     family, options = CASES[case]
     model = tiny_model(family, **options)
@@ -185,12 +191,18 @@ def test_only_the_asked_rows_come_back_and_the_pool_keeps_the_rest() -> None:
     assert executor.step(none).shape == (0, executor.vocab_size)
 
 
-def test_quantized_weights_are_worth_their_dequantized_numbers() -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.1.mlp.down_proj.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.2.w2.weight"),
+    ],
+)
+def test_quantized_weights_are_worth_their_dequantized_numbers(family: str, name: str) -> None:
     from quant.format.scheme import IntScheme, PerGroup
     from quant.format.tensor import QuantizedTensor
 
     random = np.random.default_rng(0)
-    name = "model.layers.1.mlp.down_proj.weight"
     stored = QuantizedTensor(
         IntScheme(4, False, PerGroup(32)),
         random.integers(-8, 8, (64, 128), dtype=np.int8),
@@ -199,8 +211,8 @@ def test_quantized_weights_are_worth_their_dequantized_numbers() -> None:
     )
     tokens = random_tokens(10, seed=4)
     plan = [[(0, 10)]]
-    (quantized,) = run_plan(oracle(tiny_model("llama", weights={name: stored})), [tokens], plan)
-    plain = tiny_model("llama", weights={name: stored.dequantize()})
+    (quantized,) = run_plan(oracle(tiny_model(family, weights={name: stored})), [tokens], plan)
+    plain = tiny_model(family, weights={name: stored.dequantize()})
     (dequantized,) = run_plan(oracle(plain), [tokens], plan)
     np.testing.assert_array_equal(quantized, dequantized)
 
