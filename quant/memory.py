@@ -42,7 +42,8 @@ def peak_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
     calibration = recipe.calibration
     tokens = calibration.samples * calibration.tokens
     batch = min(samples_per_batch(skeleton, calibration), calibration.samples)
-    carried = 2 * tokens * skeleton.hidden_size * item
+    copies = 3 if skeleton.routers() else 2  # experts are rounded by all tokens at their door
+    carried = copies * tokens * skeleton.hidden_size * item
     passing = batch * calibration.tokens * _bytes_per_token(skeleton)
     transforms = _transform_bytes(skeleton, recipe, layer)
     return item * (outer + layer) + rounding + carried + passing + transforms

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from compile.families import check_weights
+from compile.open_model import open_model
 from quant.format.checkpoint import open_checkpoint
 from quant.format.errors import CheckFailedError
 from quant.format.experts import EXPERT_NAMES
 from quant.format.tensor import QuantizedTensor
+from quant.layers import LayerLoop
 from quant.preflight import plan_quantization
 from quant.recipe import Recipe, load_recipe
 from quant.report import QuantizeReport
+from quant.rounding_algorithms.result import LayerResult
 from quant.run import quantize_checkpoint
 from tests.tiny import TEXT, stack_experts, tiny_checkpoint, tiny_config, tiny_shapes
 
@@ -27,7 +31,7 @@ COMMON_PARTS = ("gate_proj", "up_proj", "down_proj")
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("text") / "t.txt"
-    path.write_text(TEXT, encoding="utf-8")
+    path.write_text(3 * TEXT, encoding="utf-8")
     return str(path)
 
 
@@ -127,7 +131,7 @@ def test_the_plan_names_experts_and_routers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["gptq", "gptaq"])
-def test_threads_and_waves_make_no_difference(algorithm: str, text: str, tmp_path: Path) -> None:
+def test_threads_make_no_difference(algorithm: str, text: str, tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path / "model", "qwen2_moe")
     recipe = recipe_of(f"algorithm={algorithm}", "allow=[damping_raised]")
     before, files = torch.get_num_threads(), []
@@ -171,3 +175,45 @@ def test_transformers_loads_every_expert(family: str, text: str, tmp_path: Path)
             assert isinstance(value, QuantizedTensor)
             expected = value.dequantize()
             assert np.all(np.abs(matrix - expected) <= 2.0**-8 * np.abs(expected))
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "gptaq"])
+def test_samples_that_do_not_fit_pass_in_waves(algorithm: str, text: str, tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "qwen3_moe", layers=1)
+    more = (f"algorithm={algorithm}", "calibration.samples=40", "calibration.memory_mib=1")
+    assert plan_quantization(model, recipe_of(*more)).samples_per_batch < 40
+    modules = modules_of(quantize_checkpoint(model, tmp_path / "out", recipe_of(*more), text))
+    gates = [m.tokens for n, m in modules.items() if ".experts." in n and n.endswith("gate_proj")]
+    assert sum(gates) == CHOSEN * 40 * 24
+
+
+def test_a_run_that_was_cut_off_ends_in_the_same_bytes(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "mixtral")
+    quantize_checkpoint(model, tmp_path / "whole", recipe_of(), text)
+    rounded, honest = list[int](), LayerLoop.round_layer
+
+    def once(loop: LayerLoop, index: int) -> LayerResult:
+        rounded.append(index)
+        if len(rounded) == 2:
+            raise KeyboardInterrupt
+        return honest(loop, index)
+
+    monkeypatch.setattr(LayerLoop, "round_layer", once)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(model, tmp_path / "out", recipe_of(), text)
+    quantize_checkpoint(model, tmp_path / "out", recipe_of(), text, resume=True)
+    assert rounded == [0, 1, 1]
+    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "out"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_what_was_written_opens_as_a_model(family: str, text: str, tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", family)
+    quantize_checkpoint(model, tmp_path / "out", recipe_of(), text)
+    opened = open_model(tmp_path / "out")
+    check_weights(opened.program, opened.weights)
+    schemes = {str(op.scheme) for op in opened.program.projections() if ".experts." in op.weight}
+    assert schemes == {"int4-sym-g32"}
