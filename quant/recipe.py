@@ -67,14 +67,15 @@ class AwqSpec(_Strict):
     """Channels that carry much are scaled up before rounding; see `quant.transforms.awq`.
 
     ratios: how many scales are tried at each place, besides none. formula: "plain" looks at the
-    inputs alone, "duo" at the weights too, "both" tries twice as many. clip: shrink the range of
-    groups as well, where nearest rounding gains by it. tokens: how many the search looks at.
+    inputs alone, "duo" at the weights too and wins nearly always, "both" tries twice as many.
+    clip: shrink the range of groups as well, where nearest rounding gains by it. tokens: how many
+    the search looks at.
     """
 
     ratios: int = Field(default=20, ge=1, le=1000)
-    formula: AwqFormula = "both"
+    formula: AwqFormula = "duo"
     clip: bool = False
-    tokens: int = Field(default=2048, ge=1)
+    tokens: int = Field(default=1024, ge=1)
 
 
 class SmoothQuantSpec(_Strict):

@@ -11,9 +11,9 @@ class AwqSettings:
     """See the fields of the recipe. tokens: how many the search looks at, in whole samples."""
 
     ratios: int = 20
-    formula: AwqFormula = "both"
+    formula: AwqFormula = "duo"
     clip: bool = False
-    tokens: int = 2048
+    tokens: int = 1024
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from tests.tiny import tiny_checkpoint, tiny_config
 def test_blocks_of_a_recipe_become_settings() -> None:
     config = tiny_config("qwen3", head_dim=32)
     assert layer_transforms(load_recipe("w4a16"), config) is None
-    asked = ["awq.clip=true", "awq.formula=duo", "smoothquant.alpha=auto"]
+    asked = ["awq.clip=true", "awq.formula=both", "smoothquant.alpha=auto"]
     got = layer_transforms(load_recipe("w4a16", asked), config)
-    awq = AwqSettings(formula="duo", clip=True)
+    awq = AwqSettings(formula="both", clip=True)
     assert got == LayerTransforms("qwen3", 32, awq, SmoothQuantSettings(None))
     plain = layer_transforms(load_recipe("w4a16", ["awq={}"]), {**config, "head_dim": None})
     assert plain == LayerTransforms("qwen3", 16, AwqSettings())

@@ -126,7 +126,7 @@ def test_awq_chooses_the_scale_that_a_plain_search_of_the_mlp_finds() -> None:
         for name, s in scales.items()
     }
     best = min(errors, key=errors.__getitem__)
-    done = seen.transform(awq=AwqSettings())
+    done = seen.transform(awq=AwqSettings(formula="both"))
     key = "mlp.gate_proj"
     assert chosen_name(done.chosen[key]) == best != "unscaled"
     ratio = float(done.chosen[key].split()[-4])
@@ -155,7 +155,7 @@ def test_awq_chooses_the_scale_that_a_plain_search_of_a_linear_finds(
         for name, s in scales.items()
     }
     best = min(errors, key=errors.__getitem__)
-    done = seen.transform(awq=AwqSettings())
+    done = seen.transform(awq=AwqSettings(formula="both"))
     assert chosen_name(done.chosen[reader]) == best != "unscaled"
     expected = weight * columns(scales[best])
     np.testing.assert_allclose(done.weights[reader], expected, rtol=1e-5)
@@ -204,7 +204,7 @@ def test_attention_is_scaled_by_its_own_output() -> None:
     for name, s in oracle_scales(x, weights).items():
         errors[name] = np.mean((run([rounded(w * s) / s for w in weights]) - target) ** 2)
     best = min(errors, key=errors.__getitem__)
-    done = seen.transform(awq=AwqSettings())
+    done = seen.transform(awq=AwqSettings(formula="both"))
     key = "self_attn.q_proj"
     assert chosen_name(done.chosen[key]) == best
     assert done.chosen[key].split()[-4] == f"{errors[best] / errors['unscaled']:.3f}"
@@ -216,7 +216,7 @@ def test_no_scaling_is_kept_where_nothing_is_better() -> None:
     exact = torch.randint(-7, 8, (32, 48), generator=torch.Generator().manual_seed(2)) / 8
     exact[:, ::GROUP] = 7 / 8
     seen.layer.mlp.down_proj.weight.copy_(exact)
-    done = seen.transform(awq=AwqSettings())
+    done = seen.transform(awq=AwqSettings(formula="both"))
     assert done.chosen["mlp.down_proj"] == "unscaled"
     assert "mlp.down_proj" not in done.weights
 
@@ -224,7 +224,9 @@ def test_no_scaling_is_kept_where_nothing_is_better() -> None:
 def test_the_first_token_counts_for_its_share() -> None:
     """With all weight on it, the choice is that of a calibration set of first tokens alone."""
     many, few = Observed(), Observed()
-    done = many.transform(settings=replace(SETTINGS, first_token_share=0.999999), awq=AwqSettings())
+    done = many.transform(
+        settings=replace(SETTINGS, first_token_share=0.999999), awq=AwqSettings(formula="both")
+    )
     x = few.inputs["mlp.down_proj"].reshape(3, 12, -1)
     weight = few.before["mlp.down_proj.weight"]
     scales = oracle_scales(x.reshape(-1, 48), [weight])
@@ -310,7 +312,7 @@ def test_duo_chooses_which_scales_are_tried() -> None:
     mean, relative = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.25, 0.5])
     plain = awq_candidates(mean, relative, AwqSettings(ratios=4, formula="plain"))
     duo = awq_candidates(mean, relative, AwqSettings(ratios=4, formula="duo"))
-    both = awq_candidates(mean, relative, AwqSettings(ratios=4))
+    both = awq_candidates(mean, relative, AwqSettings(ratios=4, formula="both"))
     assert list(plain) == ["awq 0.25", "awq 0.5", "awq 0.75"]
     assert list(duo) == [f"awq duo {r}" for r in ("0", "0.25", "0.5", "0.75")]
     assert both.keys() == plain.keys() | duo.keys()
