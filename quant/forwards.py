@@ -31,8 +31,13 @@ class HaltedForwards:
         batches: Sequence[torch.Tensor],
         stops: Sequence[str],
         threads: int,
+        noted: Sequence[str] = (),
     ) -> None:
+        """noted: modules whose inputs are only kept, for `noted`."""
         self._layer = layer
+        self._noted: dict[str, list[torch.Tensor | None]] = {
+            name: [None] * len(batches) for name in noted
+        }
         self._arguments = arguments
         self._order = {name: index for index, name in enumerate(stops)}
         self._slots = threading.Semaphore(threads)
@@ -52,6 +57,10 @@ class HaltedForwards:
         self._handles = [
             self._layer.get_submodule(name).register_forward_pre_hook(self._hook(name))
             for name in self._order
+        ]
+        self._handles += [
+            self._layer.get_submodule(name).register_forward_pre_hook(self._note(name))
+            for name in self._noted
         ]
         for thread in self._threads:
             thread.start()
@@ -85,6 +94,10 @@ class HaltedForwards:
             for args, position in zip(self._inputs, self._position, strict=True)
         ]
 
+    def noted(self, name: str) -> list[torch.Tensor | None]:
+        """What the noted module `name` read, in the forwards that have passed it."""
+        return list(self._noted[name])
+
     def release(self, name: str) -> None:
         """Let the forwards go on from `name`."""
         with self._changed:
@@ -114,6 +127,12 @@ class HaltedForwards:
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()
+
+    def _note(self, name: str) -> Any:
+        def note(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            self._noted[name][self._mine.index] = args[0]
+
+        return note
 
     def _hook(self, name: str) -> Any:
         stop = self._order[name]

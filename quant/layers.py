@@ -24,6 +24,7 @@ from quant.stages import LinearStage
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
 from quant.transforms.layer import TransformedLayer, transform_layer
+from quant.transforms.layouts import residual_norms
 from quant.workers import Workers
 
 Stage = tuple[str, ...]
@@ -58,6 +59,9 @@ class LayerLoop:
         self._settings = settings
         self._samples_at_once = samples_at_once
         self._workers = workers
+        corrected = any(task.corrected for task in tasks.values())
+        model_type = str(skeleton.model.config.get_text_config().model_type)
+        self._residuals = residual_norms(model_type) if corrected else {}
 
     def start(self, tokens: torch.Tensor, table: torch.Tensor | None = None) -> None:
         """tokens: int64 [samples, tokens], without padding. table: the token table as it will be
@@ -123,6 +127,7 @@ class LayerLoop:
                 self._settings,
                 self._workers,
                 stored,
+                self._residuals,
             )
 
 
@@ -160,7 +165,9 @@ class _LayerTurn:
         settings: RoundingSettings,
         workers: Workers,
         stored: Mapping[str, torch.dtype],
+        residuals: Mapping[str, str],
     ) -> None:
+        self._residuals = residuals
         self.results: dict[str, Rounded] = {}
         self.changed: dict[str, npt.NDArray[Any]] = {}
         self._layer = layer
@@ -328,8 +335,9 @@ class _LayerTurn:
     def _forwards(
         self, layer: torch.nn.Module, hidden: torch.Tensor, stops: Sequence[str]
     ) -> HaltedForwards:
+        noted = sorted({norm for stop, norm in self._residuals.items() if stop in stops})
         return HaltedForwards(
-            layer, self._arguments, _batches(hidden), stops, self._workers.threads
+            layer, self._arguments, _batches(hidden), stops, self._workers.threads, noted
         )
 
     def _stage(
@@ -339,7 +347,8 @@ class _LayerTurn:
         if first not in self._experts:
             linears = {name: self._linear(name) for name in stage}
             tasks = {name: self._tasks[name] for name in stage}
-            return LinearStage(linears, tasks, self._weight, settings, workers)
+            residual = self._residuals.get(first)
+            return LinearStage(linears, tasks, self._weight, settings, workers, residual)
         exact = None if float_layer is None else find_experts(float_layer)[first]
         block = ExpertBlock(first, self._experts[first], exact, self._tasks_inside(first))
         return ExpertStage(block, hidden.shape[1], self._weight, settings, workers)

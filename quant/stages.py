@@ -1,6 +1,6 @@
 """Linears of a layer that read the same tensor: what they see, then what they become."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -25,7 +25,9 @@ class LinearStage:
         weight: WeightOf,
         settings: RoundingSettings,
         workers: Workers,
+        residual: str | None = None,
     ) -> None:
+        """residual: the norm that reads the stream which the only linear's output is added to."""
         self._linears = linears
         self._tasks = tasks
         self._weight = weight
@@ -34,7 +36,9 @@ class LinearStage:
         self._first = next(iter(linears))
         columns = linears[self._first].in_features
         cross = any(task.corrected for task in tasks.values())
-        self._moments = InputMoments(columns, settings.first_token_share, workers, cross)
+        self._residual = residual if cross else None
+        drift = linears[self._first].out_features if self._residual is not None else 0
+        self._moments = InputMoments(columns, settings.first_token_share, workers, cross, drift)
 
     def add(self, forwards: HaltedForwards, others: HaltedForwards | None) -> None:
         """What is about to be read, and what is in the model that is not quantized."""
@@ -42,9 +46,12 @@ class LinearStage:
         if others is None or not self._moments.wants_exact:
             self._moments.add([batch for batch in inputs if batch is not None])
             return
-        both = zip(inputs, others.inputs(self._first), strict=True)
-        pairs = [(batch, same) for batch, same in both if batch is not None and same is not None]
-        self._moments.add([batch for batch, _ in pairs], [same for _, same in pairs])
+        exact = others.inputs(self._first)
+        drift = None
+        if self._residual is not None:
+            streams = zip(others.noted(self._residual), forwards.noted(self._residual), strict=True)
+            drift = [s.float() - r.float() for s, r in streams if s is not None and r is not None]
+        self._moments.add(_present(inputs), _present(exact), drift=drift)
 
     def round(self) -> dict[str, Rounded]:
         """Results by module; the layer goes on with what will be stored."""
@@ -55,10 +62,22 @@ class LinearStage:
         rounded = round_stage(
             list(self._tasks.values()),
             weights,
-            StageMoments(moments.hessian(), moments.cross(), moments.tokens, moments.absmax),
+            StageMoments(
+                moments.hessian(),
+                moments.cross(),
+                moments.tokens,
+                moments.absmax,
+                moments.drift(),
+            ),
             self._settings,
             self._workers,
         )
         for name, linear in self._linears.items():
             linear.weight.copy_(rounded[self._tasks[name].module].dequantized)
         return rounded
+
+
+def _present(inputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Outside of experts, every batch reaches every linear."""
+    assert all(batch is not None for batch in inputs)
+    return [batch for batch in inputs if batch is not None]

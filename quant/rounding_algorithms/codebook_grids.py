@@ -48,9 +48,10 @@ def _candidates(absmax: torch.Tensor, scheme: CodebookScheme, search: bool) -> l
     largest = LARGEST[scheme.codebook]
     if scheme.scales == "float":
         scale = torch.where(absmax > 0, absmax / largest, torch.ones_like(absmax))
-        limits = torch.finfo(torch.float32)
+        limits = torch.finfo(torch.bfloat16)
         scales = [scale, *(scale * f for f in _FLOAT_FACTORS)] if search else [scale]
-        return [s.clamp(limits.tiny, limits.max) for s in scales]
+        # Readers that compute in bfloat16 round scales to it: these are exact in both.
+        return [s.clamp(limits.tiny, limits.max).bfloat16().float() for s in scales]
     if scheme.scales == "e8m0":
         ratio = torch.where(absmax > 0, absmax / largest, torch.ones_like(absmax))
         exponent = torch.ceil(torch.log2(ratio))

@@ -22,14 +22,18 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3")
 
 @dataclass(frozen=True)
 class StageMoments:
-    """hessian: float32 [in, in], mean of x x^T over `tokens` tokens of the input of a stage; cross:
-    that of (y - x) x^T, y being the input in the model that is not quantized, or None; absmax: the
-    largest magnitude of x; shared: whether tokens beyond `tokens` had to be lent by the layer."""
+    """Of the input x of a stage, over `tokens` tokens; y is x in the model that is not quantized.
+
+    hessian, cross: float32 [in, in], means of x x^T and (y - x) x^T, the latter or None.
+    absmax: the largest magnitude of x. drift: float32 [out, in], mean of (s - r) x^T, where r is
+    the residual stream that the linear's output is added to, and s the same where y is; or None.
+    """
 
     hessian: torch.Tensor
     cross: torch.Tensor | None
     tokens: int
     absmax: float
+    drift: torch.Tensor | None = None
     shared: bool = False
 
 
@@ -125,7 +129,9 @@ def _targets(
 ) -> list[torch.Tensor]:
     assert moments.cross is not None
     share = settings.correction_share
-    return [corrected_weight(weight, moments.cross, factored, share) for weight in stack]
+    return [
+        corrected_weight(weight, moments.cross, moments.drift, factored, share) for weight in stack
+    ]
 
 
 def _nearest(

@@ -87,6 +87,18 @@ _LAYOUTS: Mapping[str, Layout] = {
 }
 
 
+def residual_norms(model_type: str) -> Mapping[str, str]:
+    """By linear whose output is added to the residual stream: the norm that reads the stream which
+    it is added to. Names are those inside the layer; empty for families that are not known, or
+    where something stands between the linear and the stream."""
+    layout = _LAYOUTS.get(model_type)
+    if layout is None or not layout.rotatable:
+        return {}
+    by_parent = {point.parent: point.norm for point in layout.norms}
+    parents = {writer: writer.rpartition(".")[0] for writer in layout.writers}
+    return {writer: by_parent[p] for writer, p in parents.items() if p in by_parent}
+
+
 def layout_of(model_type: str) -> Layout:
     """The layout of a family's decoder layers. Raises UnsupportedModelError for an unknown one."""
     if model_type not in _LAYOUTS:
