@@ -81,7 +81,8 @@ def test_plain_scales_come_near_the_best_of_all(kind: GgmlType, levels: int) -> 
     gaps, reference_gaps = [], []
     for row, found in zip(weight.astype(float), ours, strict=True):
         reach = float(np.abs(row).max()) / levels
-        tried = [reach * shares, -reach * shares, [reference_signed(row, h, levels)]]
+        last = np.array([reference_signed(row, h, levels)])
+        tried = [reach * shares, -reach * shares, last]
         scales = np.concatenate(tried).astype(np.float16).astype(float)[:, None]
         codes = np.clip(np.rint(row / scales), -levels, levels - 1)
         losses = (h * (row - scales * codes) ** 2).sum(axis=1)
@@ -110,11 +111,11 @@ def test_no_other_code_is_nearer(kind: GgmlType) -> None:
     distance = np.abs(weight - tensor.dequantize())
     floor = 1e-6 * np.abs(weight).max()
     for shift in (-1, 1):
-        codes = tensor.codes.astype(np.int16) + shift
+        moved = tensor.codes.astype(np.int16) + shift
         scheme = tensor.scheme
         unsigned = kind in (IQ4_NL, IQ4_XS) or tensor.minimum is not None
         lowest = 0 if unsigned else -(1 << (scheme.num_bits - 1))
-        codes = np.clip(codes, lowest, lowest + (1 << scheme.num_bits) - 1).astype(np.int8)
+        codes = np.clip(moved, lowest, lowest + (1 << scheme.num_bits) - 1).astype(np.int8)
         other = QuantizedTensor(scheme, codes, tensor.scale, minimum=tensor.minimum)
         assert (distance <= np.abs(weight - other.dequantize()) + floor).all()
 
