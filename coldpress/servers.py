@@ -24,7 +24,7 @@ Schemes = Mapping[str, Scheme]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _MARLIN_GROUPS = frozenset({32, 64, 128})
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Linears that servers make one matrix of: they must share a scheme."""
 
 
@@ -52,6 +52,8 @@ def judge_servers(format_name: Format, schemes: Schemes, shapes: Shapes) -> list
         verdicts.append(ServerVerdict(server, problem is None, problem or need))
     return verdicts
 
+
+_EXPERT = re.compile(r"(.*\.experts\.)\d+\..+")
 
 Found = tuple[str | None, str]
 """A problem, or None and what the server needs."""
@@ -117,6 +119,8 @@ def _llama_cpp(schemes: Schemes, shapes: Shapes) -> Found:
     """Through `coldpress build --target gguf`, which rounds nothing again."""
     from quant.format.gguf_blocks import lossless_type
 
+    if any(_EXPERT.fullmatch(module) for module in schemes):
+        return "coldpress builds no GGUF of mixtures of experts", ""
     types = set()
     for module, scheme in schemes.items():
         try:
@@ -137,6 +141,8 @@ def _llama_cpp(schemes: Schemes, shapes: Shapes) -> Found:
 def _coldpress(schemes: Schemes) -> Found:
     from runtime.executors.cpu.support import LARGEST_BITS, SMALLEST_BITS, held_form
 
+    if any(_EXPERT.fullmatch(module) for module in schemes):
+        return "its cpu backend runs no mixtures of experts: use --backend torch", ""
     for module, scheme in schemes.items():
         if isinstance(scheme, IntScheme) and not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS:
             return f"its kernels read integers of 2 to 8 bits, and {module} is {scheme}", ""
@@ -153,7 +159,8 @@ def _first(found: list[Found]) -> Found:
 
 
 def _split_fusion(schemes: Schemes) -> str | None:
-    """The names of linears that a server fuses and whose schemes differ."""
+    """The names of linears that a server fuses and whose schemes differ; it fuses all experts of a
+    layer, too."""
     for names in _FUSED:
         pattern = re.compile(rf"(.*\.)({'|'.join(names)})")
         groups: dict[str, dict[str, Scheme]] = {}
@@ -164,4 +171,9 @@ def _split_fusion(schemes: Schemes) -> str | None:
         for owner, members in groups.items():
             if len(set(members.values())) > 1:
                 return ", ".join(f"{owner}{name}" for name in members)
-    return None
+    experts: dict[str, set[Scheme]] = {}
+    for module, scheme in schemes.items():
+        match = _EXPERT.fullmatch(module)
+        if match is not None:
+            experts.setdefault(match[1], set()).add(scheme)
+    return next((f"all {owner}*" for owner, found in experts.items() if len(found) > 1), None)

@@ -102,7 +102,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     linears = _linears(source, resolution)
     shapes = {name: source.shape(f"{name}.weight") for name in linears}
     described = {name: (scheme, shapes[name]) for name, scheme in linears.items()}
-    require_holdable(recipe.format, described, frozenset(skeleton.outer_linears()))
+    require_holdable(recipe.format, described, frozenset([*others, *routers]))
     changed = scaled_tensors(recipe, source.config)
     tensors = _tensor_plans(source, resolution, left_out, container, dtype, changed)
     plan = Plan(

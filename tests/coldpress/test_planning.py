@@ -141,3 +141,15 @@ def test_fused_linears_share_a_scheme() -> None:
     # Down projections of two layers are never one matrix.
     free: dict[str, Scheme] = {LINEAR: INT4, LINEAR.replace("0", "1"): FloatScheme("bfloat16")}
     assert judge_servers("compressed-tensors", free, dict.fromkeys(free, (64, 64)))[0].loads
+
+
+def test_experts_must_be_alike_and_need_the_torch_backend() -> None:
+    scheme, other = IntScheme(4, True, PerGroup(32)), IntScheme(8, True, PerGroup(32))
+    alike = {f"model.layers.0.mlp.experts.{n}.up_proj": scheme for n in range(3)}
+    mixed = {**alike, "model.layers.0.mlp.experts.2.up_proj": other}
+    shapes = dict.fromkeys(alike, (64, 64))
+    verdicts = {v.server: v for v in judge_servers("compressed-tensors", alike, shapes)}
+    assert [v.server for v in verdicts.values() if v.loads] == ["vLLM", "transformers"]
+    assert "--backend torch" in verdicts["coldpress serve"].reason
+    vllm = judge_servers("compressed-tensors", mixed, shapes)[0]
+    assert not vllm.loads and "all model.layers.0.mlp.experts.*" in vllm.reason

@@ -10,16 +10,23 @@ import torch
 
 from compile.families import check_weights
 from compile.open_model import open_model
+from quant.expert_stage import ExpertBlock, ExpertStage, RoutedBatch
+from quant.experts import Expert, Experts
 from quant.format.checkpoint import open_checkpoint
 from quant.format.errors import CheckFailedError
 from quant.format.experts import EXPERT_NAMES
+from quant.format.scheme import IntScheme, PerGroup
 from quant.format.tensor import QuantizedTensor
 from quant.layers import LayerLoop
 from quant.preflight import plan_quantization
 from quant.recipe import Recipe, load_recipe
 from quant.report import QuantizeReport
+from quant.rounding_algorithms.dispatch import StageMoments, round_stage
 from quant.rounding_algorithms.result import LayerResult
 from quant.run import quantize_checkpoint
+from quant.skeleton import set_parameter
+from quant.tasks import LinearTask, RoundingSettings
+from quant.workers import fixed_division
 from tests.tiny import TEXT, stack_experts, tiny_checkpoint, tiny_config, tiny_shapes
 
 SMALL = ("calibration.samples=6", "calibration.tokens=24", "scheme.group_size=32")
@@ -79,6 +86,16 @@ def test_every_expert_is_quantized_and_reported(family: str, text: str, tmp_path
     for part in EXPERT_PARTS.get(family, COMMON_PARTS):
         same = [m.tokens for n, m in modules.items() if ".experts." in n and n.endswith(part)]
         assert sum(same) == LAYERS * CHOSEN * 6 * 24
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_formats_of_one_scheme_hold_experts(form: str, text: str, tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "qwen3_moe")
+    recipe = recipe_of(f"format={form}", "scales=search", "scheme.symmetric=false")
+    quantize_checkpoint(model, tmp_path / "out", recipe, text)
+    ours = open_checkpoint(tmp_path / "out")
+    for name in ours.names():
+        assert isinstance(ours.load(name), QuantizedTensor) == ("_proj." in name), name
 
 
 def test_the_config_ignores_routers_and_targets_linears(text: str, tmp_path: Path) -> None:
@@ -217,3 +234,62 @@ def test_what_was_written_opens_as_a_model(family: str, text: str, tmp_path: Pat
     check_weights(opened.program, opened.weights)
     schemes = {str(op.scheme) for op in opened.program.projections() if ".experts." in op.weight}
     assert schemes == {"int4-sym-g32"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("least", [1, 60])
+def test_statistics_are_those_of_the_oracle(
+    share: float, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H of each linear, in float64: (n H_own + k H_layer) / (n + k), where n tokens are the
+    expert's own and k are missing; a first token counts for (share / (1 - share)) * others."""
+    random = torch.Generator().manual_seed(0)
+    length, hidden = 12, 32
+    experts = Experts(
+        Expert(hidden, 16, torch.nn.functional.silu, EXPERT_NAMES["qwen3_moe"], torch.float32)
+        for _ in range(3)
+    )
+    for name, parameter in experts.named_parameters():
+        set_parameter(experts, name, torch.randn(parameter.shape, generator=random))
+    inputs = torch.randn(4 * length, hidden, generator=random)
+    index = torch.stack([torch.arange(4 * length) % 2, torch.full((4 * length,), 2)], dim=1)
+    batches = [
+        RoutedBatch(inputs[part], None, index[part], length)
+        for part in (slice(0, 2 * length), slice(2 * length, None))
+    ]
+    scheme = IntScheme(4, True, PerGroup(16))
+    tasks = [name.removesuffix(".weight") for name in experts.state_dict()]
+    block = ExpertBlock(
+        "mlp.experts", experts, None, {n: LinearTask(n, scheme, "gptq") for n in tasks}
+    )
+    weights = {f"mlp.experts.{n}": experts.get_parameter(f"{n}.weight").clone() for n in tasks}
+    seen: dict[str, StageMoments] = {}
+
+    def spy(tasks: Any, weights: Any, moments: StageMoments, *others: Any) -> Any:
+        seen.update((task.module, moments) for task in tasks)
+        return round_stage(tasks, weights, moments, *others)
+
+    monkeypatch.setattr("quant.expert_stage.round_stage", spy)
+    settings = RoundingSettings(
+        first_token_share=share,
+        expert_min_tokens=least,
+        allowed=frozenset({"shared_statistics", "damping_raised"}),
+    )
+    with fixed_division() as workers, torch.no_grad():
+        stage = ExpertStage(block, length, weights.__getitem__, settings, workers)
+        stage._batches += batches
+        stage.round()
+
+    for number, expert in enumerate(experts):
+        assert isinstance(expert, Expert)
+        own = (index == number).any(1).numpy()
+        counts = np.ones(4 * length)
+        counts[::length] = max(share / (1 - share) * (length - 1), 1.0)
+        counts = counts * own + max(least - own.sum(), 0) / len(own)
+        for leaf, rows in (("up_proj", inputs), ("down_proj", expert.inner(inputs))):
+            x = rows.double().numpy(force=True)
+            expected = (x.T * counts) @ x / counts.sum()
+            got = seen[f"{number}.{leaf}"]
+            # float32 sums of 48 products of numbers below 2**10
+            np.testing.assert_allclose(got.hessian.numpy(), expected, rtol=1e-4, atol=1e-3)
+            assert (got.tokens, got.shared) == (own.sum(), own.sum() < least)
