@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coldpress.evaluation import sizes
+from quant.format.gguf_types import TYPE_BY_NAME
 from quant.format.scheme import (
     CodebookScheme,
     FloatScheme,
@@ -62,6 +63,8 @@ def stored_bytes(scheme: Scheme, shape: tuple[int, ...], kind: Kind) -> int:
     """
     if isinstance(scheme, FloatScheme):
         return prod(shape) * scheme.num_bits // 8
+    if scheme.ggml_type is not None:
+        return TYPE_BY_NAME[scheme.ggml_type].nbytes(shape)
     rows, columns = shape
     narrow = isinstance(scheme, CodebookScheme) and scheme.scales != "float"
     scale_bits = 8 if narrow else 16

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coldpress.inspection import stored_bytes
 from compile.gguf_names import gguf_name, halves_order, rope_heads
 from compile.open_model import open_model
 from compile.to_gguf import build_gguf, plan_gguf
@@ -132,6 +133,18 @@ def test_the_plan_counts_the_blocks(source: Path, checkpoint: Path) -> None:
     sizes = {t.name: t.bytes for t in plan.tensors}
     opened = open_checkpoint(checkpoint)
     assert {name: opened.stored_bytes(name) for name in opened.names()} == sizes
+
+
+def test_inspection_counts_the_blocks(checkpoint: Path, artifact: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    for name in opened.names():
+        scheme, shape = opened.scheme(name), opened.shape(name)
+        assert stored_bytes(scheme, shape, "huggingface") == opened.stored_bytes(name), name
+    sizes = {t.name: t.n_bytes for t in gguf.GGUFReader(artifact).tensors}
+    weights = open_model(artifact).weights
+    for name in weights.names():
+        size = stored_bytes(weights.scheme(name), weights.shape(name), "gguf")
+        assert size == sizes[str(gguf_name(name))], name
 
 
 def test_shipped_recipes_name_a_mix() -> None:
