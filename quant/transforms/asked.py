@@ -5,9 +5,14 @@ from typing import Any
 
 from quant.format.checkpoint import Checkpoint
 from quant.recipe import Recipe
-from quant.transforms.layouts import layout_of
+from quant.transforms.layouts import is_known, layout_of
 from quant.transforms.rotated_checkpoint import RotatedCheckpoint
-from quant.transforms.settings import AwqSettings, LayerTransforms, SmoothQuantSettings
+from quant.transforms.settings import (
+    AwqSettings,
+    BalanceSettings,
+    LayerTransforms,
+    SmoothQuantSettings,
+)
 
 
 def rotated(source: Checkpoint, recipe: Recipe) -> Checkpoint:
@@ -25,9 +30,10 @@ def layer_transforms(recipe: Recipe, config: Mapping[str, Any]) -> LayerTransfor
 
     Raises UnsupportedModelError for a family whose fold points are not known.
     """
-    if recipe.awq is None and recipe.smoothquant is None:
-        return None
     model_type = str(config.get("model_type"))
+    balanced = recipe.balance is not None and is_known(model_type)
+    if recipe.awq is None and recipe.smoothquant is None and not balanced:
+        return None
     layout_of(model_type)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     awq = smoothquant = None
@@ -38,7 +44,10 @@ def layer_transforms(recipe: Recipe, config: Mapping[str, Any]) -> LayerTransfor
         smooth = recipe.smoothquant
         alpha = None if smooth.alpha == "auto" else smooth.alpha
         smoothquant = SmoothQuantSettings(alpha, smooth.outputs, smooth.tokens)
-    return LayerTransforms(model_type, int(head_dim), awq, smoothquant)
+    balance = None
+    if recipe.balance is not None:
+        balance = BalanceSettings(recipe.balance.tokens)
+    return LayerTransforms(model_type, int(head_dim), awq, smoothquant, balance)
 
 
 def scaled_tensors(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, str]:
@@ -52,7 +61,7 @@ def scaled_tensors(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, str]:
     layout, names = layout_of(transforms.model_type), list[str]()
     for point in layout.norms:
         names += [f"{name}.weight" for name in (point.norm, *point.readers)]
-    if recipe.awq is not None or (recipe.smoothquant and recipe.smoothquant.outputs):
+    if recipe.awq or recipe.balance or (recipe.smoothquant and recipe.smoothquant.outputs):
         for linear in layout.linears:
             names += [f"{linear.producer}.{leaf}" for leaf in ("weight", "bias")]
             names.append(f"{linear.reader}.weight")
@@ -60,7 +69,11 @@ def scaled_tensors(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _scaling(recipe: Recipe) -> str:
-    asked = (("smoothquant", recipe.smoothquant), ("awq", recipe.awq))
+    asked = (
+        ("smoothquant", recipe.smoothquant),
+        ("balance", recipe.balance),
+        ("awq", recipe.awq),
+    )
     return " and ".join(name for name, spec in asked if spec is not None)
 
 
@@ -76,7 +89,10 @@ def transform_notes(source: Checkpoint, recipe: Recipe) -> list[str]:
             notes.append(
                 "lm_head.weight is written beside the embeddings: rotated, they are not the same"
             )
-    if _scaling(recipe):
+    model_type = str(source.config.get("model_type"))
+    if recipe.balance is not None and not is_known(model_type):
+        notes.append(f"columns are not balanced: where is not known for model_type {model_type!r}")
+    if layer_transforms(recipe, source.config) is not None:
         notes.append(
             f"norms and biases of decoder layers are scaled by {_scaling(recipe)}, so that their "
             "linears round better"

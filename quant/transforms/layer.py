@@ -7,6 +7,7 @@ import torch
 
 from quant.tasks import LinearTask, RoundingSettings
 from quant.transforms.awq import awq_candidates, relative_magnitude
+from quant.transforms.balance import balanced_scale
 from quant.transforms.clip import clip_groups
 from quant.transforms.fold import FoldedLayer
 from quant.transforms.layouts import layout_of
@@ -78,6 +79,8 @@ def transform_layer(
     )
     if transforms.smoothquant is not None:
         turn.smooth()
+    if transforms.balance is not None:
+        turn.balance()
     if transforms.awq is not None:
         turn.scale_and_clip()
     return TransformedLayer(folded.weights, folded.written, turn.chosen)
@@ -115,6 +118,28 @@ class _Turn:
                 trial = self._trial(point, calls[point.parent])
                 choice = best_scale(trial, scales, self.workers, activations=True)
                 self._apply(point, str(choice), choice.scale)
+
+    def balance(self) -> None:
+        asked = self.transforms.balance
+        assert asked is not None
+        sample = subset(self.hidden, asked.tokens)
+        firsts = [point.readers[0] for point in self.points]
+        calls = record_calls(self.layer, self.forward, sample, firsts)
+        for point in self.points:
+            call = calls.get(point.readers[0])
+            readers = [name for name in point.readers if name in self.nearest.tasks]
+            if call is None or not readers:
+                continue
+            weights = [self.folded.weight(name) for name in readers]
+            sizes = [
+                self.nearest.group_size(name, w.shape[1])
+                for name, w in zip(readers, weights, strict=True)
+            ]
+            inputs = call.args[0].reshape(-1, call.args[0].shape[-1]).float()
+            scale = balanced_scale(weights, sizes, inputs.square().mean(0))
+            if scale is not None:
+                scale = self.folded.storable(point, point.gather(scale.log()).exp())
+                self._apply(point, "balanced", scale)
 
     def scale_and_clip(self) -> None:
         asked = self.transforms.awq

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from quant.format.errors import UnsupportedModelError
+from quant.format.experts import EXPERT_NAMES, ExpertNames
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,16 @@ _PLAIN = Layout(_DENSE, _LINEARS)
 _SANDWICH = Layout(_SANDWICHED, _LINEARS, offset=True, rotatable=False)
 
 
-def _mixture(block: str, gate: str, up: str, down: str) -> Layout:
+def _mixture(names: ExpertNames) -> Layout:
     """Experts, named as the family's files name them, or in some layers a plain MLP. All experts
     share one scale of their input, and the router takes part in it."""
-    readers = (f"{block}.gate", f"{block}.experts.*.{gate}", f"{block}.experts.*.{up}")
-    expert = LinearPoint(f"{block}.experts.*.{up}", f"{block}.experts.*.{down}")
+    block, expert = names.block, f"{names.block}.experts.*"
+    readers = (f"{block}.gate", f"{expert}.{names.gate}", f"{expert}.{names.up}")
+    inner = LinearPoint(f"{expert}.{names.up}", f"{expert}.{names.down}")
     return Layout(
         (*_DENSE, NormPoint("post_attention_layernorm", readers, block)),
-        (*_LINEARS, expert),
-        writers=("self_attn.o_proj", "mlp.down_proj", expert.reader),
+        (*_LINEARS, inner),
+        writers=("self_attn.o_proj", "mlp.down_proj", inner.reader),
     )
 
 
@@ -82,8 +84,8 @@ _LAYOUTS: Mapping[str, Layout] = {
     "gemma": Layout(_DENSE, _LINEARS, offset=True),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
-    "mixtral": _mixture("block_sparse_moe", "w1", "w3", "w2"),
-    "qwen3_moe": _mixture("mlp", "gate_proj", "up_proj", "down_proj"),
+    "mixtral": _mixture(EXPERT_NAMES["mixtral"]),
+    "qwen3_moe": _mixture(EXPERT_NAMES["qwen3_moe"]),
 }
 
 
@@ -97,6 +99,11 @@ def residual_norms(model_type: str) -> Mapping[str, str]:
     by_parent = {point.parent: point.norm for point in layout.norms}
     parents = {writer: writer.rpartition(".")[0] for writer in layout.writers}
     return {writer: by_parent[p] for writer, p in parents.items() if p in by_parent}
+
+
+def is_known(model_type: str) -> bool:
+    """Whether `layout_of` has a layout for the family."""
+    return model_type in _LAYOUTS
 
 
 def layout_of(model_type: str) -> Layout:

@@ -26,8 +26,16 @@ class SmoothQuantSettings:
 
 
 @dataclass(frozen=True)
+class BalanceSettings:
+    """tokens: how many give the mean square of inputs, in whole samples."""
+
+    tokens: int = 8192
+
+
+@dataclass(frozen=True)
 class LayerTransforms:
-    """What happens to each layer before it is rounded: smoothquant first, awq on what it leaves.
+    """What happens to each layer before it is rounded: smoothquant first, then balance, then awq on
+    what these leave.
 
     model_type and head_dim: of the model's text config.
     """
@@ -36,8 +44,9 @@ class LayerTransforms:
     head_dim: int
     awq: AwqSettings | None = None
     smoothquant: SmoothQuantSettings | None = None
+    balance: BalanceSettings | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens that searches look at."""
-        return max(t.tokens for t in (self.awq, self.smoothquant) if t is not None)
+        return max(t.tokens for t in (self.awq, self.smoothquant, self.balance) if t is not None)

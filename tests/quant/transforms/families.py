@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from quant.experts import EXPERT_NAMES, find_experts, split_experts
+from quant.experts import find_experts, split_experts
+from quant.format.experts import EXPERT_NAMES
 from quant.skeleton import set_parameter
 
 COMMON: dict[str, Any] = {
