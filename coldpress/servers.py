@@ -74,6 +74,8 @@ def _vllm(format_name: Format, schemes: Schemes, used: set[QuantizedScheme]) -> 
             return None, "as AWQ"
         case "fp8":
             return None, "as FP8 in blocks; GPUs from compute capability 8.9 on"
+        case "compressed-tensors" if len(used) > 1 and any(map(_EXPERT.fullmatch, schemes)):
+            return "it looks for experts under the target 'Linear', which one scheme has alone", ""
         case "compressed-tensors":
             return _first([_vllm_compressed(scheme) for scheme in used])
 

@@ -153,3 +153,6 @@ def test_experts_must_be_alike_and_need_the_torch_backend() -> None:
     assert "--backend torch" in verdicts["coldpress serve"].reason
     vllm = judge_servers("compressed-tensors", mixed, shapes)[0]
     assert not vllm.loads and "all model.layers.0.mlp.experts.*" in vllm.reason
+    beside: dict[str, Scheme] = {**alike, "model.layers.0.self_attn.o_proj": other}
+    vllm = judge_servers("compressed-tensors", beside, dict.fromkeys(beside, (64, 64)))[0]
+    assert not vllm.loads and "under the target 'Linear'" in vllm.reason
