@@ -57,6 +57,7 @@ def describe_plan(prepared: "Prepared", recipe: "Recipe") -> dict[str, Any]:
     """What a prepared run would write, who will read it, and what it takes."""
     from coldpress.servers import judge_servers
     from quant.format.safetensors_writer import file_sizes
+    from quant.kv_cache import KV_CACHE_SCHEMES
 
     stored = _stored(prepared, recipe)
     files = file_sizes(stored)
@@ -67,7 +68,9 @@ def describe_plan(prepared: "Prepared", recipe: "Recipe") -> dict[str, Any]:
     planned["format"] = recipe.format
     planned["file_bytes"] = sum(files)
     planned["disk_bytes"] = sum(files) + max(files) + _kept_bytes(prepared, recipe)
-    planned["servers"] = to_jsonable(judge_servers(recipe.format, prepared.linears, shapes))
+    kv_cache = KV_CACHE_SCHEMES[recipe.kv_cache]
+    verdicts = judge_servers(recipe.format, prepared.linears, shapes, kv_cache)
+    planned["servers"] = to_jsonable(verdicts)
     return {**planned, "tensors": tensors}
 
 
@@ -82,6 +85,7 @@ def _stored(
     from quant.skeleton import weight_dtype
 
     source, tasks = prepared.source, prepared.resolution.tasks
+    names = source.names()
     scales = CONTAINERS[recipe.format].scale_dtype or weight_dtype(source.config)
     first, rest = [], []
     for module, task in tasks.items():
@@ -90,7 +94,9 @@ def _stored(
         first += [(f"{module}{name}", dtype, shape) for name, dtype, shape in parts]
     for tensor in prepared.plan.tensors:
         scheme = None
-        if tensor.name.removesuffix(".weight") not in tasks:
+        if tensor.name not in names:
+            rest.append((tensor.name, float_dtype("float32"), tensor.shape))
+        elif tensor.name.removesuffix(".weight") not in tasks:
             scheme = source.scheme(tensor.name)
         if isinstance(scheme, FloatScheme):
             rest.append((tensor.name, float_dtype(scheme.dtype), tensor.shape))

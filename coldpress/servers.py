@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from quant.format.containers import Format
 from quant.format.errors import InputError
+from quant.format.kv_cache import KvCacheScheme
 from quant.format.scheme import (
     CodebookScheme,
     FloatScheme,
@@ -37,11 +38,13 @@ class ServerVerdict:
     reason: str
 
 
-def judge_servers(format_name: Format, schemes: Schemes, shapes: Shapes) -> list[ServerVerdict]:
+def judge_servers(
+    format_name: Format, schemes: Schemes, shapes: Shapes, kv_cache: KvCacheScheme | None = None
+) -> list[ServerVerdict]:
     """A verdict for each server that we know something about."""
     used = {scheme for scheme in schemes.values() if isinstance(scheme, QuantizedScheme)}
     judges: Mapping[str, Callable[[], tuple[str | None, str]]] = {
-        "vLLM": lambda: _vllm(format_name, schemes, used),
+        "vLLM": lambda: _vllm(format_name, schemes, used, kv_cache),
         "transformers": lambda: _transformers(format_name, used),
         "llama.cpp": lambda: _llama_cpp(schemes, shapes),
         "coldpress serve": lambda: _coldpress(schemes),
@@ -59,7 +62,14 @@ Found = tuple[str | None, str]
 """A problem, or None and what the server needs."""
 
 
-def _vllm(format_name: Format, schemes: Schemes, used: set[QuantizedScheme]) -> Found:
+def _vllm(
+    format_name: Format,
+    schemes: Schemes,
+    used: set[QuantizedScheme],
+    kv_cache: KvCacheScheme | None,
+) -> Found:
+    if kv_cache is not None and kv_cache.numbers != "e4m3":
+        return "it knows scales of fp8 KV caches alone: set kv_cache=fp8 or none", ""
     split = _split_fusion(schemes)
     if split is not None:
         return f"it makes one matrix of {split}, whose schemes differ: give them one", ""

@@ -17,6 +17,7 @@ from quant.expert_stage import ExpertBlock, ExpertStage
 from quant.experts import find_experts
 from quant.format.tensor import WeightSource
 from quant.forwards import HaltedForwards
+from quant.kv_cache import CacheRecorder
 from quant.rounding_algorithms.dispatch import StageMoments, round_alone, round_stage
 from quant.rounding_algorithms.result import LayerResult, Rounded
 from quant.skeleton import Skeleton, load_float, loaded, to_dtype, to_numpy, to_torch
@@ -106,7 +107,7 @@ class LayerLoop:
         """Round the linears of a layer; the activations become those behind it."""
         with self._loaded(index) as turn:
             turn.run(self.hidden, self.exact, self._samples_at_once)
-        return LayerResult(turn.results, turn.changed)
+        return LayerResult(turn.results, turn.changed, turn.added)
 
     def replay_layer(self, index: int, result: LayerResult) -> None:
         """Move the activations through a layer that was rounded before."""
@@ -170,8 +171,10 @@ class _LayerTurn:
         self._residuals = residuals
         self.results: dict[str, Rounded] = {}
         self.changed: dict[str, npt.NDArray[Any]] = {}
+        self.added: dict[str, npt.NDArray[Any]] = {}
         self._layer = layer
         self._arguments = arguments
+        self._cache = CacheRecorder() if settings.kv_cache is not None else None
         self._settings = settings
         self._workers = workers
         self._stored = stored
@@ -198,6 +201,8 @@ class _LayerTurn:
         for name, how in self._transformed.chosen.items():
             module = self._tasks[name].module
             self.results[module] = replace(self.results[module], transform=how)
+        if self._cache is not None and self._settings.kv_cache is not None:
+            self.added |= self._cache.tensors(self._prefix, self._settings.kv_cache)
 
     @torch.no_grad()
     def replay(
@@ -336,8 +341,11 @@ class _LayerTurn:
         self, layer: torch.nn.Module, hidden: torch.Tensor, stops: Sequence[str]
     ) -> HaltedForwards:
         noted = sorted({norm for stop, norm in self._residuals.items() if stop in stops})
+        arguments = self._arguments
+        if self._cache is not None and layer is self._layer:  # a forward passes k and v as rounded
+            arguments = self._cache.within(arguments)
         return HaltedForwards(
-            layer, self._arguments, _batches(hidden), stops, self._workers.threads, noted
+            layer, arguments, _batches(hidden), stops, self._workers.threads, noted
         )
 
     def _stage(

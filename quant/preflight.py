@@ -15,6 +15,7 @@ from quant.format.checkpoint import Checkpoint, open_checkpoint
 from quant.format.containers import CONTAINERS, Container, require_holdable
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import CodebookScheme, QuantizedScheme, Scheme
+from quant.kv_cache import kv_cache_names, kv_cache_notes, require_kv_cache
 from quant.memory import peak_bytes, samples_per_batch
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
@@ -92,6 +93,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
 
     skeleton = build_skeleton(model, source.config)
     left_out = _close_books(source, skeleton)
+    require_kv_cache(recipe.kv_cache, recipe.format, skeleton)
     widths = {name: linear.in_features for name, linear in skeleton.linears().items()}
     if not widths:
         raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
@@ -104,7 +106,10 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     described = {name: (scheme, shapes[name]) for name, scheme in linears.items()}
     require_holdable(recipe.format, described, frozenset([*others, *routers]))
     changed = scaled_tensors(recipe, source.config)
-    tensors = _tensor_plans(source, resolution, left_out, container, dtype, changed)
+    tensors = (
+        *_tensor_plans(source, resolution, left_out, container, dtype, changed),
+        *_kv_cache_plans(recipe, skeleton),
+    )
     plan = Plan(
         model=str(model),
         tensors=tensors,
@@ -116,6 +121,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
             *_notes(resolution, left_out),
             *transform_notes(original, recipe),
             *_format_notes(recipe, resolution, dtype),
+            *kv_cache_notes(recipe.kv_cache),
         ),
     )
     return Prepared(plan, source, skeleton, resolution, left_out, linears)
@@ -182,6 +188,12 @@ def _tensor_plans(
         changed = [how for pattern, how in changes.items() if fnmatchcase(name, pattern)]
         plans.append(TensorPlan(name, shape, str(scheme), size, "; ".join([why, *changed])))
     return tuple(plans)
+
+
+def _kv_cache_plans(recipe: Recipe, skeleton: "Skeleton") -> list[TensorPlan]:
+    why = f"scale of an {recipe.kv_cache} KV cache"
+    names = kv_cache_names(recipe.kv_cache, skeleton)
+    return [TensorPlan(name, (1,), "float32", 4, why) for name in names]
 
 
 def _scale_bytes(scheme: Scheme, container: Container, dtype: FloatDtype) -> int:

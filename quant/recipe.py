@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.format.containers import Format
 from quant.format.errors import RecipeError
+from quant.kv_cache import KV_CACHE_SCHEMES, KvCache
 from quant.tasks import Algorithm, Deviation, ScaleChoice
 from quant.transforms.settings import AwqFormula
 
@@ -90,6 +91,14 @@ class SmoothQuantSpec(_Strict):
     tokens: int = Field(default=2048, ge=1)
 
 
+class BalanceSpec(_Strict):
+    """Columns of a group are made alike in size, where norms or earlier linears can take the other
+    half of a scale; see `quant.transforms.balance`. Families that are not known go without.
+    tokens: how many give the mean square of inputs."""
+
+    tokens: int = Field(default=8192, ge=1)
+
+
 class RotationSpec(_Strict):
     """The residual stream and the value heads are rotated, which spreads outliers over all
     channels; see `quant.transforms.rotated_checkpoint`. seed: of the random signs."""
@@ -133,9 +142,10 @@ class Recipe(_Strict):
     negative scales too, which symmetric 4-bit groups gain by, and which every reader that
     multiplies by the scale takes; choose "search" for one that insists on positive scales. format:
     the checkpoint to write; gptq, gptq_v2 and awq take float16 scales and no negative ones.
-    rotation, smoothquant, awq: what is done, in this order, before a layer is rounded; `{}` asks
-    for one as it is, and all of them stack. embeddings, lm_head: schemes of the token table and of
-    an output head of its own, which stay as they are without.
+    rotation, smoothquant, balance, awq: what is done, in this order, before a layer is rounded;
+    `{}` asks for one as it is, and all of them stack. embeddings, lm_head: schemes of the token
+    table and of an output head of its own, which stay as they are without. kv_cache: what a server
+    may round the KV cache to, by scales that calibration gives and the checkpoint holds.
     """
 
     description: str = ""
@@ -149,21 +159,25 @@ class Recipe(_Strict):
     overrides: tuple[Override, ...] = Field(default=(), strict=False)
     awq: AwqSpec | None = None
     smoothquant: SmoothQuantSpec | None = None
+    balance: BalanceSpec | None = None
     rotation: RotationSpec | None = None
     experts: ExpertsSpec = ExpertsSpec()
     embeddings: SchemeSpec | None = None
     lm_head: SchemeSpec | None = None
+    kv_cache: KvCache = "none"
     calibration: CalibrationSpec = CalibrationSpec()
     allow: tuple[Deviation, ...] = Field(default=(), strict=False)
 
     @property
     def needs_calibration(self) -> bool:
         """False when every linear is rounded to nearest by its weights alone."""
-        if self.awq is not None or self.smoothquant is not None:
+        if any(t is not None for t in (self.awq, self.smoothquant, self.balance)):
             return True
         if any(
             s.stores_input_scale for s in (self.scheme, *(o.scheme for o in self.overrides)) if s
         ):
+            return True
+        if KV_CACHE_SCHEMES[self.kv_cache] is not None:
             return True
         return self.algorithm != "rtn" or any(
             o.algorithm not in (None, "rtn") for o in self.overrides
@@ -261,6 +275,7 @@ def _valid_keys(path: list[str]) -> list[str]:
         "scheme": SchemeSpec,
         "gptq": GptqSpec,
         "awq": AwqSpec,
+        "balance": BalanceSpec,
         "smoothquant": SmoothQuantSpec,
         "rotation": RotationSpec,
         "experts": ExpertsSpec,

@@ -53,15 +53,17 @@ class ResumeStore:
             module: _as_rounded(tasks[module], fields, arrays)
             for module, fields in record["modules"].items()
         }
-        return LayerResult(rounded, {name: arrays[name] for name in record["changed"]})
+        changed, added = ({n: arrays[n] for n in record[kind]} for kind in ("changed", "added"))
+        return LayerResult(rounded, changed, added)
 
     def save(self, index: int, key: str, result: LayerResult) -> None:
         """Keep a finished layer; what was kept for it under another key goes."""
-        arrays: dict[str, npt.NDArray[Any]] = dict(result.changed)
+        arrays: dict[str, npt.NDArray[Any]] = {**result.changed, **result.added}
         modules = {}
         for module, rounded in result.rounded.items():
             modules[module] = _as_fields(module, rounded, arrays)
-        record = {"modules": modules, "changed": list(result.changed)}
+        names = {"changed": list(result.changed), "added": list(result.added)}
+        record = {"modules": modules, **names}
         self._write(f"layer-{index:05d}", key, arrays, record)
 
     def load_state(self, key: str) -> dict[str, npt.NDArray[Any]] | None:

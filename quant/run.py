@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
+
 from quant.calibration import (
     CalibrationSet,
     CalibrationSource,
@@ -20,6 +22,7 @@ from quant.format.errors import FileFormatError
 from quant.format.safetensors_writer import ShardedWriter
 from quant.format.staging import require_free_bytes, staged_directory
 from quant.format.tensor import QuantizedTensor
+from quant.kv_cache import KV_CACHE_SCHEMES
 from quant.preflight import Prepared, prepare
 from quant.recipe import CalibrationSpec, Recipe
 from quant.report import REPORT_NAME, REPORT_VERSION, ModuleReport, QuantizeReport
@@ -153,6 +156,7 @@ def _settings(prepared: Prepared, recipe: Recipe) -> RoundingSettings:
         lowest_zero=container.lowest_zero,
         allowed=frozenset(recipe.allow),
         transforms=layer_transforms(recipe, prepared.source.config),
+        kv_cache=KV_CACHE_SCHEMES[recipe.kv_cache],
     )
 
 
@@ -162,6 +166,7 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
     layers += len(run.prepared.resolution.tables.by_module())
     container, modules = CONTAINERS[run.recipe.format], list[ModuleReport]()
     written: set[str] = set()
+    added: dict[str, npt.NDArray[Any]] = {}
     from quant.sequence import layer_results
     from quant.workers import fixed_division
 
@@ -172,6 +177,7 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
             for name, array in layer.changed.items():
                 writer.add(name, array)
                 written.add(name)
+            added |= layer.added
             for module, result in layer.rounded.items():
                 for name, array in container.encode(module, result.tensor).items():
                     writer.add(name, array)
@@ -181,7 +187,8 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
         assert written >= {f"{module}.weight" for module in run.tasks}
         for tensor in run.prepared.plan.tensors:
             if tensor.name not in written:
-                value = source.load(tensor.name)
+                kept = added.get(tensor.name)
+                value = source.load(tensor.name) if kept is None else kept
                 assert not isinstance(value, QuantizedTensor)
                 writer.add(tensor.name, value)
         _check_left_out(run.prepared)
@@ -244,7 +251,8 @@ def _kept_report(prepared: Prepared) -> list[ModuleReport]:
 
 def _write_config(run: _Run, directory: Path) -> None:
     container, prepared = CONTAINERS[run.recipe.format], run.prepared
-    quantization = container.config(prepared.linears, run.recipe.gptq.damping)
+    kv_cache = KV_CACHE_SCHEMES[run.recipe.kv_cache]
+    quantization = container.config(prepared.linears, run.recipe.gptq.damping, kv_cache)
     if run.recipe.format == "ggml":
         quantization["mix"] = run.recipe.scheme.ggml_type
     config = {**prepared.source.config, "quantization_config": quantization}
@@ -257,7 +265,9 @@ def _report(run: _Run, modules: list[ModuleReport], directory: Path) -> Quantize
     import torch
 
     prepared, data = run.prepared, run.calibration
-    parameters = sum(_count(tensor.shape) for tensor in prepared.plan.tensors)
+    names = prepared.source.names()
+    stored = [tensor for tensor in prepared.plan.tensors if tensor.name in names]
+    parameters = sum(_count(tensor.shape) for tensor in stored)
     payload = prepared.plan.total_bytes
     used: dict[str, object] = {"source": "none"}
     if data is not None:

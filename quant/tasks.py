@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from quant.format.kv_cache import KvCacheScheme
 from quant.format.scheme import QuantizedScheme
 from quant.transforms.settings import LayerTransforms
 
@@ -33,7 +34,8 @@ class RoundingSettings:
 
     lowest_zero: smallest zero point of asymmetric groups, counted from qmin; a container may need
     it. allowed: deviations from what was asked that do not end the run. transforms: what happens to
-    each layer before it is rounded. expert_min_tokens: see `quant.expert_stage`.
+    each layer before it is rounded. expert_min_tokens: see `quant.expert_stage`. kv_cache: what the
+    scales of the KV cache are for, None for no such scales.
     """
 
     damping: float = 0.01
@@ -47,3 +49,4 @@ class RoundingSettings:
     lowest_zero: int = 0
     allowed: frozenset[Deviation] = frozenset()
     transforms: LayerTransforms | None = None
+    kv_cache: KvCacheScheme | None = None

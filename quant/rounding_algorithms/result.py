@@ -50,10 +50,12 @@ class Rounded:
 @dataclass(frozen=True)
 class LayerResult:
     """A decoder layer, done. rounded: by module. changed: other tensors of it, by full name, that a
-    transform changed: in the type they are stored in."""
+    transform changed: in the type they are stored in. added: tensors that the source does not have,
+    likewise."""
 
     rounded: dict[str, Rounded]
     changed: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    added: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def split_rows(
