@@ -23,7 +23,8 @@ WIDTHS = {
 def test_shipped_recipes_load_and_say_what_they_are(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.description
-    assert resolve(recipe, WIDTHS, ["lm_head"]).tasks.keys() == WIDTHS.keys()
+    config = {"num_hidden_layers": 8, "num_attention_heads": 4}
+    assert resolve(recipe, WIDTHS, ["lm_head"], config).tasks.keys() == WIDTHS.keys()
 
 
 def test_a_recipe_costs_no_heavy_import() -> None:
