@@ -1,6 +1,7 @@
 """The layers of a run in order: taken from an unfinished run where that did the same, else done."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import ml_dtypes
@@ -16,6 +17,9 @@ from quant.rounding_algorithms.result import LayerResult
 from quant.skeleton import to_torch
 from quant.tasks import RoundingSettings
 from quant.workers import Workers
+
+STATE_SHARE = 0.05
+_FIRST_SAVE_SECONDS = 3.0
 
 
 def layer_results(
@@ -48,15 +52,36 @@ def layer_results(
     if len(done) == len(keys) and tables.head is None:
         return
     loop.start(torch.from_numpy(calibration.tokens), table)
-    begin = _take_up(loop, keys, done, store)
+    begin, saver = _take_up(loop, keys, done, store), _StateSaver(store)
     for index in range(begin, len(keys)):
         result = loop.round_layer(index)
         store.save(index, keys[index], result)
-        store.save_state(keys[index], _state(loop))
+        saver.offer(keys[index], loop)
         if index >= len(done):
             yield result
     if tables.head is not None:
         yield loop.round_head(tables.head)
+
+
+class _StateSaver:
+    """Keeps the activations now and then: they are large, and what is not kept can be computed.
+
+    Saving takes at most `STATE_SHARE` of the time, whatever the disk.
+    """
+
+    def __init__(self, store: ResumeStore) -> None:
+        self._store = store
+        self._last = time.monotonic()
+        self._took = _FIRST_SAVE_SECONDS
+
+    def offer(self, key: str, loop: LayerLoop) -> None:
+        """The activations behind the layer of `key`."""
+        began = time.monotonic()
+        if began - self._last < self._took / STATE_SHARE:
+            return
+        self._store.save_state(key, _state(loop))
+        self._last = time.monotonic()
+        self._took = self._last - began
 
 
 def _take_up(loop: LayerLoop, keys: list[str], done: list[LayerResult], store: ResumeStore) -> int:

@@ -24,9 +24,11 @@ from pathlib import Path
 from quant.calibration import FileSource
 from quant.recipe import load_recipe
 from quant.run import quantize_checkpoint
-import quant.resume, quant.format.safetensors_writer, safetensors.numpy
+import quant.resume, quant.sequence, quant.format.safetensors_writer, safetensors.numpy
 
 model, output, text, where, small = sys.argv[1:6]
+if where in ("state", "torn"):
+    quant.sequence.STATE_SHARE = float("inf")
 
 def killing(owner, name, after):
     honest, calls = getattr(owner, name), []
