@@ -146,6 +146,8 @@ class Recipe(_Strict):
     `{}` asks for one as it is, and all of them stack. embeddings, lm_head: schemes of the token
     table and of an output head of its own, which stay as they are without. kv_cache: what a server
     may round the KV cache to, by scales that calibration gives and the checkpoint holds.
+    dequantize_source: take a model that is quantized already for the floats that it stands for,
+    which is an error otherwise.
     """
 
     description: str = ""
@@ -165,6 +167,7 @@ class Recipe(_Strict):
     embeddings: SchemeSpec | None = None
     lm_head: SchemeSpec | None = None
     kv_cache: KvCache = "none"
+    dequantize_source: bool = False
     calibration: CalibrationSpec = CalibrationSpec()
     allow: tuple[Deviation, ...] = Field(default=(), strict=False)
 
