@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from quant.extras import require
 from quant.format.checkpoint import Checkpoint, open_checkpoint
 from quant.format.containers import CONTAINERS, Container, require_holdable
+from quant.format.dequantized import dequantized, dequantized_notes
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import CodebookScheme, QuantizedScheme, Scheme
 from quant.kv_cache import kv_cache_names, kv_cache_notes, require_kv_cache
@@ -81,16 +82,12 @@ def plan_quantization(model: Path, recipe: Recipe) -> Plan:
 
 def prepare(model: Path, recipe: Recipe) -> Prepared:
     """Open the checkpoint, check it against its architecture and the recipe, and plan."""
-    original = open_checkpoint(model)
-    if original.quant_method is not None:
-        raise UnsupportedModelError(
-            f"{model}: is already quantized ({original.quant_method}); start from the original "
-            "checkpoint, since rounding twice loses twice"
-        )
-    source = rotated(original, recipe)
+    stored = open_checkpoint(model)
     require("torch", "quantizing")
     from quant.skeleton import build_skeleton, weight_dtype
 
+    original, source_notes = _float_source(stored, recipe)
+    source = rotated(original, recipe)
     skeleton = build_skeleton(model, source.config)
     left_out = _close_books(source, skeleton)
     require_kv_cache(recipe.kv_cache, recipe.format, skeleton)
@@ -114,10 +111,11 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
         model=str(model),
         tensors=tensors,
         total_bytes=sum(tensor.bytes for tensor in tensors),
-        source_bytes=sum(original.stored_bytes(name) for name in original.names()),
+        source_bytes=sum(stored.stored_bytes(name) for name in stored.names()),
         peak_memory_bytes=peak_bytes(skeleton, recipe),
         samples_per_batch=samples_per_batch(skeleton, recipe.calibration),
         notes=(
+            *source_notes,
             *_notes(resolution, left_out),
             *transform_notes(original, recipe),
             *_format_notes(recipe, resolution, dtype),
@@ -125,6 +123,21 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
         ),
     )
     return Prepared(plan, source, skeleton, resolution, left_out, linears)
+
+
+def _float_source(stored: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint as floats, and what should be known of that."""
+    from quant.skeleton import weight_dtype
+
+    if stored.quant_method is None:
+        return stored, []
+    if not recipe.dequantize_source:
+        raise UnsupportedModelError(
+            f"{stored.path}: is already quantized ({stored.quant_method}); start from the original "
+            "checkpoint, since rounding twice loses twice, or set dequantize_source=true"
+        )
+    dtype = weight_dtype(stored.config)
+    return dequantized(stored, dtype), dequantized_notes(stored, dtype)
 
 
 def _linears(source: Checkpoint, resolution: Resolution) -> dict[str, Scheme]:

@@ -130,6 +130,8 @@ def _build_on_meta(directory: Path, config: Mapping[str, Any], dtype: torch.dtyp
         parsed = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if "tie_word_embeddings" in config:  # a rotation unties what the file ties
             parsed.get_text_config().tie_word_embeddings = config["tie_word_embeddings"]
+        if "quantization_config" not in config:  # the source is taken for what it stands for
+            parsed.__dict__.pop("quantization_config", None)
         with torch.random.fork_rng(devices=[]), accelerate.init_empty_weights():
             model = transformers.AutoModelForCausalLM.from_config(
                 parsed, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False

@@ -138,6 +138,11 @@ class Checkpoint:
         self._header(name)
         return self._files[name].load(name)
 
+    def files_of_weights(self) -> dict[str, SafetensorsFile]:
+        """The opened file of every logical tensor; of the first part where it is packed."""
+        first = {n: next(iter(w.parts.values())) for n, w in self._packed.items()}
+        return {name: self._files[first.get(name, name)] for name in self._logical}
+
     def weight_files(self) -> list[Path]:
         """The safetensors files, sorted by name."""
         return sorted({file.path for file in self._files.values()})
