@@ -113,4 +113,5 @@ def _kept_bytes(prepared: "Prepared", recipe: "Recipe") -> int:
         tokens = recipe.calibration.samples * recipe.calibration.tokens
         item = prepared.skeleton.compute_dtype.itemsize
         total += 2 * tokens * prepared.skeleton.hidden_size * item
+        total += prepared.plan.spooled_bytes
     return total

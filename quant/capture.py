@@ -1,10 +1,12 @@
 """What reaches the first decoder layer: hidden states, and the arguments of every layer."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from quant.activations import empty_activations
 from quant.format.errors import UnsupportedModelError
 from quant.skeleton import Skeleton
 
@@ -38,19 +40,29 @@ class _Recorder:
 
 @torch.no_grad()
 def capture_inputs(
-    skeleton: Skeleton, tokens: torch.Tensor
+    skeleton: Skeleton,
+    tokens: torch.Tensor,
+    directory: Path | None = None,
+    into: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[LayerArguments]]:
     """(hidden states [samples, tokens, hidden] before layer 0, arguments of each layer).
 
     tokens: int64 [samples, tokens]. The embeddings must be loaded. The arguments are those of one
-    sample, which broadcast over others of the same length.
+    sample, which broadcast over others of the same length. The states are written to `into`, or to
+    a new tensor; see `quant.activations`.
     """
     recorders = _record(skeleton, tokens[:1])
     arguments = [r.arguments for r in recorders if r.arguments is not None]
     if len(arguments) != len(skeleton.layers):
         raise UnsupportedModelError("the model did not call each of its decoder layers once")
-    parts = [_record(skeleton, sample[None])[0].hidden for sample in tokens]
-    return torch.cat([part for part in parts if part is not None]), arguments
+    for index, sample in enumerate(tokens):
+        states = _record(skeleton, sample[None])[0].hidden
+        assert states is not None
+        if into is None:
+            into = empty_activations((len(tokens), *states.shape[1:]), states.dtype, directory)
+        into[index] = states[0]
+    assert into is not None
+    return into, arguments
 
 
 @torch.no_grad()

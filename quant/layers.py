@@ -7,11 +7,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
 
+from quant.activations import empty_activations
 from quant.capture import LayerArguments, capture_inputs, final_states
 from quant.expert_stage import ExpertBlock, ExpertStage
 from quant.experts import find_experts
@@ -53,7 +55,10 @@ class LayerLoop:
         settings: RoundingSettings,
         samples_at_once: int,
         workers: Workers,
+        directory: Path | None = None,
     ) -> None:
+        """directory: where the activations lie in files; None: in memory."""
+        self._directory = directory
         self._skeleton = skeleton
         self._source = source
         self._tasks = tasks
@@ -70,11 +75,14 @@ class LayerLoop:
         skeleton = self._skeleton
         corrected = any(task.corrected for task in self._tasks.values())
         with self._outer_loaded():
-            self.hidden, self._arguments = capture_inputs(skeleton, tokens)
-            self.exact = self.hidden.clone() if corrected else None
+            self.hidden, self._arguments = capture_inputs(skeleton, tokens, self._directory)
+            self.exact = None
+            if corrected:
+                shape, dtype = tuple(self.hidden.shape), self.hidden.dtype
+                self.exact = empty_activations(shape, dtype, self._directory).copy_(self.hidden)
             if table is not None:
                 skeleton.model.get_input_embeddings().weight.data.copy_(table)
-                self.hidden, _ = capture_inputs(skeleton, tokens)
+                capture_inputs(skeleton, tokens, into=self.hidden)
 
     def round_head(self, task: LinearTask) -> LayerResult:
         """Round the output head, when all layers are done."""

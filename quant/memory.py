@@ -17,6 +17,9 @@ _HIDDEN_TENSORS = 8
 _HESSIAN_COPIES = 5
 _WEIGHT_COPIES = 8
 _LAYER_COPIES = 4
+_RESULT_BYTES = 2
+"""Of each number of a layer: a code of 8 bits and its share of the scales, now and of the layer
+before, which is being written."""
 
 
 def samples_per_batch(skeleton: "Skeleton", calibration: CalibrationSpec) -> int:
@@ -25,8 +28,24 @@ def samples_per_batch(skeleton: "Skeleton", calibration: CalibrationSpec) -> int
     return max(1, room // (_bytes_per_token(skeleton) * calibration.tokens))
 
 
+def carried_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
+    """Hidden states of all calibration tokens: twice where those of the float model go along."""
+    spec = recipe.calibration
+    algorithms = {recipe.algorithm, *(override.algorithm for override in recipe.overrides)}
+    copies = 2 if "gptaq" in algorithms else 1
+    item = skeleton.compute_dtype.itemsize
+    return copies * spec.samples * spec.tokens * skeleton.hidden_size * item
+
+
+def spooled_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
+    """What of these lies in files: all when they are more than `carried_mib`, else nothing."""
+    carried = carried_bytes(skeleton, recipe)
+    limit = recipe.calibration.carried_mib << 20
+    return carried if recipe.needs_calibration and carried > limit else 0
+
+
 def peak_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
-    """Estimate: what stays, one layer, its widest linear being rounded, and activations."""
+    """Estimate: what stays, one layer, its largest linears being rounded, and activations."""
     item = skeleton.compute_dtype.itemsize
     sizes = {name: math.prod(shape) for name, shape in skeleton.expected_tensors().items()}
     inside = f"{skeleton.layers_name}."
@@ -35,18 +54,29 @@ def peak_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
     layer //= len(skeleton.layers)
     linears = skeleton.linears().values()
     widest = max(linear.in_features for linear in linears)
-    largest = max(linear.in_features * linear.out_features for linear in linears)
-    rounding = _HESSIAN_COPIES * 8 * widest**2 + _WEIGHT_COPIES * 4 * largest
+    results = _RESULT_BYTES * layer
+    rounding = _WEIGHT_COPIES * 4 * _largest_stack(skeleton)
     if not recipe.needs_calibration:
-        return item * (outer + layer) + _WEIGHT_COPIES * 4 * largest
+        return item * outer + 4 * layer + results + rounding
+    rounding += _HESSIAN_COPIES * 8 * widest**2 + results
     calibration = recipe.calibration
     tokens = calibration.samples * calibration.tokens
     batch = min(samples_per_batch(skeleton, calibration), calibration.samples)
-    copies = 3 if skeleton.routers() else 2  # experts are rounded by all tokens at their door
-    carried = copies * tokens * skeleton.hidden_size * item
+    carried = 0 if spooled_bytes(skeleton, recipe) else carried_bytes(skeleton, recipe)
+    if skeleton.routers():  # experts are rounded by all tokens at their door
+        carried += tokens * skeleton.hidden_size * item
     passing = batch * calibration.tokens * _bytes_per_token(skeleton)
     transforms = _transform_bytes(skeleton, recipe, layer)
     return item * (outer + layer) + rounding + carried + passing + transforms
+
+
+def _largest_stack(skeleton: "Skeleton") -> int:
+    """Numbers of the linears that are rounded at once: those of one parent that read as much."""
+    stacks: dict[tuple[str, int], int] = {}
+    for name, linear in skeleton.linears().items():
+        key = (name.rpartition(".")[0], linear.in_features)
+        stacks[key] = stacks.get(key, 0) + linear.in_features * linear.out_features
+    return max(stacks.values())
 
 
 def _transform_bytes(skeleton: "Skeleton", recipe: Recipe, layer: int) -> int:

@@ -17,7 +17,7 @@ from quant.format.dequantized import dequantized, dequantized_notes
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import CodebookScheme, QuantizedScheme, Scheme
 from quant.kv_cache import kv_cache_names, kv_cache_notes, require_kv_cache
-from quant.memory import peak_bytes, samples_per_batch
+from quant.memory import peak_bytes, samples_per_batch, spooled_bytes
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
 from quant.tables import table_tasks
@@ -45,7 +45,8 @@ class TensorPlan:
 @dataclass(frozen=True)
 class Plan:
     """tensors: in the order in which they are written. total_bytes: payload of the safetensors
-    files, exact but for their headers. notes: what the reader should know, a sentence each."""
+    files, exact but for their headers. spooled_bytes: activations that lie in a file while it runs.
+    notes: what the reader should know, a sentence each."""
 
     model: str
     tensors: tuple[TensorPlan, ...]
@@ -53,6 +54,7 @@ class Plan:
     source_bytes: int
     peak_memory_bytes: int
     samples_per_batch: int
+    spooled_bytes: int
     notes: tuple[str, ...]
 
 
@@ -114,6 +116,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
         source_bytes=sum(stored.stored_bytes(name) for name in stored.names()),
         peak_memory_bytes=peak_bytes(skeleton, recipe),
         samples_per_batch=samples_per_batch(skeleton, recipe.calibration),
+        spooled_bytes=spooled_bytes(skeleton, recipe),
         notes=(
             *source_notes,
             *_notes(resolution, left_out),

@@ -117,12 +117,14 @@ class CalibrationSpec(_Strict):
     """samples x tokens of text, without padding; `seed` picks windows, or samples `self` text.
 
     memory_mib: room for the activations of one forward; more samples than fit go in batches.
+    carried_mib: room for those that go from layer to layer; more lie in a file, to the same result.
     """
 
     samples: int = Field(default=128, ge=1, le=65536)
     tokens: int = Field(default=512, ge=8, le=131072)
     seed: int = Field(default=0, ge=0, lt=2**63)
     memory_mib: int = Field(default=4096, ge=1)
+    carried_mib: int = Field(default=4096, ge=0)
 
 
 class Override(_Strict):

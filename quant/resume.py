@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import FileFormatError
+from quant.format.safetensors_file import SafetensorsFile
 from quant.format.staging import staged_file
 from quant.format.tensor import GgmlBlocks, QuantizedTensor, WeightSource
 from quant.rounding_algorithms.result import LayerResult, Rounded
@@ -42,6 +44,11 @@ class ResumeStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+
+    @property
+    def directory(self) -> Path:
+        """Where everything is kept; it may not be there yet."""
+        return self._directory
 
     def load(self, index: int, key: str, tasks: Mapping[str, LinearTask]) -> LayerResult | None:
         """The layer as it was saved under `key`, else None. tasks: its own, by module."""
@@ -67,8 +74,8 @@ class ResumeStore:
         self._write(f"layer-{index:05d}", key, arrays, record)
 
     def load_state(self, key: str) -> dict[str, npt.NDArray[Any]] | None:
-        """The activations as they were after the layer of `key`."""
-        found = self._read("state", key)
+        """The activations as they were after the layer of `key`: views of a file, to be copied."""
+        found = self._read("state", key, mapped=True)
         return None if found is None else found[0]
 
     def save_state(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -95,38 +102,56 @@ class ResumeStore:
         arrays: Mapping[str, npt.NDArray[Any]],
         record: Mapping[str, Any],
     ) -> None:
-        from safetensors.numpy import save_file
-
         self._directory.mkdir(parents=True, exist_ok=True)
         described = {name: [array.dtype.name, array.shape] for name, array in arrays.items()}
         raw = {n: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for n, a in arrays.items()}
         metadata = {"record": json.dumps(record), "arrays": json.dumps(described)}
         final = self._directory / f"{kind}-{key}.safetensors"
         with staged_file(final) as aside:
-            save_file(raw, aside, metadata)
+            save_arrays(raw, aside, metadata)
         for other in self._directory.glob(f"{kind}-*.safetensors"):
             if other != final:
                 other.unlink(missing_ok=True)
 
     def _read(
-        self, kind: str, key: str
+        self, kind: str, key: str, mapped: bool = False
     ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
-        from safetensors import safe_open
-
         path = self._directory / f"{kind}-{key}.safetensors"
         if not path.is_file():
             return None
         try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata()
-                record = json.loads(metadata["record"])
-                arrays = {
-                    name: file.get_tensor(name).view(_dtype(dtype)).reshape(shape)
-                    for name, (dtype, shape) in json.loads(metadata["arrays"]).items()
-                }
+            file = SafetensorsFile(path)
+            record = json.loads(file.metadata["record"])
+            load = partial(_mapped, file) if mapped else file.load
+            arrays = {
+                name: load(name).view(_dtype(dtype)).reshape(shape)
+                for name, (dtype, shape) in json.loads(file.metadata["arrays"]).items()
+            }
         except Exception as error:  # a damaged file may fail in any of these steps
             raise FileFormatError(path, f"is damaged ({error}); delete it and run again") from error
         return arrays, record
+
+
+def save_arrays(
+    arrays: Mapping[str, npt.NDArray[np.uint8]], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Bytes [n] by name as a safetensors file, straight from where they lie."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    begin = 0
+    for name, array in arrays.items():
+        end = begin + array.nbytes
+        header[name] = {"dtype": "U8", "shape": [array.nbytes], "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(array.data)
+
+
+def _mapped(file: SafetensorsFile, name: str) -> npt.NDArray[np.uint8]:
+    info = file.tensors[name]
+    return np.memmap(file.path, np.uint8, "r", info.begin, info.shape)
 
 
 def first_key(parts: Iterable[str | bytes]) -> str:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def quantize_checkpoint(
     source = parse_source(calibration) if isinstance(calibration, str) else calibration
     prepared = prepare(model, recipe)
     tensors = len(prepared.plan.tensors)
-    require_free_bytes(output, 2 * prepared.plan.total_bytes + tensors * _HEADER_BYTES_PER_TENSOR)
+    needed = 2 * prepared.plan.total_bytes + prepared.plan.spooled_bytes
+    require_free_bytes(output, needed + tensors * _HEADER_BYTES_PER_TENSOR)
     progress = on_progress or _silent
     store = _open_store(output if final is None else final, resume)
     with staged_directory(output, overwrite=overwrite) as staging:
@@ -128,8 +130,9 @@ def _calibration(
     from quant.resume import first_key
 
     raw = prepared.source
-    parts = [raw.load_raw(name).tobytes() for name in sorted(raw.names())]
-    key = first_key([spec.model_dump_json(), json.dumps(raw.config, sort_keys=True), *parts])
+    parts = (raw.load_raw(name).tobytes() for name in sorted(raw.names()))
+    about = (spec.model_dump_json(), json.dumps(raw.config, sort_keys=True))
+    key = first_key(chain(about, parts))
     kept = store.load_tokens(key)
     if kept is not None:
         return CalibrationSet(kept[0], **kept[1])

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,7 +13,7 @@ from quant.layers import LayerLoop, round_layers_alone, round_tables_alone
 from quant.preflight import Prepared
 from quant.resume import ResumeStore, first_key, layer_keys
 from quant.rounding_algorithms.result import LayerResult
-from quant.skeleton import to_torch
+from quant.skeleton import to_numpy
 from quant.tasks import RoundingSettings
 from quant.workers import Workers
 
@@ -45,19 +44,23 @@ def layer_results(
             yield round_tables_alone(prepared.source, [tables.head], settings)
         return
     at_once = prepared.plan.samples_per_batch
-    loop = LayerLoop(prepared.skeleton, prepared.source, tasks, settings, at_once, workers)
+    room = store.directory if prepared.plan.spooled_bytes else None
+    loop = LayerLoop(prepared.skeleton, prepared.source, tasks, settings, at_once, workers, room)
     keys = _keys(prepared, settings, calibration)
-    done = _finished(prepared, keys, store)
-    yield from done
-    if len(done) == len(keys) and tables.head is None:
+    done = 0
+    for result in _finished(prepared, keys, store):
+        yield result
+        done += 1
+    if done == len(keys) and tables.head is None:
         return
     loop.start(torch.from_numpy(calibration.tokens), table)
-    begin, saver = _take_up(loop, keys, done, store), _StateSaver(store)
+    begin = _take_up(loop, prepared, keys, done, store)
+    saver = _StateSaver(store)
     for index in range(begin, len(keys)):
         result = loop.round_layer(index)
         store.save(index, keys[index], result)
         saver.offer(keys[index], loop)
-        if index >= len(done):
+        if index >= done:
             yield result
     if tables.head is not None:
         yield loop.round_head(tables.head)
@@ -84,31 +87,31 @@ class _StateSaver:
         self._took = self._last - began
 
 
-def _take_up(loop: LayerLoop, keys: list[str], done: list[LayerResult], store: ResumeStore) -> int:
-    """Bring the activations to a finished layer; returns the first layer that is still to do.
+def _take_up(
+    loop: LayerLoop, prepared: Prepared, keys: list[str], count: int, store: ResumeStore
+) -> int:
+    """Bring the activations to one of `count` finished layers; returns the first one to do again.
 
     Kept activations are the very ones of the run that was cut off. Without them, those before the
     first changed layer come out of the stored numbers once more.
     """
-    for index in reversed(range(len(done))):
+    for index in reversed(range(count)):
         state = store.load_state(keys[index])
         if state is not None:
-            loop.hidden = to_torch(state["hidden"])
-            loop.exact = to_torch(state["exact"]) if "exact" in state else None
+            for name, values in _state(loop).items():
+                np.copyto(values, state[name])
             return index + 1
-    for index, result in enumerate(done):
+    for index, result in enumerate(_finished(prepared, keys[:count], store)):
         loop.replay_layer(index, result)
-    return len(done)
+    return count
 
 
-def _finished(prepared: Prepared, keys: list[str], store: ResumeStore) -> list[LayerResult]:
-    tasks, done = prepared.resolution.tasks, list[LayerResult]()
+def _finished(prepared: Prepared, keys: list[str], store: ResumeStore) -> Iterator[LayerResult]:
     for index, key in enumerate(keys):
-        result = store.load(index, key, tasks)
+        result = store.load(index, key, prepared.resolution.tasks)
         if result is None:
-            break
-        done.append(result)
-    return done
+            return
+        yield result
 
 
 def _keys(prepared: Prepared, settings: RoundingSettings, calibration: CalibrationSet) -> list[str]:
@@ -130,14 +133,8 @@ def _keys(prepared: Prepared, settings: RoundingSettings, calibration: Calibrati
 
 
 def _state(loop: LayerLoop) -> dict[str, npt.NDArray[np.generic]]:
-    state = {"hidden": _to_numpy(loop.hidden)}
+    """Views of the activations."""
+    state = {"hidden": to_numpy(loop.hidden)}
     if loop.exact is not None:
-        state["exact"] = _to_numpy(loop.exact)
+        state["exact"] = to_numpy(loop.exact)
     return state
-
-
-def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    array: npt.NDArray[np.generic] = tensor.numpy()
-    return array

@@ -24,7 +24,7 @@ from pathlib import Path
 from quant.calibration import FileSource
 from quant.recipe import load_recipe
 from quant.run import quantize_checkpoint
-import quant.resume, quant.sequence, quant.format.safetensors_writer, safetensors.numpy
+import quant.resume, quant.sequence, quant.format.safetensors_writer
 
 model, output, text, where, small = sys.argv[1:6]
 if where in ("state", "torn"):
@@ -49,7 +49,7 @@ if where == "layer":
 elif where == "state":
     killing(quant.resume.ResumeStore, "save_state", 1)
 elif where == "torn":
-    killing(safetensors.numpy, "save_file", 4)
+    killing(quant.resume, "save_arrays", 4)
 elif where == "shard":
     killing(quant.format.safetensors_writer.ShardedWriter, "finish", 0)
 recipe = load_recipe("w4a16", small.split())
