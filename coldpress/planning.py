@@ -84,11 +84,14 @@ def _stored(
     from quant.format.scheme import FloatScheme
     from quant.skeleton import weight_dtype
 
-    source, tasks = prepared.source, prepared.resolution.tasks
-    names = source.names()
+    source, tasks = prepared.source, prepared.resolution.all_tasks()
+    tables, names = prepared.resolution.tables, source.names()
     scales = CONTAINERS[recipe.format].scale_dtype or weight_dtype(source.config)
     first, rest = [], []
-    for module, task in tasks.items():
+    for task in (tables.embeddings, *prepared.resolution.tasks.values(), tables.head):
+        if task is None:
+            continue
+        module = task.module
         rows, columns = source.shape(f"{module}.weight")
         parts = stored_parts(recipe.format, task.scheme, (rows, columns), scales)
         first += [(f"{module}{name}", dtype, shape) for name, dtype, shape in parts]

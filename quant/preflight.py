@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from quant.extras import require
 from quant.format.checkpoint import Checkpoint, open_checkpoint
-from quant.format.containers import CONTAINERS, Container, require_holdable
+from quant.format.containers import CONTAINERS, Format, require_holdable
 from quant.format.dequantized import dequantized, dequantized_notes
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import CodebookScheme, QuantizedScheme, Scheme
+from quant.format.layout import stored_bytes
+from quant.format.scheme import QuantizedScheme, Scheme
 from quant.kv_cache import kv_cache_names, kv_cache_notes, require_kv_cache
 from quant.memory import peak_bytes, samples_per_batch, spooled_bytes
 from quant.recipe import Recipe
@@ -99,14 +100,15 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     tables = table_tasks(recipe, skeleton)
     others, routers = skeleton.outer_linears(), skeleton.routers()
     resolution = resolve(recipe, widths, others, source.config, tables, routers)
-    container, dtype = CONTAINERS[recipe.format], weight_dtype(source.config)
+    dtype = weight_dtype(source.config)
+    scales = CONTAINERS[recipe.format].scale_dtype or dtype
     linears = _linears(source, resolution)
     shapes = {name: source.shape(f"{name}.weight") for name in linears}
     described = {name: (scheme, shapes[name]) for name, scheme in linears.items()}
     require_holdable(recipe.format, described, frozenset([*others, *routers]))
     changed = scaled_tensors(recipe, source.config)
     tensors = (
-        *_tensor_plans(source, resolution, left_out, container, dtype, changed),
+        *_tensor_plans(source, resolution, left_out, recipe.format, scales, changed),
         *_kv_cache_plans(recipe, skeleton),
     )
     plan = Plan(
@@ -185,8 +187,8 @@ def _tensor_plans(
     source: Checkpoint,
     resolution: Resolution,
     left_out: Mapping[str, str],
-    container: Container,
-    dtype: FloatDtype,
+    format_name: Format,
+    scales: FloatDtype,
     changes: Mapping[str, str],
 ) -> tuple[TensorPlan, ...]:
     plans = []
@@ -197,7 +199,8 @@ def _tensor_plans(
         task = resolution.all_tasks().get(module) if name.endswith(".weight") else None
         scheme: Scheme = source.scheme(name) if task is None else task.scheme
         if isinstance(scheme, QuantizedScheme):
-            size = container.stored_bytes(shape, scheme, _scale_bytes(scheme, container, dtype))
+            rows, columns = shape
+            size = stored_bytes(format_name, scheme, (rows, columns), scales)
         else:
             size = math.prod(shape) * scheme.num_bits // 8
         why = _why(module, task, resolution)
@@ -210,13 +213,6 @@ def _kv_cache_plans(recipe: Recipe, skeleton: "Skeleton") -> list[TensorPlan]:
     why = f"scale of an {recipe.kv_cache} KV cache"
     names = kv_cache_names(recipe.kv_cache, skeleton)
     return [TensorPlan(name, (1,), "float32", 4, why) for name in names]
-
-
-def _scale_bytes(scheme: Scheme, container: Container, dtype: FloatDtype) -> int:
-    """Scales of codebooks are float32: there are few, and 16 bits of them cost precision."""
-    if isinstance(scheme, CodebookScheme):
-        return 4
-    return 4 if (container.scale_dtype or dtype) == "float32" else 2
 
 
 def _why(module: str, task: LinearTask | None, resolution: Resolution) -> str:

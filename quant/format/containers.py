@@ -14,7 +14,6 @@ import numpy.typing as npt
 from quant.format import awq, compressed_tensors, fp8, ggml_checkpoint, gptq
 from quant.format.errors import RecipeError
 from quant.format.kv_cache import KvCacheScheme
-from quant.format.packing import packed_words
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, PerTensor, QuantizedScheme, Scheme
 from quant.format.tensor import QuantizedTensor
 
@@ -40,10 +39,9 @@ class MakeConfig(Protocol):
 class Container:
     """One format of checkpoint.
 
-    encode: the stored tensors of a module's weight, by name. config: see MakeConfig. stored_bytes:
-    payload of one weight of a shape and scheme, with so many bytes per scale where the scheme does
-    not say what they are. check: why a weight of a scheme and shape cannot be held, and what to set
-    instead; None when it can.
+    encode: the stored tensors of a module's weight, by name; `quant.format.layout` tells what they
+    will be. config: see MakeConfig. check: why a weight of a scheme and shape cannot be held, and
+    what to set instead; None when it can.
     scale_dtype: the only type of scales, None for that of the model.
     signed_scales: whether readers take negative ones. one_scheme: whether all weights share one.
     may_skip: whether it can tell which linears of the decoder layers are not quantized.
@@ -53,7 +51,6 @@ class Container:
 
     encode: Callable[[str, QuantizedTensor], dict[str, npt.NDArray[Any]]]
     config: MakeConfig
-    stored_bytes: Callable[[Shape, QuantizedScheme, int], int]
     check: Callable[[QuantizedScheme, Shape], str | None]
     scale_dtype: Literal["float16", "float32"] | None = None
     signed_scales: bool = False
@@ -150,14 +147,6 @@ def _gptq_config(
     }
 
 
-def _gptq_bytes(shape: Shape, scheme: QuantizedScheme, scale_bytes: int) -> int:
-    """Codes, zero points (symmetric ones too), scales and the group of each column."""
-    rows, columns = shape
-    groups, bits = scheme.groups(columns), scheme.num_bits
-    words = packed_words(columns, bits) * rows + groups * packed_words(rows, bits) + columns
-    return 4 * words + rows * groups * scale_bytes
-
-
 def _gptq_check(scheme: QuantizedScheme, shape: Shape) -> str | None:
     """Whole words along both sides: our reader takes a padded last one, others do not."""
     problem = _plain_integers("GPTQ", scheme)
@@ -192,12 +181,6 @@ def _awq_config(
     return config
 
 
-def _awq_bytes(shape: Shape, scheme: QuantizedScheme, scale_bytes: int) -> int:
-    rows, columns = shape
-    groups = scheme.groups(columns)
-    return 4 * (columns + groups) * (rows // 8) + rows * groups * scale_bytes
-
-
 def _awq_check(scheme: QuantizedScheme, shape: Shape) -> str | None:
     problem, (rows, columns) = _plain_integers("AWQ", scheme), shape
     if problem:
@@ -226,7 +209,6 @@ def _gptq(checkpoint_format: str, layout: int, lowest_zero: int) -> Container:
     return Container(
         encode=partial(gptq.encode_weight, version=layout),
         config=partial(_gptq_config, checkpoint_format=checkpoint_format),
-        stored_bytes=_gptq_bytes,
         check=_gptq_check,
         scale_dtype="float16",
         may_skip=False,
@@ -239,7 +221,6 @@ CONTAINERS: Mapping[Format, Container] = {
     "compressed-tensors": Container(
         encode=compressed_tensors.encode_weight,
         config=_compressed_config,
-        stored_bytes=compressed_tensors.stored_bytes,
         check=compressed_tensors.why_not,
         signed_scales=True,
         one_scheme=False,
@@ -250,21 +231,18 @@ CONTAINERS: Mapping[Format, Container] = {
     "awq": Container(
         encode=awq.encode_weight,
         config=_awq_config,
-        stored_bytes=_awq_bytes,
         check=_awq_check,
         scale_dtype="float16",
     ),
     "fp8": Container(
         encode=fp8.encode_weight,
         config=_fp8_config,
-        stored_bytes=fp8.stored_bytes,
         check=fp8.why_not,
         scale_dtype="float32",
     ),
     "ggml": Container(
         encode=ggml_checkpoint.encode_weight,
         config=_ggml_config,
-        stored_bytes=ggml_checkpoint.stored_bytes,
         check=ggml_checkpoint.why_not,
         scale_dtype="float16",
         signed_scales=True,

@@ -76,15 +76,6 @@ def why_not(scheme: QuantizedScheme, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def stored_bytes(shape: tuple[int, ...], scheme: QuantizedScheme, scale_bytes: int) -> int:
-    """Bytes of all stored tensors of one weight; `scale_bytes` is not asked."""
-    assert isinstance(scheme, CodebookScheme)
-    rows, groups = scale_shape(scheme, shape)
-    static = scheme.activation is not None and not scheme.activation.dynamic
-    each = 4 if scheme.scales == "float" else 1
-    return shape[0] * shape[1] + each * rows * groups + (4 if static else 0)
-
-
 def encode_weight(module: str, tensor: QuantizedTensor) -> dict[str, npt.NDArray[Any]]:
     """The stored tensors of one weight by name; `module` is the name without `.weight`.
 

@@ -44,11 +44,6 @@ def quantization_config(modules: Mapping[str, Scheme]) -> dict[str, Any]:
     return {"quant_method": QUANT_METHOD, "types": types}
 
 
-def stored_bytes(shape: tuple[int, ...], scheme: QuantizedScheme, scale_bytes: int) -> int:
-    assert scheme.ggml_type is not None
-    return TYPE_BY_NAME[scheme.ggml_type].nbytes(shape)
-
-
 def why_not(scheme: QuantizedScheme, shape: tuple[int, ...]) -> str | None:
     """Why a weight cannot be held, and what to set instead; None when it can."""
     if scheme.ggml_type is None:

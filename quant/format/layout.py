@@ -1,9 +1,11 @@
 """What a quantized weight is stored as, known without a weight: names, dtypes and shapes.
 
 An encoder is asked itself, with a weight of zeros, so that there is no second description that
-could differ from what is written. Weights of one shape and scheme are asked for once.
+could differ from what is written. It is asked with few rows: what is stored grows evenly with them,
+from one whole number of words and of blocks to the next.
 """
 
+import math
 from functools import cache
 from typing import Any, Literal
 
@@ -12,12 +14,14 @@ import numpy as np
 
 from quant.format.containers import CONTAINERS, Format
 from quant.format.gguf_types import TYPE_BY_NAME
-from quant.format.scheme import CodebookScheme, IntScheme, QuantizedScheme, scale_shape
+from quant.format.scheme import CodebookScheme, IntScheme, PerBlock, QuantizedScheme, scale_shape
 from quant.format.tensor import GgmlBlocks, QuantizedTensor
 
 FloatName = Literal["float32", "float16", "bfloat16"]
 Part = tuple[str, "np.dtype[Any]", tuple[int, ...]]
 """What follows the module's name, the type and the shape of one stored tensor."""
+_ROWS = 256
+"""Whole words of any number of bits, whole blocks of GGUF."""
 
 
 @cache
@@ -25,6 +29,34 @@ def stored_parts(
     format_name: Format, scheme: QuantizedScheme, shape: tuple[int, int], scales: FloatName
 ) -> tuple[Part, ...]:
     """The stored tensors of a weight that the format can hold; scales: type of float scales."""
+    rows, columns = shape
+    step = _ROWS
+    if isinstance(scheme.granularity, PerBlock):
+        step = math.lcm(step, scheme.granularity.rows)
+    if rows < 3 * step:
+        return _asked(format_name, scheme, shape, scales)
+    few = step + rows % step
+    first, second = (
+        _asked(format_name, scheme, (count, columns), scales) for count in (few, few + step)
+    )
+    steps = (rows - few) // step
+    return tuple(
+        (name, dtype, tuple(a + (b - a) * steps for a, b in zip(sizes, more, strict=True)))
+        for (name, dtype, sizes), (_, _, more) in zip(first, second, strict=True)
+    )
+
+
+def stored_bytes(
+    format_name: Format, scheme: QuantizedScheme, shape: tuple[int, int], scales: FloatName
+) -> int:
+    """Payload of a weight that the format can hold, scales and all."""
+    parts = stored_parts(format_name, scheme, shape, scales)
+    return sum(math.prod(sizes) * dtype.itemsize for _, dtype, sizes in parts)
+
+
+def _asked(
+    format_name: Format, scheme: QuantizedScheme, shape: tuple[int, int], scales: FloatName
+) -> tuple[Part, ...]:
     encoded = CONTAINERS[format_name].encode("", blank_weight(scheme, shape, scales))
     return tuple((name, array.dtype, array.shape) for name, array in encoded.items())
 

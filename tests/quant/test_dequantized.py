@@ -27,7 +27,7 @@ from tests.quant.format.random_weights import WITH_ACTIVATIONS
 from tests.quant.format.tiny_quantized import MLP, quantized_llama
 from tests.tiny import TEXT, tiny_checkpoint
 
-RANGE = ("scales=range", "algorithm=rtn", "scheme.group_size=32")
+RANGE = ("scales=range", "algorithm=rtn", "balance=null", "scheme.group_size=32")
 AGAIN = (*RANGE, "dequantize_source=true")
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 

@@ -35,7 +35,7 @@ def status(name):
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
 
 model, output = Path(sys.argv[1]), Path(sys.argv[2])
-recipe = load_recipe("w4a16", ["algorithm=rtn", "scales=range"])
+recipe = load_recipe("w4a16", ["algorithm=rtn", "scales=range", "balance=null"])
 quantize_checkpoint(Path(sys.argv[3]), output.with_name("warm"), recipe)
 plan = prepare(model, recipe).plan
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on

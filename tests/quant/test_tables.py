@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from coldpress.planning import plan_quantize
 from quant.calibration import FileSource
 from quant.format.checkpoint import open_checkpoint
 from quant.format.errors import RecipeError
@@ -115,3 +116,11 @@ def test_refusals(tmp_path: Path) -> None:
         plan_quantization(tied, recipe_of(f"lm_head={EIGHT}"))
     with pytest.raises(RecipeError, match="does not divide 64 columns"):
         plan_quantization(tied, recipe_of("embeddings={group_size: 128}"))
+
+
+def test_the_plan_knows_the_file_to_the_byte(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "llama")
+    options = (f"embeddings={EIGHT}", f"lm_head={EIGHT}", "scheme.group_size=32")
+    planned = plan_quantize(model, "rtn-w4a16", options)
+    report = quantize_checkpoint(model, tmp_path / "out", load_recipe("rtn-w4a16", options))
+    assert planned["file_bytes"] == report.bytes

@@ -25,7 +25,6 @@ from quant.format.compressed_tensors.args import format_of
 from quant.format.compressed_tensors.codec import (
     CompressedTensorsCodec,
     encode_weight,
-    stored_bytes,
     why_not,
 )
 from quant.format.compressed_tensors.config import quantization_config
@@ -35,6 +34,5 @@ __all__ = [
     "encode_weight",
     "format_of",
     "quantization_config",
-    "stored_bytes",
     "why_not",
 ]

@@ -24,7 +24,6 @@ from quant.format.compressed_tensors.parameters import (
     decode_zero_point,
     encode_parameters,
     in_range,
-    parameter_bytes,
 )
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import (
@@ -64,12 +63,6 @@ def why_not(scheme: QuantizedScheme, shape: tuple[int, ...]) -> str | None:
     if layout == PACKED and isinstance(scheme.granularity, PerTensor):
         return "packed integers have a scale per row at least: set scheme.group_size=channel"
     return None
-
-
-def stored_bytes(shape: tuple[int, ...], scheme: QuantizedScheme, scale_bytes: int) -> int:
-    """Bytes of all stored tensors of a weight that `why_not` has nothing against."""
-    codes = LAYOUTS[format_of(scheme)].num_bytes(scheme, shape)
-    return codes + parameter_bytes(scheme, shape, scale_bytes)
 
 
 def encode_weight(module: str, tensor: QuantizedTensor) -> dict[str, npt.NDArray[Any]]:

@@ -88,8 +88,6 @@ class Layout(Protocol):
         self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts
     ) -> Codes: ...
 
-    def num_bytes(self, scheme: QuantizedScheme, shape: tuple[int, ...]) -> int: ...
-
 
 class PackedIntegers:
     """Codes of 2 to 8 bits as a dense stream in int32 words."""
@@ -117,9 +115,6 @@ class PackedIntegers:
     def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         return unpack_signed(part("weight_packed"), scheme.num_bits, shape[1])
 
-    def num_bytes(self, scheme: QuantizedScheme, shape: tuple[int, ...]) -> int:
-        return 4 * shape[0] * packed_words(shape[1], scheme.num_bits) + 16
-
 
 class Bytes:
     """One code in each byte: int8, or float8_e4m3fn whose bits are the code."""
@@ -137,9 +132,6 @@ class Bytes:
     def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         codes: Codes = part("weight").view(np.int8)
         return codes
-
-    def num_bytes(self, scheme: QuantizedScheme, shape: tuple[int, ...]) -> int:
-        return shape[0] * shape[1]
 
 
 class Nibbles:
@@ -160,9 +152,6 @@ class Nibbles:
         codes = np.empty(shape, dtype=np.uint8)
         codes[:, 0::2], codes[:, 1::2] = packed & np.uint8(15), packed >> np.uint8(4)
         return codes.view(np.int8)
-
-    def num_bytes(self, scheme: QuantizedScheme, shape: tuple[int, ...]) -> int:
-        return shape[0] * shape[1] // 2
 
 
 LAYOUTS: Mapping[str, Layout] = {

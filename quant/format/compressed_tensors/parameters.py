@@ -64,18 +64,6 @@ def encode_parameters(module: str, tensor: QuantizedTensor) -> Stored:
     return stored
 
 
-def parameter_bytes(scheme: QuantizedScheme, shape: tuple[int, ...], scale_bytes: int) -> int:
-    """Bytes of everything but the codes; `scale_bytes` counts where the scheme leaves it open."""
-    scale_rows, groups = scale_shape(scheme, shape)
-    own = isinstance(scheme, CodebookScheme) and scheme.scales != "float"
-    size = scale_rows * groups * (1 if own else scale_bytes) + 4 * len(scalars_of(scheme))
-    if not scheme.symmetric:
-        packed = format_of(scheme) == PACKED
-        rows = 4 * packed_words(scale_rows, scheme.num_bits) if packed else scale_rows
-        size += rows * groups
-    return size
-
-
 def check_parameters(scheme: QuantizedScheme, shape: tuple[int, int], parts: Parts) -> None:
     """All parts that the scheme needs are there, in dtypes and shapes that fit; and no others."""
     _check_scale(scheme, shape, parts)

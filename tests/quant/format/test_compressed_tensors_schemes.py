@@ -17,7 +17,6 @@ from quant.format.compressed_tensors import (
     encode_weight,
     format_of,
     quantization_config,
-    stored_bytes,
     why_not,
 )
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
@@ -78,8 +77,6 @@ def test_round_trip(name: str, rows: int, groups: int, dtype: npt.DTypeLike, see
     stored = encode_weight("a.q_proj", tensor)
     config = json.loads(json.dumps(quantization_config({"a.q_proj": scheme})))
     assert_same(decode(config, stored)["a.q_proj"], tensor)
-    size = sum(array.nbytes for array in stored.values())
-    assert stored_bytes(tensor.shape, scheme, np.dtype(dtype).itemsize) == size
 
 
 @pytest.mark.parametrize("name", SCHEMES)

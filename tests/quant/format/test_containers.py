@@ -9,7 +9,8 @@ import pytest
 from quant.format.containers import CONTAINERS, Format, require_holdable
 from quant.format.errors import RecipeError
 from quant.format.kv_cache import KvCacheScheme
-from quant.format.scheme import FloatScheme, IntScheme, PerGroup, QuantizedScheme
+from quant.format.layout import FloatName, blank_weight, stored_bytes, stored_parts
+from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, PerGroup, QuantizedScheme
 from tests.quant.format.random_weights import (
     WEIGHT_ONLY,
     WITH_ACTIVATIONS,
@@ -42,12 +43,26 @@ def test_what_is_held_takes_the_planned_bytes(name: Format, scheme: str) -> None
         if container.check(asked, shape):
             continue
         held = True
-        dtype = np.dtype(container.scale_dtype or "float16")
+        own: FloatName = "float32" if isinstance(asked, CodebookScheme) else "float16"
+        dtype = np.dtype(container.scale_dtype or own)
         low = container.lowest_zero
         tensor = random_weight(asked, *shape, scale_dtype=dtype, lowest_zero=low)
         stored = sum(array.nbytes for array in container.encode("a", tensor).values())
-        assert container.stored_bytes(shape, asked, dtype.itemsize) == stored
+        assert stored_bytes(name, asked, shape, container.scale_dtype or "float16") == stored
     assert held == (scheme in HELD[name])
+
+
+@pytest.mark.parametrize("name", get_args(Format))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_many_rows_are_known_from_few(name: Format, scheme: str) -> None:
+    """Asked with all of them, the encoder says the same."""
+    asked, container = SCHEMES[scheme], CONTAINERS[name]
+    for shape in ((1024, 64), (896 + 8, 128), (770, 32)):
+        if container.check(asked, shape):
+            continue
+        stored = container.encode("", blank_weight(asked, shape, "float32"))
+        expected = [(part, array.dtype, array.shape) for part, array in stored.items()]
+        assert list(stored_parts(name, asked, shape, "float32")) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from quant.format.errors import FileFormatError
 from quant.format.ggml_checkpoint import (
     encode_weight,
     quantization_config,
-    stored_bytes,
     why_not,
 )
 from quant.format.ggml_search import round_blocks
 from quant.format.gguf_blocks import SCHEMES
 from quant.format.gguf_types import Q4_K, TYPE_BY_NAME, GgmlType
+from quant.format.layout import stored_bytes
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, Scheme
 from quant.format.tensor import QuantizedTensor
 
@@ -50,7 +50,7 @@ def test_blocks_come_back_as_they_were(kind: GgmlType, tmp_path: Path) -> None:
     name = f"{MODULE}.weight"
     assert set(checkpoint.names()) == {name, "lm_head.weight"}
     assert checkpoint.shape(name) == (6, 512) and checkpoint.scheme(name) == SCHEMES[kind]
-    assert checkpoint.stored_bytes(name) == stored_bytes((6, 512), SCHEMES[kind], 2)
+    assert checkpoint.stored_bytes(name) == stored_bytes("ggml", SCHEMES[kind], (6, 512), "float16")
     loaded = checkpoint.load(name)
     assert isinstance(loaded, QuantizedTensor)
     assert np.array_equal(loaded.codes, tensor.codes)
@@ -91,4 +91,6 @@ def test_only_blocks_can_be_held() -> None:
     assert problem is not None and "scheme.type=ggml" in problem
     for kind in KINDS:
         assert why_not(SCHEMES[kind], (8, 256)) is None
-        assert stored_bytes((8, 256), SCHEMES[kind], 2) == TYPE_BY_NAME[kind.name].nbytes((8, 256))
+        for shape in ((8, 256), (900, 256)):
+            size = stored_bytes("ggml", SCHEMES[kind], shape, "float16")
+            assert size == TYPE_BY_NAME[kind.name].nbytes(shape)
