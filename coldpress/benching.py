@@ -8,6 +8,7 @@ from typing import Any
 from coldpress.loading import (
     DEFAULT_MACHINE,
     Machine,
+    OnNote,
     open_artifact,
     open_executor,
     payload_bytes,
@@ -24,6 +25,7 @@ def bench(
     rounds: int = 1,
     machine: Machine = DEFAULT_MACHINE,
     on_progress: Callable[[int, int, str], None] | None = None,
+    on_note: OnNote | None = None,
 ) -> dict[str, Any]:
     """The JSON of `coldpress bench`, its runs still as dataclasses.
 
@@ -33,7 +35,7 @@ def bench(
     from runtime.machine import available_threads
 
     threads = machine.threads or available_threads()
-    model, _ = open_artifact(artifact)
+    model, _ = open_artifact(artifact, on_note)
     longest = prompt_tokens + output_tokens
     limit = model.program.sizes.max_positions
     if longest > limit:

@@ -11,6 +11,7 @@ from coldpress.jsonable import to_jsonable
 from coldpress.loading import (
     DEFAULT_MACHINE,
     Machine,
+    OnNote,
     default_name,
     open_artifact,
     open_executor,
@@ -41,6 +42,7 @@ def evaluate_files(
     machine: Machine = DEFAULT_MACHINE,
     name: str | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
+    on_note: OnNote | None = None,
 ) -> Figures:
     """Perplexity of `artifact` on `text` and, with a baseline, the distance to it.
 
@@ -51,11 +53,11 @@ def evaluate_files(
     """
     from runtime.evaluate import evaluate
 
-    model, tokenizer = open_artifact(artifact)
+    model, tokenizer = open_artifact(artifact, on_note)
     token_ids = tokenizer.encode(text)[:max_tokens]
     other = None
     if baseline is not None:
-        other, other_tokenizer = open_artifact(baseline)
+        other, other_tokenizer = open_artifact(baseline, on_note)
         if other_tokenizer.encode(text)[:max_tokens] != token_ids:
             raise InputError(
                 f"{artifact} and {baseline} split the text into different tokens; "

@@ -25,14 +25,21 @@ class Machine:
 
 
 DEFAULT_MACHINE = Machine()
+OnNote = Callable[[str], None]
 
 
-def open_artifact(path: Path) -> "tuple[Model, Tokenizer]":
-    """The model and its tokenizer; reads headers only."""
+def open_artifact(path: Path, on_note: OnNote | None = None) -> "tuple[Model, Tokenizer]":
+    """The model and its tokenizer; reads headers only.
+
+    on_note: is told, once for each, what of the artifact is not used as it is stored.
+    """
     from compile.open_model import open_model
     from runtime.text.tokenizer import load_tokenizer
 
     model = open_model(path)
+    if on_note is not None:
+        for note in dict.fromkeys(model.notes):
+            on_note(f"note: {default_name(path)}: {note}")
     return model, load_tokenizer(model)
 
 
@@ -61,11 +68,13 @@ def open_service(
     max_running: int = 16,
     max_waiting: int = 256,
     name: str | None = None,
+    on_note: OnNote | None = None,
 ) -> "tuple[GenerationService, Callable[[], None]]":
     """A service that answers from `path`, and what closes it.
 
     context: longest prompt and answer together; the model's own by default. kv_cache_bytes: memory
-    of the page pool; sixteen contexts, or a quarter of the free memory, by default.
+    of the page pool; sixteen contexts, or a quarter of the free memory, by default. on_note: see
+    `open_artifact`.
     """
     from runtime.engine.engine import Engine
     from runtime.engine.thread import EngineThread
@@ -74,7 +83,7 @@ def open_service(
     from runtime.text.generation_config import load_sampling_defaults
     from runtime.text.template import load_template
 
-    model, tokenizer = open_artifact(path)
+    model, tokenizer = open_artifact(path, on_note)
     template = load_template(model)
     longest = model.program.sizes.max_positions
     if context is not None and context > longest:

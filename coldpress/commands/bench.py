@@ -57,6 +57,7 @@ def command(
             rounds=rounds,
             machine=machine,
             on_progress=on_progress,
+            on_note=console.note,
         )
     columns = ["streams", "prefill tok/s", "decode tok/s", "of limit", "TTFT p50 ms", "TPOT p50 ms"]
     rows = [

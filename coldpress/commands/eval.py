@@ -87,6 +87,7 @@ def command(
                 cache=cache,
                 machine=machine,
                 on_progress=on_progress,
+                on_note=console.note,
             )
         verdicts = record_verdicts(wanted, figures, figures)
         console.result(figures, lambda: _render(artifact, figures))

@@ -57,7 +57,13 @@ def command(
         "seed": seed,
         "max_tokens": max_tokens,
     }
-    with LLM(artifact, backend=machine.backend, threads=machine.threads, context=context) as model:
+    with LLM(
+        artifact,
+        backend=machine.backend,
+        threads=machine.threads,
+        context=context,
+        on_note=console.note,
+    ) as model:
         plain = raw or not model.has_chat_template
         if prompt is None:
             _chat(model, system, plain, sampling)

@@ -74,6 +74,7 @@ def command(
         max_running=max_running,
         max_waiting=max_waiting,
         name=name,
+        on_note=console.note,
     )
 
     def ready(url: str) -> None:
