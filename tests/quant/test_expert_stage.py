@@ -43,7 +43,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def recipe_of(*more: str) -> Recipe:
-    return load_recipe("w4a16", [*SMALL, *more])
+    return load_recipe("w4a16", [*SMALL, "balance=null", *more])
 
 
 def lonely_checkpoint(directory: Path, family: str = "mixtral") -> Path:

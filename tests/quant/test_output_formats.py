@@ -26,7 +26,8 @@ SMALL = ("calibration.samples=4", "calibration.tokens=24")
 def write(
     model: Path, out: Path, recipe: str, *overrides: str, calibration: str = "self"
 ) -> QuantizeReport:
-    return quantize_checkpoint(model, out, load_recipe(recipe, overrides), calibration)
+    asked = load_recipe(recipe, [*overrides, "balance=null"])  # weights stay the source's
+    return quantize_checkpoint(model, out, asked, calibration)
 
 
 def integers(checkpoint: Checkpoint) -> dict[str, QuantizedTensor]:

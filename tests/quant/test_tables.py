@@ -63,7 +63,7 @@ def test_the_head_reads_the_final_norm(tmp_path: Path, text: FileSource) -> None
     from quant.preflight import prepare
 
     model = tiny_checkpoint(tmp_path / "model", "llama", tied=False, dtype="float32")
-    recipe = recipe_of(f"lm_head={EIGHT}", "gptq.first_token_share=0")
+    recipe = recipe_of("balance=null", f"lm_head={EIGHT}", "gptq.first_token_share=0")
     report = quantize_checkpoint(model, tmp_path / "out", recipe, text)
     prepared = prepare(model, recipe)
     data = gather(text, prepared.source, prepared.skeleton, recipe.calibration)
