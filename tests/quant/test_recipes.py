@@ -19,8 +19,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FileSource]:
     directory = tmp_path_factory.mktemp("recipes")
     text = directory / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    sizes = {"layers": 1, "hidden_size": 128, "intermediate": 256}
-    model = tiny_checkpoint(directory / "model", "llama", dtype="bfloat16", **sizes)
+    model = tiny_checkpoint(
+        directory / "model", dtype="bfloat16", layers=1, hidden_size=128, intermediate=256
+    )
     return model, FileSource(text)
 
 
@@ -40,8 +41,8 @@ def test_recipe(tmp_path: Path, parts: tuple[Path, FileSource], name: str) -> No
         assert isinstance(tensor, QuantizedTensor)
         assert tensor.digest() == digest
         assert np.isfinite(tensor.dequantize()).all()
-    for module in report.modules:
-        assert module.state == "as asked" or module.state.startswith("kept in 16 bit")
+    for entry in report.modules:
+        assert entry.state == "as asked" or entry.state.startswith("kept in 16 bit")
 
 
 def test_names_say_what_they_are_for() -> None:

@@ -89,7 +89,8 @@ def test_kill_and_resume(
 ) -> None:
     model, text = parts
     output, small = tmp_path / "out", (*SMALL, f"algorithm={algorithm}")
-    command = [sys.executable, "-c", KILLED, model, output, text, where, " ".join(small)]
+    paths = [str(path) for path in (model, output, text)]
+    command = [sys.executable, "-c", KILLED, *paths, where, " ".join(small)]
     killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not output.exists()
