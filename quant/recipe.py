@@ -96,7 +96,7 @@ class BalanceSpec(_Strict):
     half of a scale; see `quant.transforms.balance`. Families that are not known go without.
     tokens: how many give the mean square of inputs."""
 
-    tokens: int = Field(default=8192, ge=1)
+    tokens: int = Field(default=4096, ge=1)
 
 
 class RotationSpec(_Strict):

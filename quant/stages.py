@@ -6,6 +6,7 @@ import torch
 
 from quant.forwards import HaltedForwards
 from quant.rounding_algorithms.dispatch import StageMoments, round_stage
+from quant.rounding_algorithms.inputs import stores_input_scale
 from quant.rounding_algorithms.result import Rounded
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
@@ -38,7 +39,10 @@ class LinearStage:
         cross = any(task.corrected for task in tasks.values())
         self._residual = residual if cross else None
         drift = linears[self._first].out_features if self._residual is not None else 0
-        self._moments = InputMoments(columns, settings.first_token_share, workers, cross, drift)
+        stored = any(stores_input_scale(task.scheme) for task in tasks.values())
+        self._moments = InputMoments(
+            columns, settings.first_token_share, workers, cross, drift, stored
+        )
 
     def add(self, forwards: HaltedForwards, others: HaltedForwards | None) -> None:
         """What is about to be read, and what is in the model that is not quantized."""

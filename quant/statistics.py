@@ -34,7 +34,7 @@ class InputMoments:
     Streaming Language Models with Attention Sinks", ICLR 2024), so that an error at that one token
     reaches all others, while a plain mean would hardly see it. 0 counts all tokens alike.
 
-    absmax: the largest magnitude of any input.
+    absmax: the largest magnitude of any input, 0 without `find_absmax`.
 
     With `cross`, also the weighted sum of (y - x) x^T, where y is the same input in the model that
     is not quantized. With `drift` rows, also that of (s - r) x^T, where r [drift] is the residual
@@ -48,9 +48,11 @@ class InputMoments:
         workers: Workers | None = None,
         cross: bool = False,
         drift: int = 0,
+        find_absmax: bool = True,
     ) -> None:
         self.tokens = 0
         self.absmax = 0.0
+        self._find_absmax = find_absmax
         self._share = first_token_share
         self._weight = 0.0
         self._sum = torch.zeros(columns, columns)
@@ -90,7 +92,9 @@ class InputMoments:
             with bfloat16_products() if faster else nullcontext():
                 self._run(products)
             self._weight += sum(part.weight * len(part.rows) for part in parts)
-            self.absmax = max(self.absmax, *(float(part.rows.abs().max()) for part in parts))
+            if self._find_absmax:
+                found = self._run([partial(_absmax, part.rows) for part in parts])
+                self.absmax = max(self.absmax, *found)
             self.tokens += sum(batch.inputs.numel() // len(self._sum) for batch in group)
 
     @property
@@ -169,6 +173,11 @@ def _part(batch: _Batch, weight: float, faster: bool) -> _Part:
     if faster:
         others = {name: other.bfloat16().float() for name, other in others.items()}
     return _Part(rows, weight, others)
+
+
+def _absmax(rows: torch.Tensor) -> float:
+    low, high = torch.aminmax(rows)
+    return max(-float(low), float(high))
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from quant.tasks import ScaleChoice
 from quant.workers import Workers
 
 _COLUMN_CHUNK = 128
-_ROW_CHUNK = 512
+_ROW_CHUNK = 1024
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,12 @@ Unlike AWQ's, this objective needs no forward: any number of scales can be tried
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+
+from quant.transforms.observe import run_jobs
+from quant.workers import Workers
 
 _INPUT_EXPONENTS = (0.0, 0.0625, 0.125, 0.1875, 0.25)
 _WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -16,7 +20,10 @@ _SMALLEST = 1e-8
 
 
 def balanced_scale(
-    weights: Sequence[torch.Tensor], sizes: Sequence[int], energy: torch.Tensor
+    weights: Sequence[torch.Tensor],
+    sizes: Sequence[int],
+    energy: torch.Tensor,
+    workers: Workers | None = None,
 ) -> torch.Tensor | None:
     """The scale float32 [in] of least loss, of geometric mean 1; None where none is better than 1.
 
@@ -26,15 +33,13 @@ def balanced_scale(
     column = torch.cat(list(weights)).square().mean(0).sqrt()
     logs = column.clamp(min=float(column.max()) * _SMALLEST + 1e-30).log()
     inputs = energy.clamp(min=float(energy.max()) * _SMALLEST**2 + 1e-30).log()
-    best, best_loss = None, balance_loss(weights, sizes, energy, torch.ones_like(column))
-    for a in _INPUT_EXPONENTS:
-        for b in _WEIGHT_EXPONENTS:
-            exponent = a * inputs - b * logs
-            scale = torch.exp(exponent - exponent.mean())
-            loss = balance_loss(weights, sizes, energy, scale)
-            if loss < best_loss:
-                best, best_loss = scale, loss
-    return best
+    exponents = [a * inputs - b * logs for a in _INPUT_EXPONENTS for b in _WEIGHT_EXPONENTS]
+    scales = [torch.exp(exponent - exponent.mean()) for exponent in exponents]
+    tried = [torch.ones_like(column), *scales]
+    jobs = [partial(balance_loss, weights, sizes, energy, scale) for scale in tried]
+    losses = run_jobs(jobs, workers)
+    best = losses.index(min(losses))
+    return None if best == 0 else tried[best]
 
 
 def balance_loss(

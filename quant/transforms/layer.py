@@ -136,7 +136,8 @@ class _Turn:
                 for name, w in zip(readers, weights, strict=True)
             ]
             inputs = call.args[0].reshape(-1, call.args[0].shape[-1]).float()
-            scale = balanced_scale(weights, sizes, inputs.square().mean(0))
+            energy = inputs.square().mean(0)
+            scale = balanced_scale(weights, sizes, energy, self.workers)
             if scale is not None:
                 scale = self.folded.storable(point, point.gather(scale.log()).exp())
                 self._apply(point, "balanced", scale)

@@ -29,7 +29,7 @@ class SmoothQuantSettings:
 class BalanceSettings:
     """tokens: how many give the mean square of inputs, in whole samples."""
 
-    tokens: int = 8192
+    tokens: int = 4096
 
 
 @dataclass(frozen=True)
