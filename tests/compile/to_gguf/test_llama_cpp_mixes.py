@@ -14,10 +14,10 @@ from compile.open_model import open_model
 from compile.to_gguf import build_gguf
 from quant.format.ggml_mix import facts_of, file_type, mix_type
 from quant.format.gguf_file import GgufFile
-from tests.compile.to_gguf.test_llama_cpp import PROMPT, open_llama
 from tests.tiny import tiny_checkpoint
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+from tests.compile.to_gguf.test_llama_cpp import PROMPT, open_llama  # noqa: E402
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
