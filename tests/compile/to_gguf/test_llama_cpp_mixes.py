@@ -18,6 +18,7 @@ from tests.tiny import tiny_checkpoint
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 from tests.compile.to_gguf.test_llama_cpp import PROMPT, open_llama  # noqa: E402
+
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
