@@ -8,19 +8,29 @@ from quant.format.errors import RecipeError, UnsupportedModelError
 from quant.preflight import plan_quantization
 from quant.recipe import load_recipe
 from quant.transforms.asked import layer_transforms
-from quant.transforms.settings import AwqSettings, LayerTransforms, SmoothQuantSettings
+from quant.transforms.settings import (
+    AwqSettings,
+    BalanceSettings,
+    LayerTransforms,
+    SmoothQuantSettings,
+)
 from tests.quant.transforms.families import random_model
 from tests.tiny import tiny_checkpoint, tiny_config
+
+ALONE = "balance=null"
+"""Shipped recipes balance."""
 
 
 def test_blocks_of_a_recipe_become_settings() -> None:
     config = tiny_config("qwen3", head_dim=32)
-    assert layer_transforms(load_recipe("w4a16"), config) is None
-    asked = ["awq.clip=true", "awq.formula=both", "smoothquant.alpha=auto"]
+    assert layer_transforms(load_recipe("w4a16", [ALONE]), config) is None
+    balanced = layer_transforms(load_recipe("w4a16", ["balance.tokens=99"]), config)
+    assert balanced == LayerTransforms("qwen3", 32, balance=BalanceSettings(99))
+    asked = [ALONE, "awq.clip=true", "awq.formula=both", "smoothquant.alpha=auto"]
     got = layer_transforms(load_recipe("w4a16", asked), config)
     awq = AwqSettings(formula="both", clip=True)
     assert got == LayerTransforms("qwen3", 32, awq, SmoothQuantSettings(None))
-    plain = layer_transforms(load_recipe("w4a16", ["awq={}"]), {**config, "head_dim": None})
+    plain = layer_transforms(load_recipe("w4a16", [ALONE, "awq={}"]), {**config, "head_dim": None})
     assert plain == LayerTransforms("qwen3", 16, AwqSettings())
 
 
@@ -46,7 +56,7 @@ def test_transforms_of_activations_need_calibration_even_for_nearest_rounding() 
 
 def test_the_plan_names_what_is_scaled(tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path, "qwen2")
-    plan = plan_quantization(model, load_recipe("w4a16", ["awq={}"]))
+    plan = plan_quantization(model, load_recipe("w4a16", [ALONE, "awq={}"]))
     scaled = {t.name for t in plan.tensors if "scaled by awq" in t.reason}
     layer = "model.layers.0."
     assert f"{layer}input_layernorm.weight" in scaled
@@ -54,7 +64,9 @@ def test_the_plan_names_what_is_scaled(tmp_path: Path) -> None:
     assert f"{layer}self_attn.q_proj.bias" not in scaled
     assert "model.norm.weight" not in scaled
     assert any("scaled by awq" in note for note in plan.notes)
-    smooth = plan_quantization(model, load_recipe("w4a16", ["smoothquant={}"]))
+    balanced = plan_quantization(model, load_recipe("w4a16"))
+    assert scaled == {t.name for t in balanced.tensors if "scaled by balance" in t.reason}
+    smooth = plan_quantization(model, load_recipe("w4a16", [ALONE, "smoothquant={}"]))
     scaled = {t.name for t in smooth.tensors if "scaled by smoothquant" in t.reason}
     assert f"{layer}self_attn.v_proj.bias" not in scaled
     assert f"{layer}post_attention_layernorm.weight" in scaled

@@ -96,7 +96,7 @@ def test_the_report_and_the_plan_tell(tmp_path: Path, text: str, stack: str) -> 
 
 def test_what_a_plan_says_is_scaled_is_all_that_changes(tmp_path: Path, text: str) -> None:
     model = tiny_checkpoint(tmp_path / "model", "qwen2", dtype="float32")
-    recipe = recipe_of("awq={ratios: 4}", "ignore=[lm_head, '*.1.mlp.down_proj']")
+    recipe = recipe_of("awq={ratios: 4}", "balance=null", "ignore=[lm_head, '*.1.mlp.down_proj']")
     quantize_checkpoint(model, tmp_path / "out", recipe, text)
     plan = prepare(model, recipe).plan
     scaled = {t.name for t in plan.tensors if "scaled by awq" in t.reason}
