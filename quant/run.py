@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,13 @@ from quant.format.tensor import QuantizedTensor
 from quant.kv_cache import KV_CACHE_SCHEMES
 from quant.preflight import Prepared, prepare
 from quant.recipe import CalibrationSpec, Recipe
-from quant.report import REPORT_NAME, REPORT_VERSION, ModuleReport, QuantizeReport
+from quant.report import REPORT_NAME, ModuleReport, QuantizeReport
+from quant.reporting import lasting, module_report, whole_report
 from quant.tasks import LinearTask, RoundingSettings
 from quant.transforms.asked import layer_transforms
 
 if TYPE_CHECKING:
     from quant.resume import ResumeStore
-    from quant.rounding_algorithms.result import Rounded
 
 Progress = Callable[[int, int, str], None]
 
@@ -101,8 +101,8 @@ def quantize_checkpoint(
         _write_config(run, staging)
         for path in prepared.source.files():
             shutil.copyfile(path, staging / path.name)
-        report = _report(run, modules, staging)
-        _write_json(staging / REPORT_NAME, _lasting(report))
+        report = whole_report(prepared, recipe, data, modules, staging)
+        _write_json(staging / REPORT_NAME, lasting(report))
     if final is None:
         store.clear()
     return replace(report, seconds=round(time.monotonic() - began, 3))
@@ -185,7 +185,7 @@ def _write_weights(run: _Run, directory: Path) -> list[ModuleReport]:
                 for name, array in container.encode(module, result.tensor).items():
                     writer.add(name, array)
                 written.add(f"{module}.weight")
-                modules.append(_module_report(run, module, result))
+                modules.append(module_report(run.tasks[module], result))
             run.on_progress(index + 1, layers, "layers")
         assert written >= {f"{module}.weight" for module in run.tasks}
         for tensor in run.prepared.plan.tensors:
@@ -213,45 +213,6 @@ def _check_left_out(prepared: Prepared) -> None:
             )
 
 
-def _module_report(run: _Run, module: str, result: "Rounded") -> ModuleReport:
-    task = run.tasks[module]
-    return ModuleReport(
-        module=module,
-        scheme=str(task.scheme),
-        algorithm=task.algorithm,
-        state=result.state,
-        weight_error=result.weight_error,
-        output_error=result.output_error,
-        damping=result.damping,
-        dead_columns=result.dead_columns,
-        tokens=result.tokens,
-        digest=result.tensor.digest(),
-        condition=result.condition,
-        clip_ratio=result.clip_ratio,
-        transform=result.transform,
-    )
-
-
-def _kept_report(prepared: Prepared) -> list[ModuleReport]:
-    source = prepared.source
-    return [
-        ModuleReport(
-            module=module,
-            scheme=str(source.scheme(f"{module}.weight")),
-            algorithm="none",
-            state=f"kept in 16 bit: {why}",
-            weight_error=None,
-            output_error=None,
-            damping=None,
-            dead_columns=0,
-            tokens=0,
-            digest=None,
-        )
-        for module, why in prepared.resolution.kept.items()
-        if f"{module}.weight" in source.names()
-    ]
-
-
 def _write_config(run: _Run, directory: Path) -> None:
     container, prepared = CONTAINERS[run.recipe.format], run.prepared
     kv_cache = KV_CACHE_SCHEMES[run.recipe.kv_cache]
@@ -262,53 +223,6 @@ def _write_config(run: _Run, directory: Path) -> None:
     _write_json(directory / "config.json", config)
     if container.extra_file:
         _write_json(directory / container.extra_file, quantization)
-
-
-def _report(run: _Run, modules: list[ModuleReport], directory: Path) -> QuantizeReport:
-    import torch
-
-    prepared, data = run.prepared, run.calibration
-    names = prepared.source.names()
-    stored = [tensor for tensor in prepared.plan.tensors if tensor.name in names]
-    parameters = sum(_count(tensor.shape) for tensor in stored)
-    payload = prepared.plan.total_bytes
-    used: dict[str, object] = {"source": "none"}
-    if data is not None:
-        samples, tokens = data.tokens.shape
-        used = {
-            "source": data.source,
-            "sha256": data.sha256,
-            "samples": samples,
-            "tokens": tokens,
-            "seed": run.recipe.calibration.seed,
-        }
-    return QuantizeReport(
-        version=REPORT_VERSION,
-        model=prepared.source.path.name,
-        recipe=run.recipe.model_dump(mode="json"),
-        calibration=used,
-        threads=torch.get_num_threads(),
-        bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-        parameters=parameters,
-        bits_per_weight=round(8 * payload / parameters, 4),
-        seconds=0.0,
-        notes=prepared.plan.notes,
-        modules=(*modules, *_kept_report(prepared)),
-    )
-
-
-def _lasting(report: QuantizeReport) -> dict[str, Any]:
-    """The report without what differs between two runs of the same thing."""
-    data = asdict(report)
-    del data["seconds"]
-    return data
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
