@@ -94,12 +94,14 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
     skeleton = build_skeleton(model, source.config)
     left_out = _close_books(source, skeleton)
     require_kv_cache(recipe.kv_cache, recipe.format, skeleton)
-    widths = {name: linear.in_features for name, linear in skeleton.linears().items()}
+    linears_by_name = skeleton.linears()
+    widths = {name: linear.in_features for name, linear in linears_by_name.items()}
+    heights = {name: linear.out_features for name, linear in linears_by_name.items()}
     if not widths:
         raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
     tables = table_tasks(recipe, skeleton)
     others, routers = skeleton.outer_linears(), skeleton.routers()
-    resolution = resolve(recipe, widths, others, source.config, tables, routers)
+    resolution = resolve(recipe, widths, others, source.config, tables, routers, heights)
     dtype = weight_dtype(source.config)
     scales = CONTAINERS[recipe.format].scale_dtype or dtype
     linears = _linears(source, resolution)

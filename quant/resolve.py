@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from quant.format.containers import CONTAINERS
 from quant.format.errors import RecipeError
 from quant.format.ggml_mix import facts_of
+from quant.fp8_blocks import BLOCK, unfit_for_blocks
 from quant.recipe import GroupSize, Recipe, SchemeSpec
 from quant.schemes import ggml_scheme, scheme_of
 from quant.tables import NO_TABLES, TableTasks
@@ -38,19 +40,20 @@ def resolve(
     config: Mapping[str, Any] | None = None,
     tables: TableTasks = NO_TABLES,
     routers: Iterable[str] = (),
+    heights: Mapping[str, int] | None = None,
 ) -> Resolution:
     """Decide for every linear of the decoder layers.
 
     widths: input width by module name. others: linears outside the layers, such as lm_head, which
     patterns may name but which stay in 16 bit. routers: modules that choose experts, likewise.
     config: the model's config.json, which mixes of ggml types look at. tables: what is to be done
-    outside the layers. Raises RecipeError for a pattern that matches nothing, or targets that are
-    all ignored.
+    outside the layers. heights: output width by module name; without, all are whole blocks.
+    Raises RecipeError for a pattern that matches nothing, or targets that are all ignored.
 
     Group size: all linears of one scheme get the same size, the largest of 128, 64, 32 and 16 that
     is not above the one asked for and divides the width of each of them; servers then build every
     fused layer from one scheme. A width that even 16 does not divide is left out of that choice and
-    gets one scale per row.
+    gets one scale per row, and so does a linear that blocks of FP8 do not fit (`quant.fp8_blocks`).
     """
     outside, routing = set(others), list(routers)
     _require_matches(recipe, [*widths, *outside, *routing])
@@ -71,6 +74,7 @@ def resolve(
         kept[module] = "chooses among experts, where a small error has large effects"
     tasks, reasons = {}, {}
     sizes = _common_sizes(asked, widths)
+    unfit = _unfit(recipe, asked, widths, heights or {})
     for module, (spec, algorithm) in asked.items():
         if spec.type == "ggml":
             blocks = ggml_scheme(spec, module, widths[module], facts_of(config or {}))
@@ -80,9 +84,10 @@ def resolve(
                 tasks[module] = LinearTask(module, blocks, algorithm)
                 reasons[module] = f"as llama.cpp deals out {spec.ggml_type}"
             continue
-        size = _fit(sizes[spec], widths[module])
+        size = "channel" if module in unfit else _fit(sizes[spec], widths[module])
         tasks[module] = LinearTask(module, scheme_of(spec, size), algorithm)
-        reasons[module] = _reason(spec.group_size, size, widths[module])
+        why = _reason(spec.group_size, size, widths[module])
+        reasons[module] = unfit.get(module, why)
     reasons |= dict.fromkeys(tables.by_module(), "as the recipe asks")
     return Resolution(tasks, kept, reasons, tables)
 
@@ -138,6 +143,38 @@ def _common_sizes(
         fitted = _fit(size, widths[module])
         common[spec] = size if fitted == "channel" else fitted
     return common
+
+
+def _unfit(
+    recipe: Recipe,
+    asked: Mapping[str, tuple[SchemeSpec, Algorithm]],
+    widths: Mapping[str, int],
+    heights: Mapping[str, int],
+) -> dict[str, str]:
+    """Why linears that are to have blocks get one scale per row. Raises RecipeError naming them all
+    where the format has blocks alone."""
+    blocks = {
+        module: (spec, (heights.get(module, BLOCK), widths[module]))
+        for module, (spec, _) in asked.items()
+        if spec.type == "fp8" and spec.group_size == "block"
+    }
+    for spec in {spec for spec, _ in blocks.values()}:
+        scheme_of(spec, "block")
+    if recipe.format != "fp8":
+        return unfit_for_blocks({module: shape for module, (_, shape) in blocks.items()})
+    problems = {
+        f"*.{module.rpartition('.')[2]}": problem
+        for module, (spec, shape) in blocks.items()
+        if (problem := CONTAINERS["fp8"].check(scheme_of(spec, "block"), shape))
+    }
+    if problems:
+        pattern, problem = next(iter(problems.items()))
+        raise RecipeError(
+            f"format 'fp8' has blocks alone, and {', '.join(problems)} cannot have them "
+            f"({pattern}: {problem}): leave them in 16 bit by 'ignore', or choose "
+            "format=compressed-tensors, where they get one scale per row"
+        )
+    return {}
 
 
 def _fit(size: GroupSize, width: int) -> GroupSize:

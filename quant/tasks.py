@@ -12,6 +12,8 @@ ScaleChoice = Literal["range", "search", "signed"]
 """How scales are chosen: to clip nothing; by least weighted error; the same with either sign."""
 Algorithm = Literal["rtn", "gptq", "gptaq"]
 Deviation = Literal["damping_raised", "rtn_fallback", "shared_statistics"]
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+"""Linears that servers make one of: what a whole tensor shares, they share."""
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,15 @@ from itertools import groupby
 import torch
 
 from quant.format.errors import CheckFailedError
+from quant.format.scheme import PerBlock
 from quant.rounding_algorithms.correction import corrected_weight
 from quant.rounding_algorithms.factor import Factor, NotPositiveDefiniteError, factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
 from quant.rounding_algorithms.inputs import input_scale, stores_input_scale
 from quant.rounding_algorithms.result import AS_ASKED, SHARED, Rounded
 from quant.rounding_algorithms.rtn import round_to_nearest
-from quant.tasks import LinearTask, RoundingSettings
+from quant.tasks import FUSED, LinearTask, RoundingSettings
 from quant.workers import Workers
-
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Linears that servers make one of: what a whole tensor shares, they share."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,11 @@ def round_stage(
     """
     results: dict[str, Rounded] = {}
     for (algorithm, _), same in groupby(tasks, key=lambda t: (t.algorithm, t.scheme)):
-        members = list(same)
-        if algorithm == "rtn":
-            results |= _nearest(members, weights, moments.hessian, settings, AS_ASKED)
-        else:
-            results |= _gptq_or_fallback(members, weights, moments, settings, workers)
+        for members in _stacks(list(same), weights):
+            if algorithm == "rtn":
+                results |= _nearest(members, weights, moments.hessian, settings, AS_ASKED)
+            else:
+                results |= _gptq_or_fallback(members, weights, moments, settings, workers)
     complete = {module: _completed(result, moments) for module, result in results.items()}
     return _checked(complete, settings)
 
@@ -78,7 +76,8 @@ def round_alone(
 ) -> dict[str, Rounded]:
     """Linears that no calibration token went through: nearest rounding, under its true name."""
     results: dict[str, Rounded] = {}
-    for members in _fused_sets(tasks):
+    stacks = (stack for members in _fused_sets(tasks) for stack in _stacks(members, weights))
+    for members in stacks:
         state = AS_ASKED
         if members[0].algorithm != "rtn":
             state = "fallback rtn: no calibration token reached it"
@@ -86,11 +85,19 @@ def round_alone(
     return _checked(results, settings)
 
 
+def _stacks(tasks: list[LinearTask], weights: Mapping[str, torch.Tensor]) -> list[list[LinearTask]]:
+    """All in one; one by one where a block of the stack would reach from one into the next."""
+    grain = tasks[0].scheme.granularity
+    if isinstance(grain, PerBlock) and any(len(weights[t.module]) % grain.rows for t in tasks):
+        return [[task] for task in tasks]
+    return [tasks]
+
+
 def _fused_sets(tasks: Sequence[LinearTask]) -> list[list[LinearTask]]:
     sets: dict[object, list[LinearTask]] = {}
     for task in tasks:
         parent, _, name = task.module.rpartition(".")
-        fused = next((names for names in _FUSED if name in names), name)
+        fused = next((names for names in FUSED if name in names), name)
         sets.setdefault((parent, fused, task.scheme, task.algorithm), []).append(task)
     return list(sets.values())
 

@@ -94,8 +94,10 @@ def assert_near(weight: QuantizedTensor, original: npt.NDArray[np.float32]) -> N
 
 
 def test_blocks_hold_the_same_codes_in_both_formats(tmp_path: Path) -> None:
-    """A float32 model: scales are float32 in both."""
-    model = tiny_checkpoint(tmp_path / "model", hidden_size=128, intermediate=256, dtype="float32")
+    """A float32 model: scales are float32 in both. k_proj and v_proj are whole blocks as well."""
+    model = tiny_checkpoint(
+        tmp_path / "model", hidden_size=128, intermediate=256, kv_heads=4, dtype="float32"
+    )
     for name in ("fp8-block", "hf-block"):
         press(model, tmp_path / name, name, "scales=search")
     one, other = open_checkpoint(tmp_path / "fp8-block"), open_checkpoint(tmp_path / "hf-block")

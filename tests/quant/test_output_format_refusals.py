@@ -75,9 +75,12 @@ def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
         load_recipe("w4a16", ["format=onnx"])
 
 
-def test_rows_that_inputs_in_groups_do_not_fill(tmp_path: Path) -> None:
-    """Servers round the inputs of weights in blocks 128 at a time, and run out of a row of 64."""
-    model = tiny_checkpoint(tmp_path / "model")
-    recipe = load_recipe("rtn-w4a16", ["scheme={type: fp8, group_size: block, activations: fp8}"])
-    with pytest.raises(RecipeError, match=r"64 inputs do not divide.*group_size=channel"):
+def test_blocks_that_no_reader_of_one_format_takes(tmp_path: Path) -> None:
+    """All linears are named at once, with what to do."""
+    model = tiny_checkpoint(tmp_path / "model", hidden_size=192, intermediate=256)
+    recipe = load_recipe("fp8-block", ["format=fp8"])
+    with pytest.raises(RecipeError) as caught:
         plan_quantization(model, recipe)
+    named = "*.q_proj, *.k_proj, *.v_proj, *.o_proj, *.gate_proj, *.up_proj, *.down_proj"
+    assert named in str(caught.value)
+    assert "by 'ignore', or choose format=compressed-tensors" in str(caught.value)
