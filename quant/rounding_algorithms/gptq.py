@@ -12,16 +12,16 @@ import torch
 
 from quant.format.scheme import QuantizedScheme
 from quant.rounding_algorithms.factor import Factor
+from quant.rounding_algorithms.feedback import feedback_levels
 from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, joined, nearest_levels
-from quant.rounding_algorithms.levels import snap
 from quant.rounding_algorithms.refit import can_refit, refit_grid
-from quant.rounding_algorithms.result import AS_ASKED, Rounded, quadratic_form, split_rows
+from quant.rounding_algorithms.result import AS_ASKED, Rounded, split_rows
 from quant.rounding_algorithms.rtn import choose_grid, rows_share_scales
 from quant.rounding_algorithms.sweep import sweep_levels
+from quant.rounding_algorithms.walk import Walk
 from quant.tasks import ScaleChoice
 from quant.workers import Workers
 
-_COLUMN_CHUNK = 128
 _ROW_CHUNK = 1024
 
 
@@ -40,11 +40,13 @@ class GptqOptions:
 
 @dataclass(frozen=True)
 class _Pass:
-    """levels, dequantized: float32 [out, in]; loss: float32 [out], under the Hessian."""
+    """levels, dequantized, product: float32 [out, in], the last (W - Q) H; loss: float32 [out],
+    (W - Q) H (W - Q)^T."""
 
     grid: Grid
     levels: torch.Tensor
     dequantized: torch.Tensor
+    product: torch.Tensor
     loss: torch.Tensor
 
     def where(self, other: "_Pass") -> "_Pass":
@@ -54,6 +56,7 @@ class _Pass:
             self.grid.where(better, other.grid),
             torch.where(better, other.levels, self.levels),
             torch.where(better, other.dequantized, self.dequantized),
+            torch.where(better, other.product, self.product),
             torch.where(better[:, 0], other.loss, self.loss),
         )
 
@@ -67,20 +70,31 @@ def gptq(
     options: GptqOptions,
     workers: Workers | None = None,
     originals: Sequence[torch.Tensor] | None = None,
+    starts: Sequence[torch.Tensor] | None = None,
 ) -> list[Rounded]:
     """Round each W of `weights` (float32 [out, in]) so that (W - Q) H (W - Q)^T is small.
 
     hessian: float32 [in, in], mean of x x^T over the calibration tokens, of the input that all of
     them share; factored: the same, damped and factored. The weights go through in one stack.
-    originals: what errors are reported against, where `weights` are other targets than these.
+    originals: what errors are reported against, where `weights` are other targets than these; to
+    round them to nearest is then tried, too. starts: what feedback begins at instead of `weights`.
     """
     stack = torch.cat(list(weights))
+    others = [
+        None if given is None or given is weights else torch.cat(list(given))
+        for given in (originals, starts)
+    ]
     rounding = _Rounding(hessian, factored, scheme, dtype, options)
     shared = None
     if rows_share_scales(scheme):
         shared = rounding.choose_grid(stack)
     jobs = [
-        partial(rounding.run, stack[rows], None if shared is None else shared.rows(rows))
+        partial(
+            rounding.run,
+            stack[rows],
+            None if shared is None else shared.rows(rows),
+            *(None if other is None else other[rows] for other in others),
+        )
         for rows in _row_chunks(len(stack))
     ]
     best = _joined(workers.run(jobs) if workers else [job() for job in jobs])
@@ -122,14 +136,50 @@ class _Rounding:
             weight, importance, self.scheme, self.dtype, options.scales, options.lowest_zero
         )
 
-    def run(self, weight: torch.Tensor, grid: Grid | None) -> _Pass:
+    def run(
+        self,
+        weight: torch.Tensor,
+        grid: Grid | None,
+        original: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+    ) -> _Pass:
         grid = self.choose_grid(weight) if grid is None else grid
-        best = _nearest_pass(weight, self.hessian, grid, self.scheme)
-        best = best.where(_feedback_pass(weight, self.hessian, self.factored, grid, self.scheme))
-        order = self.factored.order
+        wide = grid.columns(self.scheme, weight.shape[1])
+        best = self.scored(weight, grid, nearest_levels(weight, wide, self.scheme))
+        if original is not None:
+            plain = nearest_levels(original, wide, self.scheme)
+            best = best.where(self.scored(weight, grid, plain))
+        walk = Walk.over(grid, self.scheme, self.factored.order)
+        levels = feedback_levels(weight if start is None else start, self.factored, walk)
+        best = best.where(self.scored(weight, grid, levels))
         for _ in range(self.options.polish):
-            best = _polish(weight, self.hessian, best, order, self.scheme, self.dtype)
+            best = self.polish(weight, best)
         return best
+
+    def polish(self, weight: torch.Tensor, best: _Pass) -> _Pass:
+        """Scales refitted to the codes, then codes moved to them: each row only ever gains."""
+        hessian, scheme = self.hessian, self.scheme
+        if can_refit(scheme):
+            grid = refit_grid(
+                weight, best.levels, best.grid, best.product, hessian, scheme, self.dtype
+            )
+            best = best.where(self.scored(weight, grid, best.levels))
+        walk = Walk.over(best.grid, scheme, self.factored.order)
+        levels, product = sweep_levels(best.levels, best.product, hessian, walk)
+        return best.where(self.scored(weight, best.grid, levels, product))
+
+    def scored(
+        self,
+        weight: torch.Tensor,
+        grid: Grid,
+        levels: torch.Tensor,
+        product: torch.Tensor | None = None,
+    ) -> _Pass:
+        """What `levels` on `grid` lose; `product` where it is known."""
+        dequantized = decode(levels, grid.columns(self.scheme, weight.shape[1]))
+        lost = weight - dequantized
+        product = lost @ self.hessian if product is None else product
+        return _Pass(grid, levels, dequantized, product, (lost * product).sum(-1))
 
 
 def _joined(passes: Sequence[_Pass]) -> _Pass:
@@ -137,75 +187,6 @@ def _joined(passes: Sequence[_Pass]) -> _Pass:
         joined([p.grid for p in passes]),
         torch.cat([p.levels for p in passes]),
         torch.cat([p.dequantized for p in passes]),
+        torch.cat([p.product for p in passes]),
         torch.cat([p.loss for p in passes]),
     )
-
-
-def _polish(
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    best: _Pass,
-    order: torch.Tensor,
-    scheme: QuantizedScheme,
-    dtype: ScaleDtype,
-) -> _Pass:
-    """Scales refitted to the codes, then codes moved to the scales: each row only ever gains."""
-    if can_refit(scheme):
-        grid = refit_grid(weight, best.levels, best.grid, hessian, scheme, dtype)
-        best = best.where(_scored(weight, hessian, grid, best.levels, scheme))
-    wide = best.grid.columns(scheme, weight.shape[1])
-    levels = sweep_levels(weight, hessian, best.levels, wide, order, scheme)
-    return best.where(_scored(weight, hessian, best.grid, levels, scheme))
-
-
-def _nearest_pass(
-    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scheme: QuantizedScheme
-) -> _Pass:
-    """No feedback at all: the floor below which no row may fall."""
-    levels = nearest_levels(weight, grid.columns(scheme, weight.shape[1]), scheme)
-    return _scored(weight, hessian, grid, levels, scheme)
-
-
-def _scored(
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    grid: Grid,
-    levels: torch.Tensor,
-    scheme: QuantizedScheme,
-) -> _Pass:
-    dequantized = decode(levels, grid.columns(scheme, weight.shape[1]))
-    return _Pass(grid, levels, dequantized, quadratic_form(weight - dequantized, hessian))
-
-
-def _feedback_pass(
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    factored: Factor,
-    grid: Grid,
-    scheme: QuantizedScheme,
-) -> _Pass:
-    """Algorithm 1 on a fixed grid; what comes back is in plain column order.
-
-    Works on the transpose, so that the column in hand is contiguous. Inside a chunk each error is
-    spread at once; columns beyond it get the whole chunk's errors in one product.
-    """
-    order, upper = factored.order, factored.upper
-    wide = grid.columns(scheme, weight.shape[1])
-    left = weight.T[order].contiguous()
-    scale = wide.scale.T[order].contiguous()
-    zero = wide.zero.T[order].contiguous()
-    levels = torch.empty_like(left)
-    for start in range(0, len(left), _COLUMN_CHUNK):
-        stop = min(start + _COLUMN_CHUNK, len(left))
-        errors = torch.empty_like(left[start:stop])
-        for j in range(start, stop):
-            q = snap(left[j] / scale[j] + zero[j], scheme)
-            levels[j] = q
-            error = left[j] - (q - zero[j]) * scale[j]
-            error /= upper[j, j]
-            errors[j - start] = error
-            left[j + 1 : stop].addr_(upper[j, j + 1 : stop], error, alpha=-1.0)
-        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1.0)
-    plain = torch.empty_like(levels)
-    plain[order] = levels
-    return _scored(weight, hessian, grid, plain.T.contiguous(), scheme)

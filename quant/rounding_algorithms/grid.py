@@ -5,6 +5,7 @@ that the error it compensates is the error that the reader of the file gets. A l
 that a code stands for before it is scaled: the code itself for integers, the value of a codebook.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -97,6 +98,12 @@ def stored_scale(scale: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
     bounded = scale.float().abs().clamp(min=limits.tiny, max=limits.max)
     rounded = bounded.to(_TORCH[dtype]).float() * scale.sign()
     return torch.where(scale == 0, torch.ones_like(rounded), rounded)
+
+
+def scale_limits(dtype: ScaleDtype) -> tuple[int, float, float]:
+    """(bits of the mantissa, smallest, largest) of the scales that `stored_scale` gives."""
+    limits = torch.finfo(_TORCH[dtype])
+    return -round(math.log2(limits.eps)), limits.tiny, limits.max
 
 
 def nearest_levels(weight: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> torch.Tensor:

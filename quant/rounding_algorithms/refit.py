@@ -23,23 +23,25 @@ def refit_grid(
     weight: torch.Tensor,
     levels: torch.Tensor,
     grid: Grid,
+    product: torch.Tensor,
     hessian: torch.Tensor,
     scheme: QuantizedScheme,
     dtype: ScaleDtype,
 ) -> Grid:
     """The scales that minimise (w - q) H (w - q)^T of each row, zero points and levels unchanged.
 
-    With c_g the steps (level - zero) of group g, a row's scales s solve A s = b, where
-    A[g, h] = c_g H c_h and b[g] = c_g H w. A scale that would change its sign keeps its old value.
+    With c_g the steps (level - zero) of group g, a row's scales move by the solution of A x = b,
+    where A[g, h] = c_g H c_h and b[g] = c_g H (w - q). A scale that would change its sign keeps its
+    old value. product: float32 [out, in], (W - Q) H.
     """
     if scheme.ggml_type is not None:
         return refit_blocks(weight, levels, grid, hessian, scheme)
     steps = levels - grid.columns(scheme, weight.shape[1]).zero
     matrix = _group_products(steps, hessian, scheme)
-    target = (grouped(weight @ hessian, scheme) * grouped(steps, scheme)).sum(-1)
+    target = (grouped(product, scheme) * grouped(steps, scheme)).sum(-1)
     ridge = matrix.diagonal(dim1=1, dim2=2).mean(-1) * _RIDGE + torch.finfo(torch.float32).tiny
     matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    scale = torch.linalg.solve(matrix.double(), target.double()).float()
+    scale = grid.scale + torch.linalg.solve(matrix.double(), target.double()).float()
     usable = torch.isfinite(scale) & (scale * grid.scale > 0)
     return Grid(stored_scale(torch.where(usable, scale, grid.scale), dtype), grid.zero)
 

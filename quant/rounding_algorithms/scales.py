@@ -4,20 +4,18 @@ magnitude."""
 import torch
 
 from quant.format.scheme import IntScheme, PerTensor, QuantizedScheme
+from quant.kernels import _rounding
 from quant.rounding_algorithms.grid import (
     Grid,
     ScaleDtype,
     decode,
-    joined,
     nearest_levels,
+    scale_limits,
     stored_scale,
 )
 
-_SHRINK_STEPS = 25
-_SMALLEST_SHRINK = 0.5
+_SHRINKS = [1.0 - step / 48 for step in range(25)]
 _REFIT_ROUNDS = 3
-_CHUNK_ELEMENTS = 1 << 18
-"""Rows are searched in chunks whose temporaries stay in a processor's cache."""
 
 
 def grouped(weight: torch.Tensor, scheme: QuantizedScheme) -> torch.Tensor:
@@ -76,56 +74,26 @@ def search_grid(
     symmetric scheme tries negative scales as well. Only a strict improvement replaces a grid, so
     ties keep the largest scale and the result is deterministic.
     """
-    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
-    parts = []
-    for part in torch.split(weight, rows):
-        grid, error = _search_rows(part, importance, scheme, dtype, lowest_zero)
-        if signed and scheme.symmetric:
-            mirrored, mirrored_error = _search_rows(-part, importance, scheme, dtype)
-            negative = Grid(-mirrored.scale, mirrored.zero)
-            grid = grid.where(mirrored_error < error, negative)
-        parts.append(grid)
-    return joined(parts)
-
-
-def _search_rows(
-    weight: torch.Tensor,
-    importance: torch.Tensor,
-    scheme: IntScheme,
-    dtype: ScaleDtype,
-    lowest_zero: int = 0,
-) -> tuple[Grid, torch.Tensor]:
-    groups = grouped(weight, scheme)
-    h = grouped(importance[None, :], scheme)
-    best = full_range_grid(weight, scheme, dtype, lowest_zero=lowest_zero)
-    best_error = group_error(groups, h, best, scheme)
-    for step in range(1, _SHRINK_STEPS):
-        shrink = 1.0 - (1.0 - _SMALLEST_SHRINK) * step / (_SHRINK_STEPS - 1)
-        candidate = full_range_grid(weight, scheme, dtype, shrink, lowest_zero)
-        best, best_error = keep_better(groups, h, scheme, best, best_error, candidate)
-    for _ in range(_REFIT_ROUNDS):
-        candidate = _least_squares_grid(groups, h, best, scheme, dtype)
-        best, best_error = keep_better(groups, h, scheme, best, best_error, candidate)
-        if not scheme.symmetric:
-            for shift in (-1.0, 1.0):
-                zero = (best.zero + shift).clamp_(scheme.qmin + lowest_zero, scheme.qmax)
-                candidate = _least_squares_grid(groups, h, Grid(best.scale, zero), scheme, dtype)
-                best, best_error = keep_better(groups, h, scheme, best, best_error, candidate)
-    return best, best_error
-
-
-def keep_better(
-    groups: torch.Tensor,
-    h: torch.Tensor,
-    scheme: QuantizedScheme,
-    best: Grid,
-    best_error: torch.Tensor,
-    candidate: Grid,
-) -> tuple[Grid, torch.Tensor]:
-    """The better grid of each group, and its error [out, groups]."""
-    error = group_error(groups, h, candidate, scheme)
-    better = error < best_error
-    return best.where(better, candidate), torch.where(better, error, best_error)
+    rows, groups, _ = grouped(weight, scheme).shape
+    scale, zero = torch.empty(rows, groups), torch.empty(rows, groups)
+    kept_bits, smallest, largest = scale_limits(dtype)
+    _rounding.search(
+        weight.contiguous().numpy(),
+        importance.contiguous().numpy(),
+        scheme.qmin,
+        scheme.qmax,
+        scheme.symmetric,
+        signed and scheme.symmetric,
+        lowest_zero,
+        kept_bits,
+        smallest,
+        largest,
+        _SHRINKS,
+        _REFIT_ROUNDS,
+        scale.numpy(),
+        zero.numpy(),
+    )
+    return Grid(scale, zero)
 
 
 def group_error(
@@ -135,15 +103,3 @@ def group_error(
     wide = Grid(grid.scale[..., None], grid.zero[..., None])
     difference = decode(nearest_levels(groups, wide, scheme), wide).sub_(groups)
     return difference.square_().mul_(h).sum(-1)
-
-
-def _least_squares_grid(
-    groups: torch.Tensor, h: torch.Tensor, grid: Grid, scheme: IntScheme, dtype: ScaleDtype
-) -> Grid:
-    """The best scale for the codes that `grid` gives: sum(h*w*c) / sum(h*c*c), c = code - zero."""
-    wide = Grid(grid.scale[..., None], grid.zero[..., None])
-    steps = nearest_levels(groups, wide, scheme).sub_(wide.zero)
-    weighted = steps * h
-    norm = (weighted * steps).sum(-1)
-    scale = (weighted * groups).sum(-1) / torch.where(norm > 0, norm, torch.ones_like(norm))
-    return Grid(stored_scale(torch.where(scale > 0, scale, grid.scale), dtype), grid.zero)

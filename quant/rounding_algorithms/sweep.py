@@ -2,46 +2,58 @@
 
 import torch
 
-from quant.format.scheme import QuantizedScheme
-from quant.rounding_algorithms.grid import Grid, decode, nearest_levels
-
-_COLUMN_CHUNK = 128
+from quant.kernels import _rounding
+from quant.rounding_algorithms.grid import decode, nearest_levels
+from quant.rounding_algorithms.walk import Walk
 
 
 def sweep_levels(
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    levels: torch.Tensor,
-    wide: Grid,
-    order: torch.Tensor,
-    scheme: QuantizedScheme,
-) -> torch.Tensor:
-    """One sweep over the columns in `order`; returns new levels, float32 [out, in].
+    levels: torch.Tensor, product: torch.Tensor, hessian: torch.Tensor, walk: Walk
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sweep in the order of `walk`: new levels and product, float32 [out, in].
 
-    With D = W - Q and G = D H, the best value of column j alone is q_j + G_j / H_jj, rounded to the
-    grid; G then moves by -change * H_j. Works on transposes and in chunks, as GPTQ does. `wide`:
-    the grid of each column.
+    With D = W - Q and G = D H (`product`), the best value of column j alone is q_j + G_j / H_jj,
+    rounded to the grid; G then moves by -change * H_j. Works on transposes and in chunks, as GPTQ
+    does.
     """
-    matrix = hessian[order][:, order]
-    lost = weight - decode(levels, wide)
-    gradient = matrix @ lost.T[order]
-    curvature = matrix.diagonal()
-    curvature = torch.where(curvature > 0, curvature, torch.ones_like(curvature))
-    scale = wide.scale.T[order].contiguous()
-    zero = wide.zero.T[order].contiguous()
-    current = levels.T[order].contiguous()
-    for start in range(0, len(current), _COLUMN_CHUNK):
-        stop = min(start + _COLUMN_CHUNK, len(current))
-        changes = torch.empty_like(current[start:stop])
-        for j in range(start, stop):
-            grid = Grid(scale[j], zero[j])
-            value = decode(current[j], grid)
-            moved = nearest_levels(value + gradient[j] / curvature[j], grid, scheme)
-            change = (moved - current[j]) * scale[j]
-            current[j] = moved
-            changes[j - start] = change
-            gradient[j + 1 : stop].addr_(matrix[j, j + 1 : stop], change, alpha=-1.0)
-        gradient[stop:].addmm_(matrix[start:stop, stop:].T, changes, alpha=-1.0)
-    plain = torch.empty_like(current)
-    plain[order] = current
-    return plain.T.contiguous()
+    matrix = hessian[walk.order][:, walk.order]
+    gradient, current = walk.visited(product), walk.visited(levels)
+    chunk_pass = _compiled_chunk if walk.compiled else _plain_chunk
+    for chunk in walk.chunks():
+        mixing = matrix[chunk, chunk].contiguous()
+        changes = chunk_pass(gradient[chunk], walk, chunk, mixing, current[chunk])
+        gradient.addmm_(matrix[chunk].T, changes, alpha=-1.0)
+    return walk.plain(current), walk.plain(gradient)
+
+
+def _compiled_chunk(
+    gradient: torch.Tensor, walk: Walk, chunk: slice, mixing: torch.Tensor, levels: torch.Tensor
+) -> torch.Tensor:
+    changes = torch.empty_like(gradient)
+    _rounding.sweep(
+        gradient.numpy(),
+        walk.scale.numpy(),
+        walk.zero.numpy(),
+        walk.group_of[chunk].numpy(),
+        mixing.numpy(),
+        *walk.bounds(),
+        levels.numpy(),
+        changes.numpy(),
+    )
+    return changes
+
+
+def _plain_chunk(
+    gradient: torch.Tensor, walk: Walk, chunk: slice, mixing: torch.Tensor, levels: torch.Tensor
+) -> torch.Tensor:
+    """The same in torch, for any levels. levels: float32 [columns, out], written."""
+    left, changes = gradient.clone(), torch.empty_like(gradient)
+    for j in range(len(left)):
+        grid = walk.grid(chunk.start + j)
+        curvature = mixing[j, j] if mixing[j, j] > 0 else torch.ones(())
+        value = decode(levels[j], grid)
+        moved = nearest_levels(value + left[j] / curvature, grid, walk.scheme)
+        changes[j] = (moved - levels[j]) * grid.scale
+        levels[j] = moved
+        left[j + 1 :].addr_(mixing[j + 1 :, j], changes[j], alpha=-1.0)
+    return changes

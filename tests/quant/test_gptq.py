@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.rounding_algorithms.factor import factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
-from quant.rounding_algorithms.grid import ScaleDtype, nearest_levels
+from quant.rounding_algorithms.grid import ScaleDtype, decode, nearest_levels
 from quant.rounding_algorithms.result import Rounded, quadratic_form
 from quant.rounding_algorithms.rtn import choose_grid, round_to_nearest
 from quant.rounding_algorithms.sweep import sweep_levels
+from quant.rounding_algorithms.walk import Walk
 from quant.tasks import ScaleChoice
 
 Matrix = npt.NDArray[np.float64]
@@ -208,7 +209,8 @@ def test_a_sweep_equals_dense_coordinate_descent() -> None:
     wide = grid.columns(scheme, weight.shape[1])
     start = nearest_levels(weight, wide, scheme)
     order = torch.from_numpy(np.random.default_rng(0).permutation(160))
-    ours = sweep_levels(weight, hessian, start, wide, order, scheme)
+    product = (weight - decode(start, wide)) @ hessian
+    ours, after = sweep_levels(start, product, hessian, Walk.over(grid, scheme, order))
     codes, moments = start.double().numpy(), hessian.double().numpy()
     scale, zero = wide.scale.double().numpy(), wide.zero.double().numpy()
     for j in order.tolist():
@@ -220,3 +222,8 @@ def test_a_sweep_equals_dense_coordinate_descent() -> None:
         codes[:, j] = np.argmin(losses, axis=0) + scheme.qmin
     np.testing.assert_array_equal(ours.numpy(), codes)
     assert (codes != start.numpy()).any()
+    difference = weight.double().numpy() - (codes - zero) * scale
+    # Each product comes of one float32 sum over the columns for the start, and one for all changes.
+    sizes = (np.abs(difference) + np.abs(weight.numpy() - (start.numpy() - zero) * scale)).max()
+    bound = 2 * 160 * 2.0**-24 * 2 * sizes * np.abs(moments).sum(0)
+    assert (np.abs(after.double().numpy() - difference @ moments) <= bound).all()

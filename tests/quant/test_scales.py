@@ -94,7 +94,8 @@ def test_refit_is_the_best_scale_for_its_codes(seed: int, scheme: IntScheme) -> 
     weight = torch.randn(3, 64, generator=generator)
     grid = full_range_grid(weight, scheme, "float32")
     codes = nearest_levels(weight, grid.columns(scheme, weight.shape[1]), scheme)
-    best = refit_grid(weight, codes, grid, hessian, scheme, "float32")
+    product = (weight - rounded(weight, grid, scheme)) @ hessian
+    best = refit_grid(weight, codes, grid, product, hessian, scheme, "float32")
 
     def loss(scale: torch.Tensor) -> torch.Tensor:
         values = decode(codes, Grid(scale, grid.zero).columns(scheme, weight.shape[1]))
