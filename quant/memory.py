@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from quant.recipe import CalibrationSpec, Recipe
+from quant.tasks import CORRECTING
 
 if TYPE_CHECKING:
     from quant.skeleton import Skeleton
@@ -32,7 +33,7 @@ def carried_bytes(skeleton: "Skeleton", recipe: Recipe) -> int:
     """Hidden states of all calibration tokens: twice where those of the float model go along."""
     spec = recipe.calibration
     algorithms = {recipe.algorithm, *(override.algorithm for override in recipe.overrides)}
-    copies = 2 if "gptaq" in algorithms else 1
+    copies = 2 if algorithms & CORRECTING else 1
     item = skeleton.compute_dtype.itemsize
     return copies * spec.samples * spec.tokens * skeleton.hidden_size * item
 

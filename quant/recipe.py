@@ -54,7 +54,7 @@ class GptqSpec(_Strict):
     activation_order: "static" visits columns by falling activation and keeps the plain layout.
     polish: rounds of fitting the scales again under the whole Hessian and moving single codes.
     first_token_share: how much the first token of each sample counts for; see `quant.statistics`.
-    correction: for algorithm gptaq, how much of what earlier layers lost a target makes up for.
+    correction: for gptaq and qronos, how much of what earlier layers lost a target makes up for.
     """
 
     damping: float = Field(default=0.01, gt=0.0, le=1.0)

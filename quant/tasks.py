@@ -10,7 +10,9 @@ from quant.transforms.settings import LayerTransforms
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 ScaleChoice = Literal["range", "search", "signed"]
 """How scales are chosen: to clip nothing; by least weighted error; the same with either sign."""
-Algorithm = Literal["rtn", "gptq", "gptaq"]
+Algorithm = Literal["rtn", "gptq", "gptaq", "qronos"]
+CORRECTING: frozenset[Algorithm] = frozenset({"gptaq", "qronos"})
+"""Those whose targets make up for what earlier layers lost."""
 Deviation = Literal["damping_raised", "rtn_fallback", "shared_statistics"]
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Linears that servers make one of: what a whole tensor shares, they share."""
@@ -27,7 +29,7 @@ class LinearTask:
     @property
     def corrected(self) -> bool:
         """Whether its target is what the linear gives in the model that is not quantized."""
-        return self.algorithm == "gptaq"
+        return self.algorithm in CORRECTING
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from quant.rounding_algorithms.correction import corrected_weight
 from quant.rounding_algorithms.factor import Factor, NotPositiveDefiniteError, factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
 from quant.rounding_algorithms.inputs import input_scale, stores_input_scale
+from quant.rounding_algorithms.qronos import FirstColumn
 from quant.rounding_algorithms.result import AS_ASKED, SHARED, Rounded
 from quant.rounding_algorithms.rtn import round_to_nearest
 from quant.tasks import FUSED, LinearTask, RoundingSettings
@@ -123,8 +124,11 @@ def _gptq_or_fallback(
     )
     stack = [weights[task.module] for task in tasks]
     targets = _targets(stack, moments, factored, settings) if tasks[0].corrected else stack
-    scheme, dtype = tasks[0].scheme, settings.scale_dtype
-    rounded = gptq(targets, moments.hessian, factored, scheme, dtype, options, workers, stack)
+    starts = None
+    if tasks[0].algorithm == "qronos":
+        starts = _starts(stack, targets, moments, factored, settings)
+    scheme, dtype, hessian = tasks[0].scheme, settings.scale_dtype, moments.hessian
+    rounded = gptq(targets, hessian, factored, scheme, dtype, options, workers, stack, starts)
     return {task.module: result for task, result in zip(tasks, rounded, strict=True)}
 
 
@@ -138,6 +142,21 @@ def _targets(
     share = settings.correction_share
     return [
         corrected_weight(weight, moments.cross, moments.drift, factored, share) for weight in stack
+    ]
+
+
+def _starts(
+    stack: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    moments: StageMoments,
+    factored: Factor,
+    settings: RoundingSettings,
+) -> list[torch.Tensor]:
+    assert moments.cross is not None
+    first = FirstColumn(moments.hessian, moments.cross, factored, settings.correction_share)
+    return [
+        first.start(weight, target, moments.drift)
+        for weight, target in zip(stack, targets, strict=True)
     ]
 
 

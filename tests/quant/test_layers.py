@@ -239,7 +239,7 @@ def test_corrected_targets_bring_the_stream_closer(tmp_path: Path) -> None:
     tokens = sample_tokens(samples=96, length=32)
     scheme = IntScheme(3, True, PerGroup(32))
     lost = {}
-    algorithms: tuple[Algorithm, ...] = ("gptq", "gptaq")
+    algorithms: tuple[Algorithm, ...] = ("gptq", "gptaq", "qronos")
     for algorithm in algorithms:
         tasks = {
             name: replace(task, scheme=scheme, algorithm=algorithm)
@@ -248,6 +248,7 @@ def test_corrected_targets_bring_the_stream_closer(tmp_path: Path) -> None:
         results = run(prepared, tokens, tasks=tasks)
         lost[algorithm] = stream_error(prepared, results, tokens)
     assert lost["gptaq"] < 0.95 * lost["gptq"]
+    assert lost["qronos"] < 0.95 * lost["gptq"]
 
 
 def stream_error(prepared: Prepared, results: Mapping[str, Rounded], tokens: torch.Tensor) -> float:
