@@ -8,22 +8,22 @@ from typing import TypeVar
 
 import torch
 
+from quant.products import Rows, Term, product_jobs, rows_of
 from quant.workers import Workers, bfloat16_products
 
 _Result = TypeVar("_Result")
 
 _ROWS = 32768
-_TILE = 256
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows x float32 [tokens, columns], what each counts for, and what is multiplied with it beside
-    itself: by name, float32 [tokens, rows of the product]."""
+    """Inputs x [tokens, columns], what each token counts for, and what is multiplied with x beside
+    itself: by name, [tokens, rows of the product]."""
 
-    rows: torch.Tensor
+    inputs: Rows
     weight: float
-    others: Mapping[str, torch.Tensor]
+    others: Mapping[str, Rows]
 
 
 class InputMoments:
@@ -57,7 +57,7 @@ class InputMoments:
         self._weight = 0.0
         self._sum = torch.zeros(columns, columns)
         rows = {"cross": columns if cross else 0, "drift": drift}
-        self._products = {name: torch.zeros(r, columns) for name, r in rows.items() if r}
+        self._others = {name: torch.zeros(r, columns) for name, r in rows.items() if r}
         self._workers = workers
 
     def add(
@@ -72,35 +72,28 @@ class InputMoments:
         s - r of each, [..., drift]. weight: what a token counts for.
         Products and sums are float32, in fixed order.
         """
-        assert (exact is None) == ("cross" not in self._products)
-        assert (drift is None) == ("drift" not in self._products)
+        assert (exact is None) == ("cross" not in self._others)
+        assert (drift is None) == ("drift" not in self._others)
         inputs = [
             _Batch(batch, None if exact is None else exact[i], None if drift is None else drift[i])
             for i, batch in enumerate(batches)
         ]
         for group in _grouped(inputs):
-            faster = all(batch.inputs.dtype == torch.bfloat16 for batch in group)
-            jobs = [partial(self._parts, batch, weight, faster) for batch in group]
-            parts = [part for found in self._run(jobs) for part in found]
-            products = [
-                partial(self._add_products, start, parts)
-                for start in range(0, len(self._sum), _TILE)
-            ]
-            for name, product in self._products.items():
-                starts = range(0, len(product), _TILE)
-                products += [partial(self._add_other, name, start, parts) for start in starts]
-            with bfloat16_products() if faster else nullcontext():
-                self._run(products)
-            self._weight += sum(part.weight * len(part.rows) for part in parts)
+            as_bfloat16 = all(batch.inputs.dtype == torch.bfloat16 for batch in group)
+            weighted = [(batch, weight) for batch in group] + self._first_tokens(group, weight)
+            parts = self._run([partial(_part, *part, as_bfloat16) for part in weighted])
+            with bfloat16_products() if as_bfloat16 else nullcontext():
+                self._run(self._products(parts))
+            self._weight += sum(counts * batch.tokens for batch, counts in weighted)
             if self._find_absmax:
-                found = self._run([partial(_absmax, part.rows) for part in parts])
+                found = self._run([partial(_absmax, batch.inputs) for batch in group])
                 self.absmax = max(self.absmax, *found)
-            self.tokens += sum(batch.inputs.numel() // len(self._sum) for batch in group)
+            self.tokens += sum(batch.tokens for batch in group)
 
     @property
     def wants_exact(self) -> bool:
         """Whether `add` takes `exact`."""
-        return "cross" in self._products
+        return "cross" in self._others
 
     def hessian(self) -> torch.Tensor:
         """float32 [columns, columns]: the weighted mean of x x^T."""
@@ -116,29 +109,27 @@ class InputMoments:
         return self._mean("drift")
 
     def _mean(self, name: str) -> torch.Tensor | None:
-        product = self._products.get(name)
+        product = self._others.get(name)
         return None if product is None else product / max(self._weight, 1.0)
 
-    def _parts(self, batch: "_Batch", weight: float, faster: bool) -> list[_Part]:
-        parts = [_part(batch, weight, faster)]
-        if batch.inputs.ndim == 3 and self._share > 0.0:
-            extra = first_token_extra(self._share, batch.inputs.shape[1])
-            if extra > 0.0:
-                parts.append(_part(batch.first_tokens(), weight * extra, faster))
-        return parts
+    def _first_tokens(
+        self, group: Sequence["_Batch"], weight: float
+    ) -> list[tuple["_Batch", float]]:
+        """The first tokens of all samples, once more, and what each counts for beyond `weight`."""
+        batches: dict[float, list[_Batch]] = {}
+        for batch in group:
+            if batch.inputs.ndim == 3 and self._share > 0.0:
+                extra = first_token_extra(self._share, batch.inputs.shape[1])
+                batches.setdefault(weight * extra, []).append(batch)
+        return [(_first_tokens(same), extra) for extra, same in batches.items() if extra > 0.0]
 
-    def _add_products(self, start: int, parts: Sequence[_Part]) -> None:
-        """A row of tiles, from the diagonal on: the matrix is symmetric."""
-        tile = self._sum[start : start + _TILE, start:]
-        for part in parts:
-            left = part.rows[:, start : start + _TILE]
-            tile.addmm_(left.T, part.rows[:, start:], alpha=part.weight)
-
-    def _add_other(self, name: str, start: int, parts: Sequence[_Part]) -> None:
-        tile = self._products[name][start : start + _TILE]
-        for part in parts:
-            left = part.others[name][:, start : start + _TILE]
-            tile.addmm_(left.T, part.rows, alpha=part.weight)
+    def _products(self, parts: Sequence[_Part]) -> list[Callable[[], None]]:
+        squares = [Term(part.inputs, part.inputs, part.weight) for part in parts]
+        jobs = product_jobs(self._sum, squares, upper=True)
+        for name, product in self._others.items():
+            terms = [Term(part.others[name], part.inputs, part.weight) for part in parts]
+            jobs += product_jobs(product, terms, upper=False)
+        return jobs
 
     def _run(self, jobs: Sequence[Callable[[], _Result]]) -> list[_Result]:
         return [job() for job in jobs] if self._workers is None else self._workers.run(jobs)
@@ -157,31 +148,42 @@ class _Batch:
     exact: torch.Tensor | None
     drift: torch.Tensor | None
 
-    def first_tokens(self) -> "_Batch":
-        rest = (None if other is None else other[:, 0] for other in (self.exact, self.drift))
-        return _Batch(self.inputs[:, 0], *rest)
+    @property
+    def tokens(self) -> int:
+        return self.inputs.numel() // self.inputs.shape[-1]
 
 
-def _part(batch: _Batch, weight: float, faster: bool) -> _Part:
-    """faster: products will be of bfloat16 numbers. Inputs are such; differences lose 8 bits of
-    their own size by it, which is far below what is made up for."""
-    rows, others = _flat(batch.inputs), dict[str, torch.Tensor]()
+def _first_tokens(batches: Sequence[_Batch]) -> _Batch:
+    """Those of every sample, as one batch."""
+
+    def first(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        there = [value[:, 0] for value in values if value is not None]
+        return torch.cat(there) if there else None
+
+    inputs = torch.cat([batch.inputs[:, 0] for batch in batches])
+    return _Batch(inputs, first([b.exact for b in batches]), first([b.drift for b in batches]))
+
+
+def _part(batch: _Batch, weight: float, as_bfloat16: bool) -> _Part:
+    """as_bfloat16: inputs are such numbers; differences lose 8 bits of their own size by it, which
+    is far below what is made up for."""
+    others = {}
     if batch.exact is not None:
-        others["cross"] = _flat(batch.exact) - rows
+        others["cross"] = rows_of(
+            _flat(batch.exact).float() - _flat(batch.inputs).float(), as_bfloat16
+        )
     if batch.drift is not None:
-        others["drift"] = _flat(batch.drift)
-    if faster:
-        others = {name: other.bfloat16().float() for name, other in others.items()}
-    return _Part(rows, weight, others)
+        others["drift"] = rows_of(_flat(batch.drift), as_bfloat16)
+    return _Part(rows_of(_flat(batch.inputs), as_bfloat16), weight, others)
 
 
-def _absmax(rows: torch.Tensor) -> float:
-    low, high = torch.aminmax(rows)
+def _absmax(values: torch.Tensor) -> float:
+    low, high = torch.aminmax(values)
     return max(-float(low), float(high))
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:
-    return values.reshape(-1, values.shape[-1]).float()
+    return values.reshape(-1, values.shape[-1])
 
 
 def _grouped(batches: Sequence[_Batch]) -> Iterator[list[_Batch]]:
@@ -190,7 +192,7 @@ def _grouped(batches: Sequence[_Batch]) -> Iterator[list[_Batch]]:
     rows = 0
     for batch in batches:
         group.append(batch)
-        rows += batch.inputs.numel() // batch.inputs.shape[-1]
+        rows += batch.tokens
         if rows >= _ROWS:
             yield group
             group, rows = [], 0

@@ -1,1 +1,2 @@
-"""The loops of rounding that visit columns one by one, compiled: see `_rounding.pyi`."""
+"""The loops of rounding that visit columns one by one, compiled, and the sums of products of
+bfloat16 numbers: see `_rounding.pyi` and `_moments.pyi`."""
