@@ -166,7 +166,7 @@ sys.exit(run(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("quant.run", "_module_report", 9),
+        ("quant.run", "module_report", 9),
         ("coldpress.pressing", "write_manifest", 1),
         ("quant.format.staging", "_move_into_place", 2),
     ],
@@ -190,7 +190,7 @@ def test_a_killed_run_leaves_nothing_that_loads(
 
 @pytest.mark.parametrize(
     ("module", "name", "call"),
-    [("quant.run", "_module_report", 9), ("coldpress.pressing", "write_manifest", 1)],
+    [("quant.run", "module_report", 9), ("coldpress.pressing", "write_manifest", 1)],
 )
 def test_a_killed_run_is_taken_up(
     module: str, name: str, call: int, tiny: Path, text_file: Path, tmp_path: Path
@@ -212,7 +212,7 @@ def test_a_killed_run_is_taken_up(
 
 
 def test_interrupt_while_quantizing_is_130_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
-    program = STOPPED_AT.format(module="quant.run", name="_module_report", call=3, how="SIGINT")
+    program = STOPPED_AT.format(module="quant.run", name="module_report", call=3, how="SIGINT")
     args = ["quantize", str(tiny), "-o", str(tmp_path / "out"), "--recipe", "rtn-w4a16"]
     stopped = subprocess.run(
         [sys.executable, "-c", program, *args], stderr=subprocess.PIPE, text=True, timeout=60
