@@ -15,10 +15,17 @@ from quant.rounding_algorithms.factor import Factor
 from quant.rounding_algorithms.feedback import feedback_levels
 from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, joined, nearest_levels
 from quant.rounding_algorithms.refit import can_refit, refit_grid
-from quant.rounding_algorithms.result import AS_ASKED, Rounded, split_rows
+from quant.rounding_algorithms.result import (
+    AS_ASKED,
+    Losses,
+    Rounded,
+    losses_of,
+    quadratic_form,
+    split_rows,
+)
 from quant.rounding_algorithms.rtn import choose_grid, rows_share_scales
 from quant.rounding_algorithms.sweep import sweep_levels
-from quant.rounding_algorithms.walk import Walk
+from quant.rounding_algorithms.walk import Walk, permuted
 from quant.tasks import ScaleChoice
 from quant.workers import Workers
 
@@ -52,6 +59,8 @@ class _Pass:
     def where(self, other: "_Pass") -> "_Pass":
         """The better of the two passes, row by row: rows do not influence each other."""
         better = (other.loss < self.loss)[:, None]
+        if bool(better.all()):
+            return other
         return _Pass(
             self.grid.where(better, other.grid),
             torch.where(better, other.levels, self.levels),
@@ -84,7 +93,8 @@ def gptq(
         None if given is None or given is weights else torch.cat(list(given))
         for given in (originals, starts)
     ]
-    rounding = _Rounding(hessian, factored, scheme, dtype, options)
+    visited = permuted(hessian, factored.order)
+    rounding = _Rounding(hessian, visited, factored, scheme, dtype, options)
     shared = None
     if rows_share_scales(scheme):
         shared = rounding.choose_grid(stack)
@@ -97,7 +107,9 @@ def gptq(
         )
         for rows in _row_chunks(len(stack))
     ]
-    best = _joined(workers.run(jobs) if workers else [job() for job in jobs])
+    done = workers.run(jobs) if workers else [job() for job in jobs]
+    best = _joined([best for best, _ in done])
+    losses = torch.cat([lost for _, (lost, _) in done]), torch.cat([all_ for _, (_, all_) in done])
     raised = factored.damping > options.damping
     state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
     return split_rows(
@@ -110,6 +122,7 @@ def gptq(
         hessian,
         state,
         factored,
+        losses,
     )
 
 
@@ -122,9 +135,10 @@ def _row_chunks(rows: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Rounding:
-    """What the rows of a stack have in common."""
+    """What the rows of a stack have in common. visited: the Hessian in visiting order."""
 
     hessian: torch.Tensor
+    visited: torch.Tensor
     factored: Factor
     scheme: QuantizedScheme
     dtype: ScaleDtype
@@ -142,19 +156,27 @@ class _Rounding:
         grid: Grid | None,
         original: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
-    ) -> _Pass:
+    ) -> tuple[_Pass, Losses]:
+        """The best that was found for `weight`, and what it loses of the original."""
         grid = self.choose_grid(weight) if grid is None else grid
-        wide = grid.columns(self.scheme, weight.shape[1])
-        best = self.scored(weight, grid, nearest_levels(weight, wide, self.scheme))
-        if original is not None:
-            plain = nearest_levels(original, wide, self.scheme)
-            best = best.where(self.scored(weight, grid, plain))
         walk = Walk.over(grid, self.scheme, self.factored.order)
         levels = feedback_levels(weight if start is None else start, self.factored, walk)
-        best = best.where(self.scored(weight, grid, levels))
+        best = self.scored(weight, grid, levels)
+        for target in (weight,) if original is None else (weight, original):
+            best = self.at_least_nearest(weight, target, best)
         for _ in range(self.options.polish):
             best = self.polish(weight, best)
-        return best
+        if original is None:
+            return best, (best.loss, quadratic_form(weight, self.hessian))
+        return best, losses_of(original, best.dequantized, self.hessian)
+
+    def at_least_nearest(self, weight: torch.Tensor, target: torch.Tensor, best: _Pass) -> _Pass:
+        """`best`, but rows that lose less with `target` rounded to nearest have that instead."""
+        wide = best.grid.columns(self.scheme, weight.shape[1])
+        levels = nearest_levels(target, wide, self.scheme)
+        if bool((best.loss < quadratic_form(weight - decode(levels, wide), self.hessian)).all()):
+            return best
+        return self.scored(weight, best.grid, levels).where(best)
 
     def polish(self, weight: torch.Tensor, best: _Pass) -> _Pass:
         """Scales refitted to the codes, then codes moved to them: each row only ever gains."""
@@ -165,7 +187,7 @@ class _Rounding:
             )
             best = best.where(self.scored(weight, grid, best.levels))
         walk = Walk.over(best.grid, scheme, self.factored.order)
-        levels, product = sweep_levels(best.levels, best.product, hessian, walk)
+        levels, product = sweep_levels(best.levels, best.product, self.visited, walk)
         return best.where(self.scored(weight, best.grid, levels, product))
 
     def scored(

@@ -49,11 +49,13 @@ def refit_grid(
 def _group_products(
     steps: torch.Tensor, hessian: torch.Tensor, scheme: QuantizedScheme
 ) -> torch.Tensor:
-    """float32 [out, groups, groups]: c_g H c_h of each row."""
+    """float32 [out, groups, groups]: c_g H c_h of each row, which is c_h H c_g."""
     parts = grouped(steps, scheme)
     rows, count, size = parts.shape
     products = torch.empty(rows, count, count)
     for g in range(count):
-        spread = parts[:, g] @ hessian[g * size : (g + 1) * size]
-        products[:, g] = (grouped(spread, scheme) * parts).sum(-1)
+        spread = parts[:, g] @ hessian[g * size : (g + 1) * size, g * size :]
+        above = (spread.reshape(rows, -1, size) * parts[:, g:]).sum(-1)
+        products[:, g, g:] = above
+        products[:, g:, g] = above
     return products

@@ -13,8 +13,13 @@ from quant.rounding_algorithms.factor import Factor
 from quant.rounding_algorithms.grid import Grid, ScaleDtype, to_quantized_tensor
 from quant.rounding_algorithms.levels import level_range
 
+_COLUMN_CHUNK = 128
 AS_ASKED = "as asked"
 SHARED = "statistics shared with its layer"
+
+
+Losses = tuple[torch.Tensor, torch.Tensor]
+"""dW H dW^T and W H W^T of each row, float32 [out]."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,15 @@ def split_rows(
     hessian: torch.Tensor | None,
     state: str,
     factored: Factor | None = None,
+    losses: Losses | None = None,
 ) -> list[Rounded]:
-    """What a stack of `weights` became, one by one: levels and dequantized are [rows, in]."""
+    """What a stack of `weights` became, one by one: levels and dequantized are [rows, in].
+
+    losses: of the stack's rows, where they are known already.
+    """
     dead = 0 if hessian is None else int((hessian.diagonal() == 0).sum())
+    if losses is None and hessian is not None:
+        losses = losses_of(torch.cat(list(weights)), dequantized, hessian)
     results, row = [], 0
     for weight in weights:
         rows = slice(row, row + len(weight))
@@ -81,7 +92,8 @@ def split_rows(
                 state,
                 None if factored is None else factored.damping,
                 dead,
-                *relative_errors(weight, worth, hessian),
+                _ratio((weight - worth).square().sum(), weight.square().sum()),
+                None if losses is None else _ratio(losses[0][rows].sum(), losses[1][rows].sum()),
                 clip_ratio(weight, part, scheme),
                 None if factored is None else factored.condition(),
             )
@@ -98,24 +110,26 @@ def clip_ratio(weight: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> flo
     return float(((steps < lowest - 0.5) | (steps > highest + 0.5)).float().mean())
 
 
-def relative_errors(
-    weight: torch.Tensor, dequantized: torch.Tensor, hessian: torch.Tensor | None
-) -> tuple[float, float | None]:
-    """(weight_error, output_error) of Rounded; 0 where the weight itself is all zeros."""
-    difference = weight - dequantized
-    weight_error = _ratio(difference.square().sum(), weight.square().sum())
-    if hessian is None:
-        return weight_error, None
-    lost = quadratic_form(difference, hessian).sum()
-    return weight_error, _ratio(lost, quadratic_form(weight, hessian).sum())
+def losses_of(weight: torch.Tensor, dequantized: torch.Tensor, hessian: torch.Tensor) -> Losses:
+    """What each row loses, and what there is to lose."""
+    return quadratic_form(weight - dequantized, hessian), quadratic_form(weight, hessian)
 
 
 def quadratic_form(rows: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """r H r^T of each row: [out, in], [in, in] -> [out]."""
-    return ((rows @ hessian) * rows).sum(-1)
+    """r H r^T of each row: [out, in], symmetric [in, in] -> [out]. What lies below the diagonal
+    equals what lies above it, so that only the latter is multiplied."""
+    total = rows.new_zeros(len(rows))
+    for start in range(0, rows.shape[1], _COLUMN_CHUNK):
+        stop = min(start + _COLUMN_CHUNK, rows.shape[1])
+        part = rows[:, start:stop]
+        product = part @ hessian[start:stop, start:stop]
+        product.addmm_(rows[:, :start], hessian[:start, start:stop], alpha=2.0)
+        total += product.mul_(part).sum(-1)
+    return total
 
 
 def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
+    """sqrt(part / whole); 0 where the weight itself is all zeros."""
     if float(whole) <= 0.0:
         return 0.0
     return float((part.clamp(min=0.0) / whole).sqrt())

@@ -8,15 +8,14 @@ from quant.rounding_algorithms.walk import Walk
 
 
 def sweep_levels(
-    levels: torch.Tensor, product: torch.Tensor, hessian: torch.Tensor, walk: Walk
+    levels: torch.Tensor, product: torch.Tensor, matrix: torch.Tensor, walk: Walk
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One sweep in the order of `walk`: new levels and product, float32 [out, in].
 
     With D = W - Q and G = D H (`product`), the best value of column j alone is q_j + G_j / H_jj,
     rounded to the grid; G then moves by -change * H_j. Works on transposes and in chunks, as GPTQ
-    does.
+    does. matrix: float32 [in, in], H with rows and columns in that order.
     """
-    matrix = hessian[walk.order][:, walk.order]
     gradient, current = walk.visited(product), walk.visited(levels)
     chunk_pass = _compiled_chunk if walk.compiled else _plain_chunk
     for chunk in walk.chunks():

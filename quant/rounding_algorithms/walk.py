@@ -54,10 +54,16 @@ class Walk:
 
     def visited(self, rows: torch.Tensor) -> torch.Tensor:
         """[out, in] as [in, out] by step, contiguous."""
-        return rows.T[self.order].contiguous()
+        return rows.T.contiguous().index_select(0, self.order)
 
     def plain(self, visited: torch.Tensor) -> torch.Tensor:
         """The inverse of `visited`."""
         rows = torch.empty_like(visited)
         rows[self.order] = visited
         return rows.T.contiguous()
+
+
+def permuted(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """A symmetric matrix with rows and columns in `order`. Whole rows are moved, twice, since that
+    is many times faster than to pick elements."""
+    return matrix.index_select(0, order).T.contiguous().index_select(0, order)

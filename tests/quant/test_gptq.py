@@ -210,7 +210,8 @@ def test_a_sweep_equals_dense_coordinate_descent() -> None:
     start = nearest_levels(weight, wide, scheme)
     order = torch.from_numpy(np.random.default_rng(0).permutation(160))
     product = (weight - decode(start, wide)) @ hessian
-    ours, after = sweep_levels(start, product, hessian, Walk.over(grid, scheme, order))
+    visited = hessian[order][:, order]
+    ours, after = sweep_levels(start, product, visited, Walk.over(grid, scheme, order))
     codes, moments = start.double().numpy(), hessian.double().numpy()
     scale, zero = wide.scale.double().numpy(), wide.zero.double().numpy()
     for j in order.tolist():
