@@ -50,7 +50,7 @@ def round_stage(outs: list[int], columns: int) -> list[float]:
     weights = [torch.randn(out, columns, generator=generator) * 0.05 for out in outs]
     options = GptqOptions()
     with fixed_division() as workers:
-        factored, *first = timed(lambda: factor(hessian, options.damping, True))
+        factored, *first = timed(lambda: factor(hessian, options.damping, True, workers))
         _, *second = timed(
             lambda: gptq(weights, hessian, factored, _SCHEME, "bfloat16", options, workers)
         )

@@ -111,7 +111,7 @@ def _gptq_or_fallback(
     workers: Workers,
 ) -> dict[str, Rounded]:
     try:
-        factored = factor(moments.hessian, settings.damping, settings.by_activation)
+        factored = factor(moments.hessian, settings.damping, settings.by_activation, workers)
     except NotPositiveDefiniteError as error:
         state = f"fallback rtn: {error}"
         return _nearest(tasks, weights, moments.hessian, settings, state)

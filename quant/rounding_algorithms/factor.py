@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from quant.rounding_algorithms.cholesky import cholesky, inverse_of_lower
+from quant.rounding_algorithms.walk import permuted
+from quant.workers import Workers
+
 _LARGEST_DAMPING = 1.0
 
 
@@ -46,33 +50,34 @@ def visiting_order(diagonal: torch.Tensor, by_activation: bool) -> torch.Tensor:
     return torch.arange(len(diagonal))
 
 
-def factor(hessian: torch.Tensor, damping: float, by_activation: bool) -> Factor:
+def factor(
+    hessian: torch.Tensor, damping: float, by_activation: bool, workers: Workers | None = None
+) -> Factor:
     """Factor `hessian` [in, in] after adding `damping` times its mean diagonal to the diagonal.
 
     The damping doubles on failure, up to 1. Dead columns (zero diagonal) do not count in the mean;
     alone in their row, they neither take nor give error. Raises NotPositiveDefiniteError.
     """
     order = visiting_order(hessian.diagonal(), by_activation)
-    permuted = hessian.double()[order][:, order]
-    alive = permuted.diagonal()[permuted.diagonal() != 0]
+    backwards = permuted(hessian, order.flip(0)).double()
+    alive = backwards.diagonal()[backwards.diagonal() != 0]
     mean = float(alive.mean()) if len(alive) else 1.0
     share = damping
     while True:
-        damped = permuted.clone()
+        damped = backwards.clone()
         damped.diagonal().add_(share * mean)
-        upper = _inverse_factor(damped)
+        upper = _inverse_factor(damped, workers)
         if upper is not None:
-            return Factor(upper.float(), order, share)
+            return Factor(upper, order, share)
         if share >= _LARGEST_DAMPING:
             raise NotPositiveDefiniteError(f"not positive definite with damping {share:g}")
         share = min(2.0 * share, _LARGEST_DAMPING)
 
 
-def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
-    """U, or None. With columns reversed, cholesky gives H = R R^T with R upper; U = inverse(R)."""
-    lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
-    if int(info) != 0 or not bool(torch.isfinite(lower).all()):
+def _inverse_factor(backwards: torch.Tensor, workers: Workers | None) -> torch.Tensor | None:
+    """U, float32, or None. Of H with rows and columns backwards Cholesky gives L L^T, which is
+    H = R R^T with R upper, its elements backwards; U = inverse(R). Overwrites its argument."""
+    lower = cholesky(backwards, workers)
+    if lower is None or not bool(torch.isfinite(lower).all()):
         return None
-    identity = torch.eye(len(matrix), dtype=matrix.dtype)
-    upper: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    return upper
+    return inverse_of_lower(lower, workers).float().flip(0, 1)

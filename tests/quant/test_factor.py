@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.rounding_algorithms.factor import NotPositiveDefiniteError, factor, visiting_order
+from quant.workers import fixed_division
 
 
 def moments(seed: int, columns: int, tokens: int) -> torch.Tensor:
@@ -29,6 +30,29 @@ def test_upper_is_the_cholesky_factor_of_the_inverse(
     identity = torch.eye(columns, dtype=torch.float64)
     torch.testing.assert_close(upper.T @ upper @ damped, identity, atol=1e-4, rtol=0)
     assert result.damping == 0.05
+
+
+def test_blocks_change_nothing_whoever_works_on_them() -> None:
+    """300 columns: three blocks, the last of them short. The bound is that of float32 storage."""
+    hessian = moments(1, 300, 900)
+    alone = factor(hessian, 0.01, True)
+    damped = hessian.double()[alone.order][:, alone.order]
+    damped.diagonal().add_(0.01 * damped.diagonal().mean())
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped)).T
+    torch.testing.assert_close(alone.upper, upper.float(), rtol=1e-6, atol=1e-7)
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with fixed_division() as workers:
+            assert torch.equal(factor(hessian, 0.01, True, workers).upper, alone.upper)
+    torch.set_num_threads(before)
+
+
+def test_a_block_that_is_not_positive_definite_is_noticed() -> None:
+    """Its pivot is the 200th from the end: in the second block of the factorization."""
+    hessian = torch.eye(300)
+    hessian[100, 100] = -0.5
+    assert factor(hessian, 0.4, False).damping == pytest.approx(0.8)
 
 
 def test_order_is_by_falling_activation_with_ties_by_index() -> None:
