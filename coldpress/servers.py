@@ -45,7 +45,7 @@ def judge_servers(
     used = {scheme for scheme in schemes.values() if isinstance(scheme, QuantizedScheme)}
     judges: Mapping[str, Callable[[], tuple[str | None, str]]] = {
         "vLLM": lambda: _vllm(format_name, schemes, used, kv_cache),
-        "transformers": lambda: _transformers(format_name, used),
+        "transformers": lambda: _transformers(format_name, schemes, used),
         "llama.cpp": lambda: _llama_cpp(schemes, shapes),
         "coldpress serve": lambda: _coldpress(schemes),
     }
@@ -57,6 +57,8 @@ def judge_servers(
 
 
 _EXPERT = re.compile(r"(.*\.experts\.)\d+\..+")
+
+_NO_TABLE = "set embeddings=null, and lm_head=null where they are one"
 
 Found = tuple[str | None, str]
 """A problem, or None and what the server needs."""
@@ -84,6 +86,8 @@ def _vllm(
             return None, "as AWQ"
         case "fp8":
             return None, "as FP8 in blocks; GPUs from compute capability 8.9 on"
+        case "compressed-tensors" if _has_table(schemes):
+            return f"it finds no quantized token table by its name: {_NO_TABLE}", ""
         case "compressed-tensors" if len(used) > 1 and any(map(_EXPERT.fullmatch, schemes)):
             return "it looks for experts under the target 'Linear', which one scheme has alone", ""
         case "compressed-tensors":
@@ -110,7 +114,15 @@ def _vllm_compressed(scheme: QuantizedScheme) -> Found:
     return None, "through Marlin"
 
 
-def _transformers(format_name: Format, used: set[QuantizedScheme]) -> Found:
+def _has_table(schemes: Schemes) -> bool:
+    """Whether the token table is quantized."""
+    return any(
+        module.endswith("embed_tokens") and isinstance(scheme, QuantizedScheme)
+        for module, scheme in schemes.items()
+    )
+
+
+def _transformers(format_name: Format, schemes: Schemes, used: set[QuantizedScheme]) -> Found:
     match format_name:
         case "ggml":
             return "this format is coldpress's own: build a GGUF file of it", ""
@@ -118,6 +130,8 @@ def _transformers(format_name: Format, used: set[QuantizedScheme]) -> Found:
             return None, "with the package gptqmodel"
         case "fp8":
             return None, "on a GPU or XPU; it dequantizes to bfloat16 elsewhere"
+        case "compressed-tensors" if _has_table(schemes):
+            return f"it does not unpack a quantized token table: {_NO_TABLE}", ""
         case "compressed-tensors":
             if len(used) > 1 and any(not scheme.symmetric for scheme in used):
                 return "it does not load an asymmetric scheme mixed with others", ""

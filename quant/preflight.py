@@ -21,7 +21,7 @@ from quant.kv_cache import kv_cache_names, kv_cache_notes, require_kv_cache
 from quant.memory import peak_bytes, samples_per_batch, spooled_bytes
 from quant.recipe import Recipe
 from quant.resolve import Resolution, resolve
-from quant.tables import table_tasks
+from quant.tables import table_notes, table_tasks
 from quant.tasks import FloatDtype, LinearTask
 from quant.transforms.asked import rotated, scaled_tensors, transform_notes
 
@@ -126,6 +126,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
             *_notes(resolution, left_out),
             *transform_notes(original, recipe),
             *_format_notes(recipe, resolution, dtype),
+            *table_notes(recipe, tables),
             *kv_cache_notes(recipe.kv_cache),
         ),
     )

@@ -32,7 +32,8 @@ def table_tasks(recipe: Recipe, skeleton: "Skeleton") -> TableTasks:
     """The tasks that the recipe's `embeddings` and `lm_head` ask for.
 
     A row of the token table is one token's vector, so that no calibration tells its columns apart:
-    it is rounded to nearest. Raises RecipeError for a head that is the token table.
+    it is rounded to nearest. A head that is the token table is rounded with it; raises RecipeError
+    where `lm_head` alone is asked for then.
     """
     embeddings = head = None
     width = skeleton.hidden_size
@@ -41,13 +42,21 @@ def table_tasks(recipe: Recipe, skeleton: "Skeleton") -> TableTasks:
         embeddings = LinearTask(skeleton.embeddings_name(), scheme, "rtn")
     if recipe.lm_head is not None:
         name = skeleton.head_name()
-        if name is None or name in skeleton.tied_names():
+        if name is not None and name not in skeleton.tied_names():
+            module = name.removesuffix(".weight")
+            head = LinearTask(module, _scheme(recipe.lm_head, width, "lm_head"), recipe.algorithm)
+        elif embeddings is None:
             raise RecipeError(
                 "lm_head is the token table in this model: set 'embeddings' instead of 'lm_head'"
             )
-        module = name.removesuffix(".weight")
-        head = LinearTask(module, _scheme(recipe.lm_head, width, "lm_head"), recipe.algorithm)
     return TableTasks(embeddings, head)
+
+
+def table_notes(recipe: Recipe, tables: TableTasks) -> list[str]:
+    """What the recipe says of tables that this model does not have."""
+    if recipe.lm_head is None or tables.head is not None:
+        return []
+    return ["lm_head is the token table in this model, which is rounded as 'embeddings' says"]
 
 
 def _scheme(spec: SchemeSpec, width: int, key: str) -> QuantizedScheme:

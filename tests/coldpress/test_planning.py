@@ -156,3 +156,15 @@ def test_experts_must_be_alike_and_need_the_torch_backend() -> None:
     beside: dict[str, Scheme] = {**alike, "model.layers.0.self_attn.o_proj": other}
     vllm = judge_servers("compressed-tensors", beside, dict.fromkeys(beside, (64, 64)))[0]
     assert not vllm.loads and "under the target 'Linear'" in vllm.reason
+
+
+def test_a_quantized_token_table_is_for_our_own_server() -> None:
+    table, head = {"model.embed_tokens": INT4}, {"lm_head": INT4}
+    for schemes, expected in (
+        ({LINEAR: INT4} | table, {"coldpress serve"}),
+        ({LINEAR: INT4} | head, {"coldpress serve", "vLLM", "transformers"}),
+    ):
+        verdicts = judge_servers("compressed-tensors", schemes, dict.fromkeys(schemes, (64, 64)))
+        assert expected == {v.server for v in verdicts if v.loads} - {"llama.cpp"}
+        for verdict in verdicts[:2]:
+            assert verdict.loads or "embeddings=null" in verdict.reason

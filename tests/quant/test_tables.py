@@ -118,6 +118,17 @@ def test_refusals(tmp_path: Path) -> None:
         plan_quantization(tied, recipe_of("embeddings={group_size: 128}"))
 
 
+def test_a_head_that_is_the_table_is_rounded_with_it(tmp_path: Path) -> None:
+    """A recipe may name both, for models of either kind; the plan tells."""
+    tied = tiny_checkpoint(tmp_path / "tied", "llama", tied=True)
+    both = recipe_of(f"embeddings={EIGHT}", "lm_head={num_bits: 4, group_size: 32}")
+    plan, alone = (plan_quantization(tied, r) for r in (both, recipe_of(f"embeddings={EIGHT}")))
+    assert plan.tensors == alone.tensors
+    assert [note for note in plan.notes if note not in alone.notes] == [
+        "lm_head is the token table in this model, which is rounded as 'embeddings' says"
+    ]
+
+
 def test_the_plan_knows_the_file_to_the_byte(tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path / "model", "llama")
     options = (f"embeddings={EIGHT}", f"lm_head={EIGHT}", "scheme.group_size=32")
