@@ -1,4 +1,4 @@
-"""Triangular factors in blocks: threads share the work, and blocks of zeros are not multiplied.
+"""Cholesky in blocks: threads share the work, and blocks of zeros are not multiplied.
 
 How the work is divided follows from the size of the matrix alone, so that any number of threads
 gives the same bits.
@@ -14,53 +14,55 @@ from quant.workers import Workers
 _BLOCK = 128
 
 
-def cholesky(matrix: torch.Tensor, workers: Workers | None) -> torch.Tensor | None:
-    """Lower L with L L^T = `matrix`, float64 [n, n], which is overwritten with it.
+def inverse_of_factor(matrix: torch.Tensor, workers: Workers | None) -> torch.Tensor | None:
+    """inverse(L), where L is lower triangular and L L^T = `matrix`, float64 [n, n], symmetric.
 
-    None when a pivot is not positive. Each block column in turn takes off what those before it
-    account for, and is then divided by its corner.
+    None when a pivot is not positive, or no number. Overwrites `matrix`. Corners, the blocks on the
+    diagonal, are inverted one by one, so that all else is products, which are the fastest there is.
     """
-    for start in range(0, len(matrix), _BLOCK):
-        stop = min(start + _BLOCK, len(matrix))
-        if start:
-            rows = _blocks(start, len(matrix))
-            _run([partial(_take_off, matrix, row, start, stop) for row in rows], workers)
-        corner, info = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
-        if int(info) != 0:
+    blocks = _blocks(len(matrix))
+    corners: list[torch.Tensor] = []
+    for i, block in enumerate(blocks):
+        below = blocks[i + 1 :]
+        _run([partial(_take_off, matrix, row, block) for row in blocks[i:]], workers)
+        corner, info = torch.linalg.cholesky_ex(matrix[block, block])
+        if int(info) != 0 or not bool(torch.isfinite(corner).all()):
             return None
-        matrix[start:stop, start:stop] = corner
-        matrix[start:stop, stop:] = 0.0
-        rows = _blocks(stop, len(matrix))
-        _run([partial(_divide, matrix[row, start:stop], corner) for row in rows], workers)
-    return matrix
-
-
-def inverse_of_lower(lower: torch.Tensor, workers: Workers | None) -> torch.Tensor:
-    """The inverse of a lower triangular matrix, float64 [n, n]: zeros above a column stay so."""
-    inverse = torch.zeros_like(lower)
-    _run([partial(_invert, lower, inverse, part) for part in _blocks(0, len(lower))], workers)
+        identity = torch.eye(len(corner), dtype=matrix.dtype)
+        corners.append(torch.linalg.solve_triangular(corner, identity, upper=False))
+        _run([partial(_divide, matrix[row, block], corners[i]) for row in below], workers)
+    inverse = torch.zeros_like(matrix)
+    columns = range(len(blocks))
+    _run([partial(_invert, matrix, inverse, blocks[i:], corners[i:]) for i in columns], workers)
     return inverse
 
 
-def _take_off(matrix: torch.Tensor, row: slice, start: int, stop: int) -> None:
-    before = matrix[start:stop, :start]
-    matrix[row, start:stop].addmm_(matrix[row, :start], before.T, alpha=-1.0)
+def _take_off(matrix: torch.Tensor, row: slice, block: slice) -> None:
+    """From a block what the columns before it account for."""
+    start = block.start
+    matrix[row, block].addmm_(matrix[row, :start], matrix[block, :start].T, alpha=-1.0)
 
 
 def _divide(part: torch.Tensor, corner: torch.Tensor) -> None:
-    part.copy_(torch.linalg.solve_triangular(corner.T, part, upper=True, left=False))
+    part.copy_(part @ corner.T)
 
 
-def _invert(lower: torch.Tensor, inverse: torch.Tensor, part: slice) -> None:
-    start, stop = part.start, part.stop
-    identity = torch.eye(len(lower) - start, stop - start, dtype=lower.dtype)
-    inverse[start:, part] = torch.linalg.solve_triangular(
-        lower[start:, start:], identity, upper=False
-    )
+def _invert(
+    lower: torch.Tensor,
+    inverse: torch.Tensor,
+    blocks: Sequence[slice],
+    corners: Sequence[torch.Tensor],
+) -> None:
+    """The first of `blocks`, as columns of the inverse, from the diagonal down."""
+    column = blocks[0]
+    inverse[column, column] = corners[0]
+    for row, corner in zip(blocks[1:], corners[1:], strict=True):
+        done = slice(column.start, row.start)
+        inverse[row, column] = -(corner @ (lower[row, done] @ inverse[done, column]))
 
 
-def _blocks(start: int, stop: int) -> list[slice]:
-    return [slice(s, min(s + _BLOCK, stop)) for s in range(start, stop, _BLOCK)]
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
 
 
 def _run(jobs: Sequence[Callable[[], None]], workers: Workers | None) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.rounding_algorithms.cholesky import cholesky, inverse_of_lower
+from quant.rounding_algorithms.cholesky import inverse_of_factor
 from quant.rounding_algorithms.walk import permuted
 from quant.workers import Workers
 
@@ -77,7 +77,5 @@ def factor(
 def _inverse_factor(backwards: torch.Tensor, workers: Workers | None) -> torch.Tensor | None:
     """U, float32, or None. Of H with rows and columns backwards Cholesky gives L L^T, which is
     H = R R^T with R upper, its elements backwards; U = inverse(R). Overwrites its argument."""
-    lower = cholesky(backwards, workers)
-    if lower is None or not bool(torch.isfinite(lower).all()):
-        return None
-    return inverse_of_lower(lower, workers).float().flip(0, 1)
+    inverse = inverse_of_factor(backwards, workers)
+    return None if inverse is None else inverse.float().flip(0, 1)

@@ -13,7 +13,7 @@ import torch
 from quant.format.scheme import QuantizedScheme
 from quant.rounding_algorithms.factor import Factor
 from quant.rounding_algorithms.feedback import feedback_levels
-from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode, joined, nearest_levels
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, decode_on, joined, nearest_on
 from quant.rounding_algorithms.refit import can_refit, refit_grid
 from quant.rounding_algorithms.result import (
     AS_ASKED,
@@ -58,15 +58,18 @@ class _Pass:
 
     def where(self, other: "_Pass") -> "_Pass":
         """The better of the two passes, row by row: rows do not influence each other."""
-        better = (other.loss < self.loss)[:, None]
-        if bool(better.all()):
-            return other
+        better = other.loss < self.loss
+        kept = torch.nonzero(~better)[:, 0]
+
+        def chosen(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+            return theirs.index_copy(0, kept, ours.index_select(0, kept)) if len(kept) else theirs
+
         return _Pass(
-            self.grid.where(better, other.grid),
-            torch.where(better, other.levels, self.levels),
-            torch.where(better, other.dequantized, self.dequantized),
-            torch.where(better, other.product, self.product),
-            torch.where(better[:, 0], other.loss, self.loss),
+            self.grid.where(better[:, None], other.grid),
+            chosen(self.levels, other.levels),
+            chosen(self.dequantized, other.dequantized),
+            chosen(self.product, other.product),
+            chosen(self.loss, other.loss),
         )
 
 
@@ -172,9 +175,9 @@ class _Rounding:
 
     def at_least_nearest(self, weight: torch.Tensor, target: torch.Tensor, best: _Pass) -> _Pass:
         """`best`, but rows that lose less with `target` rounded to nearest have that instead."""
-        wide = best.grid.columns(self.scheme, weight.shape[1])
-        levels = nearest_levels(target, wide, self.scheme)
-        if bool((best.loss < quadratic_form(weight - decode(levels, wide), self.hessian)).all()):
+        levels = nearest_on(target, best.grid, self.scheme)
+        lost = weight - decode_on(levels, best.grid, self.scheme)
+        if bool((best.loss < quadratic_form(lost, self.hessian)).all()):
             return best
         return self.scored(weight, best.grid, levels).where(best)
 
@@ -198,7 +201,7 @@ class _Rounding:
         product: torch.Tensor | None = None,
     ) -> _Pass:
         """What `levels` on `grid` lose; `product` where it is known."""
-        dequantized = decode(levels, grid.columns(self.scheme, weight.shape[1]))
+        dequantized = decode_on(levels, grid, self.scheme)
         lost = weight - dequantized
         product = lost @ self.hessian if product is None else product
         return _Pass(grid, levels, dequantized, product, (lost * product).sum(-1))

@@ -116,6 +116,28 @@ def decode(levels: torch.Tensor, grid: Grid) -> torch.Tensor:
     return dequantize_codes(levels, grid.scale, grid.zero)
 
 
+def nearest_on(weight: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> torch.Tensor:
+    """Levels nearest to `weight` [out, in] on `grid` [out, groups]."""
+    groups, wide = _by_group(weight, grid, scheme)
+    return nearest_levels(groups, wide, scheme).reshape(weight.shape)
+
+
+def decode_on(levels: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> torch.Tensor:
+    """What `levels` [out, in] are worth on `grid` [out, groups]."""
+    groups, wide = _by_group(levels, grid, scheme)
+    return decode(groups, wide).reshape(levels.shape)
+
+
+def _by_group(rows: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> tuple[torch.Tensor, Grid]:
+    """[out, in] such that the grid broadcasts against it: by group, where none of them is short."""
+    count = rows.shape[1]
+    size = scheme.group_size(count)
+    if count % size:
+        return rows, grid.columns(scheme, count)
+    groups = rows.reshape(len(rows), count // size, size)
+    return groups, Grid(grid.scale[..., None], grid.zero[..., None])
+
+
 def to_quantized_tensor(
     levels: torch.Tensor, grid: Grid, scheme: QuantizedScheme, dtype: ScaleDtype
 ) -> QuantizedTensor:

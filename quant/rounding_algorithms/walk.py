@@ -58,9 +58,7 @@ class Walk:
 
     def plain(self, visited: torch.Tensor) -> torch.Tensor:
         """The inverse of `visited`."""
-        rows = torch.empty_like(visited)
-        rows[self.order] = visited
-        return rows.T.contiguous()
+        return visited.index_select(0, self.order.argsort()).T.contiguous()
 
 
 def permuted(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
