@@ -118,18 +118,19 @@ def decode(levels: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def nearest_on(weight: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> torch.Tensor:
     """Levels nearest to `weight` [out, in] on `grid` [out, groups]."""
-    groups, wide = _by_group(weight, grid, scheme)
+    groups, wide = by_group(weight, grid, scheme)
     return nearest_levels(groups, wide, scheme).reshape(weight.shape)
 
 
 def decode_on(levels: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> torch.Tensor:
     """What `levels` [out, in] are worth on `grid` [out, groups]."""
-    groups, wide = _by_group(levels, grid, scheme)
+    groups, wide = by_group(levels, grid, scheme)
     return decode(groups, wide).reshape(levels.shape)
 
 
-def _by_group(rows: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> tuple[torch.Tensor, Grid]:
-    """[out, in] such that the grid broadcasts against it: by group, where none of them is short."""
+def by_group(rows: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> tuple[torch.Tensor, Grid]:
+    """`rows` [out, in] and `grid` [out, groups] so that they broadcast against each other: rows as
+    [out, groups, size], unless a group is short."""
     count = rows.shape[1]
     size = scheme.group_size(count)
     if count % size:

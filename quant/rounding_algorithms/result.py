@@ -10,7 +10,7 @@ import torch
 from quant.format.scheme import QuantizedScheme
 from quant.format.tensor import QuantizedTensor
 from quant.rounding_algorithms.factor import Factor
-from quant.rounding_algorithms.grid import Grid, ScaleDtype, to_quantized_tensor
+from quant.rounding_algorithms.grid import Grid, ScaleDtype, by_group, to_quantized_tensor
 from quant.rounding_algorithms.levels import level_range
 
 _COLUMN_CHUNK = 128
@@ -105,9 +105,10 @@ def split_rows(
 def clip_ratio(weight: torch.Tensor, grid: Grid, scheme: QuantizedScheme) -> float:
     """Share of `weight` [out, in] that lies beyond the last level by more than half a step."""
     lowest, highest = level_range(scheme)
-    wide = grid.columns(scheme, weight.shape[1])
-    steps = weight / wide.scale + wide.zero
-    return float(((steps < lowest - 0.5) | (steps > highest + 0.5)).float().mean())
+    groups, wide = by_group(weight, grid, scheme)
+    steps = groups / wide.scale + wide.zero
+    beyond = torch.count_nonzero((steps < lowest - 0.5) | (steps > highest + 0.5))
+    return int(beyond) / steps.numel()
 
 
 def losses_of(weight: torch.Tensor, dequantized: torch.Tensor, hessian: torch.Tensor) -> Losses:
