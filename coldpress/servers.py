@@ -15,18 +15,19 @@ from quant.format.scheme import (
     CodebookScheme,
     FloatScheme,
     IntScheme,
+    PerBlock,
     PerGroup,
     QuantizedScheme,
     Scheme,
 )
+from quant.fp8_blocks import unfit_for_blocks
+from quant.tasks import FUSED
 
 Schemes = Mapping[str, Scheme]
 """Scheme of every linear that is stored, by module; those left in 16 bit included."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 _MARLIN_GROUPS = frozenset({32, 64, 128})
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Linears that servers make one matrix of: they must share a scheme."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def judge_servers(
     """A verdict for each server that we know something about."""
     used = {scheme for scheme in schemes.values() if isinstance(scheme, QuantizedScheme)}
     judges: Mapping[str, Callable[[], tuple[str | None, str]]] = {
-        "vLLM": lambda: _vllm(format_name, schemes, used, kv_cache),
+        "vLLM": lambda: _vllm(format_name, schemes, shapes, used, kv_cache),
         "transformers": lambda: _transformers(format_name, schemes, used),
         "llama.cpp": lambda: _llama_cpp(schemes, shapes),
         "coldpress serve": lambda: _coldpress(schemes),
@@ -67,6 +68,7 @@ Found = tuple[str | None, str]
 def _vllm(
     format_name: Format,
     schemes: Schemes,
+    shapes: Shapes,
     used: set[QuantizedScheme],
     kv_cache: KvCacheScheme | None,
 ) -> Found:
@@ -75,6 +77,9 @@ def _vllm(
     split = _split_fusion(schemes)
     if split is not None:
         return f"it makes one matrix of {split}, whose schemes differ: give them one", ""
+    unfit = _unfit_for_blocks(schemes, shapes)
+    if unfit is not None:
+        return unfit, ""
     match format_name:
         case "ggml":
             return "this format is coldpress's own: build a GGUF file of it", ""
@@ -112,6 +117,17 @@ def _vllm_compressed(scheme: QuantizedScheme) -> Found:
     if isinstance(scheme.granularity, PerGroup) and scheme.granularity.size not in _MARLIN_GROUPS:
         return f"its kernels know groups of 32, 64 and 128, not of {scheme.granularity.size}", ""
     return None, "through Marlin"
+
+
+def _unfit_for_blocks(schemes: Schemes, shapes: Shapes) -> str | None:
+    """What of the FP8 weights in blocks vLLM cannot run."""
+    blocks = {
+        module: (shapes[module][0], shapes[module][1])
+        for module, scheme in schemes.items()
+        if isinstance(scheme, CodebookScheme) and isinstance(scheme.granularity, PerBlock)
+    }
+    unfit = unfit_for_blocks(blocks)
+    return next((f"it cannot run {module} in blocks: {why}" for module, why in unfit.items()), None)
 
 
 def _has_table(schemes: Schemes) -> bool:
@@ -187,7 +203,7 @@ def _first(found: list[Found]) -> Found:
 def _split_fusion(schemes: Schemes) -> str | None:
     """The names of linears that a server fuses and whose schemes differ; it fuses all experts of a
     layer, too."""
-    for names in _FUSED:
+    for names in FUSED:
         pattern = re.compile(rf"(.*\.)({'|'.join(names)})")
         groups: dict[str, dict[str, Scheme]] = {}
         for module, scheme in schemes.items():

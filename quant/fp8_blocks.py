@@ -19,13 +19,13 @@ _EXPERT = re.compile(r".*\.experts\.\d+\..+")
 
 
 def unfit_for_blocks(shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Why each linear gets one scale per row instead, by module; without those that fit.
+    """Why each linear cannot have blocks, by module; without those that can.
 
-    shapes: [out, in] of all linears that are to have blocks. Linears that share a scheme in a
+    shapes: [out, in] of all linears that are to have them. Linears that share a scheme in a
     server fall back together: those that it stacks, and all of a model that has experts.
     """
     unfit = {
-        module: f"one scale per row: blocks of {BLOCK} do not fill its {columns} inputs"
+        module: f"blocks of {BLOCK} do not fill its {columns} inputs"
         for module, (_, columns) in shapes.items()
         if columns % BLOCK
     }
@@ -33,10 +33,10 @@ def unfit_for_blocks(shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
         partial = next((name for name in members if shapes[name][0] % BLOCK), None)
         if partial is None:
             continue
-        why = f"one scale per row: servers stack it, and {shapes[partial][0]} outputs of {partial}"
+        why = f"servers stack it, and {shapes[partial][0]} outputs of {partial}"
         unfit = dict.fromkeys(members, f"{why} end within a block of {BLOCK}") | unfit
     if unfit and any(map(_EXPERT.fullmatch, shapes)):
-        why = f"one scale per row: servers take one scheme next to experts, and {next(iter(unfit))}"
+        why = f"servers take one scheme next to experts, and {next(iter(unfit))}"
         unfit = dict.fromkeys(shapes, f"{why} cannot have blocks") | unfit
     return unfit
 

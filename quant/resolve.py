@@ -86,8 +86,11 @@ def resolve(
             continue
         size = "channel" if module in unfit else _fit(sizes[spec], widths[module])
         tasks[module] = LinearTask(module, scheme_of(spec, size), algorithm)
-        why = _reason(spec.group_size, size, widths[module])
-        reasons[module] = unfit.get(module, why)
+        reasons[module] = (
+            f"one scale per row: {unfit[module]}"
+            if module in unfit
+            else _reason(spec.group_size, size, widths[module])
+        )
     reasons |= dict.fromkeys(tables.by_module(), "as the recipe asks")
     return Resolution(tasks, kept, reasons, tables)
 
@@ -151,8 +154,8 @@ def _unfit(
     widths: Mapping[str, int],
     heights: Mapping[str, int],
 ) -> dict[str, str]:
-    """Why linears that are to have blocks get one scale per row. Raises RecipeError naming them all
-    where the format has blocks alone."""
+    """Why linears that are to have blocks cannot. Raises RecipeError naming them all where the
+    format has blocks alone."""
     blocks = {
         module: (spec, (heights.get(module, BLOCK), widths[module]))
         for module, (spec, _) in asked.items()

@@ -168,3 +168,15 @@ def test_a_quantized_token_table_is_for_our_own_server() -> None:
         assert expected == {v.server for v in verdicts if v.loads} - {"llama.cpp"}
         for verdict in verdicts[:2]:
             assert verdict.loads or "embeddings=null" in verdict.reason
+
+
+def test_blocks_that_would_begin_within_a_block() -> None:
+    """Fine-grained FP8 may hold what transformers loads, and what vLLM cannot stack."""
+    scheme = CodebookScheme(
+        "e4m3", PerBlock(128, 128), activation=ActivationScheme("e4m3", PerGroup(128))
+    )
+    for rows, expected in ((64, False), (128, True)):
+        shapes = {"l.q_proj": (256, 256), "l.k_proj": (rows, 256), "l.v_proj": (rows, 256)}
+        vllm, transformers, *_ = judge_servers("fp8", dict.fromkeys(shapes, scheme), shapes)
+        assert (vllm.loads, transformers.loads) == (expected, True)
+        assert expected or "64 outputs of l.k_proj" in vllm.reason

@@ -43,7 +43,6 @@ SCHEME = CodebookScheme(
 def test_what_falls_back_and_what_with_it(shapes: dict[str, tuple[int, int]], unfit: str) -> None:
     found = unfit_for_blocks(shapes)
     assert {module.rpartition(".")[2] for module in found} == set(unfit.split())
-    assert all(why.startswith("one scale per row") for why in found.values())
 
 
 def test_the_reason_names_what_does_not_fit() -> None:
@@ -80,7 +79,7 @@ def test_planned_written_and_worth_the_same_to_transformers(tmp_path: Path) -> N
             seen.add(str(weight.scheme))
             down = name.endswith("down_proj.weight")
             assert str(weight.scheme) == (BLOCKS if down else ROWS)
-            assert down or "192 inputs" in plan[name].reason
+            assert down or "one scale per row: blocks of 128 do not fill" in plan[name].reason
             assert bool((weights[name] == torch.from_numpy(weight.dequantize())).all()), name
     assert seen == {BLOCKS, ROWS}
 
