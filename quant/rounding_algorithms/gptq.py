@@ -73,6 +73,16 @@ class _Pass:
         )
 
 
+@dataclass(frozen=True)
+class _Done:
+    """The pass that is kept, and what it loses of the original."""
+
+    grid: Grid
+    levels: torch.Tensor
+    dequantized: torch.Tensor
+    losses: Losses
+
+
 def gptq(
     weights: Sequence[torch.Tensor],
     hessian: torch.Tensor,
@@ -110,22 +120,20 @@ def gptq(
         )
         for rows in _row_chunks(len(stack))
     ]
-    done = workers.run(jobs) if workers else [job() for job in jobs]
-    best = _joined([best for best, _ in done])
-    losses = torch.cat([lost for _, (lost, _) in done]), torch.cat([all_ for _, (_, all_) in done])
+    done = _joined(workers.run(jobs) if workers else [job() for job in jobs])
     raised = factored.damping > options.damping
     state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
     return split_rows(
         originals or weights,
-        best.grid,
-        best.levels,
-        best.dequantized,
+        done.grid,
+        done.levels,
+        done.dequantized,
         scheme,
         dtype,
         hessian,
         state,
         factored,
-        losses,
+        done.losses,
     )
 
 
@@ -159,7 +167,7 @@ class _Rounding:
         grid: Grid | None,
         original: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
-    ) -> tuple[_Pass, Losses]:
+    ) -> _Done:
         """The best that was found for `weight`, and what it loses of the original."""
         grid = self.choose_grid(weight) if grid is None else grid
         walk = Walk.over(grid, self.scheme, self.factored.order)
@@ -170,8 +178,10 @@ class _Rounding:
         for _ in range(self.options.polish):
             best = self.polish(weight, best)
         if original is None:
-            return best, (best.loss, quadratic_form(weight, self.hessian))
-        return best, losses_of(original, best.dequantized, self.hessian)
+            losses = best.loss, quadratic_form(weight, self.hessian)
+        else:
+            losses = losses_of(original, best.dequantized, self.hessian)
+        return _Done(best.grid, best.levels, best.dequantized, losses)
 
     def at_least_nearest(self, weight: torch.Tensor, target: torch.Tensor, best: _Pass) -> _Pass:
         """`best`, but rows that lose less with `target` rounded to nearest have that instead."""
@@ -207,11 +217,13 @@ class _Rounding:
         return _Pass(grid, levels, dequantized, product, (lost * product).sum(-1))
 
 
-def _joined(passes: Sequence[_Pass]) -> _Pass:
-    return _Pass(
-        joined([p.grid for p in passes]),
-        torch.cat([p.levels for p in passes]),
-        torch.cat([p.dequantized for p in passes]),
-        torch.cat([p.product for p in passes]),
-        torch.cat([p.loss for p in passes]),
+def _joined(parts: Sequence[_Done]) -> _Done:
+    return _Done(
+        joined([part.grid for part in parts]),
+        torch.cat([part.levels for part in parts]),
+        torch.cat([part.dequantized for part in parts]),
+        (
+            torch.cat([part.losses[0] for part in parts]),
+            torch.cat([part.losses[1] for part in parts]),
+        ),
     )
