@@ -33,7 +33,7 @@ def correlated_moments(columns: int, generator: torch.Generator) -> torch.Tensor
     index = torch.arange(columns)
     correlation = 0.9 ** (index[:, None] - index).abs().float()
     size = torch.randn(columns, generator=generator).exp()
-    return correlation * size * size[:, None]
+    return correlation * (size * size[:, None])
 
 
 def timed(action: Callable[[], Result]) -> tuple[Result, float, float]:
