@@ -1,7 +1,7 @@
 """Which servers load a quantized checkpoint, by its format and its schemes, and why others do not.
 
-The table holds what is written down about the servers' readers (vLLM 0.10 and later, transformers
-5, llama.cpp): it is knowledge, not a test. What this machine has installed is not asked.
+The table holds what is written down about the servers' readers (vLLM of 2026, transformers 5,
+llama.cpp): it is knowledge, not a test. What this machine has installed is not asked.
 """
 
 import re
@@ -84,9 +84,7 @@ def _vllm(
         case "ggml":
             return "this format is coldpress's own: build a GGUF file of it", ""
         case "gptq" | "gptq_v2":
-            odd = [s for s in used if isinstance(s, IntScheme) and not s.symmetric]
-            slow = " without Marlin, since zero points are stored" if odd else ""
-            return None, f"as GPTQ{slow}"
+            return _first([_vllm_gptq(scheme) for scheme in used])
         case "awq":
             return None, "as AWQ"
         case "fp8":
@@ -97,6 +95,25 @@ def _vllm(
             return "it looks for experts under the target 'Linear', which one scheme has alone", ""
         case "compressed-tensors":
             return _first([_vllm_compressed(scheme) for scheme in used])
+
+
+def _vllm_gptq(scheme: QuantizedScheme) -> Found:
+    """Its config `auto_gptq`, all that is left since the summer of 2026: by bits and symmetry."""
+    if not isinstance(scheme, IntScheme) or not scheme.symmetric or scheme.num_bits not in (4, 8):
+        return (
+            "it reads GPTQ files of symmetric integers of 4 and 8 bits alone: set "
+            "format=compressed-tensors",
+            "",
+        )
+    return _marlin_groups(scheme) or (None, "as GPTQ, through Marlin")
+
+
+def _marlin_groups(scheme: IntScheme) -> Found | None:
+    """The problem with a size of groups that no kernel has."""
+    grain = scheme.granularity
+    if isinstance(grain, PerGroup) and grain.size not in _MARLIN_GROUPS:
+        return f"its kernels know groups of 32, 64 and 128, not of {grain.size}", ""
+    return None
 
 
 def _vllm_compressed(scheme: QuantizedScheme) -> Found:
@@ -112,11 +129,11 @@ def _vllm_compressed(scheme: QuantizedScheme) -> Found:
         if scheme.num_bits == 4 and scheme.activation.numbers == "int8":
             return None, "as W4A8, in recent versions"
         return f"it has no kernel for {scheme}", ""
-    if scheme.num_bits not in (4, 8):
-        return f"its kernels read integers of 4 and 8 bits, not of {scheme.num_bits}", ""
-    if isinstance(scheme.granularity, PerGroup) and scheme.granularity.size not in _MARLIN_GROUPS:
-        return f"its kernels know groups of 32, 64 and 128, not of {scheme.granularity.size}", ""
-    return None, "through Marlin"
+    if scheme.num_bits in (4, 8):
+        return _marlin_groups(scheme) or (None, "through Marlin")
+    if not scheme.symmetric:
+        return f"it reads zero points of 4 and 8 bits alone, not of {scheme.num_bits}", ""
+    return _marlin_groups(scheme) or (None, "in recent versions, with the package humming-kernels")
 
 
 def _unfit_for_blocks(schemes: Schemes, shapes: Shapes) -> str | None:
@@ -142,7 +159,9 @@ def _transformers(format_name: Format, schemes: Schemes, used: set[QuantizedSche
     match format_name:
         case "ggml":
             return "this format is coldpress's own: build a GGUF file of it", ""
-        case "gptq" | "gptq_v2" | "awq":
+        case "gptq" | "gptq_v2":
+            return None, "with the packages optimum and gptqmodel"
+        case "awq":
             return None, "with the package gptqmodel"
         case "fp8":
             return None, "on a GPU or XPU; it dequantizes to bfloat16 elsewhere"

@@ -85,14 +85,14 @@ def test_plan_tells_sizes_servers_and_reasons(tiny: Path, run_json: Run) -> None
 
 def test_plan_shows_servers_to_people(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = ["--set", "scheme.num_bits=3", "--set", "scheme.group_size=32"]
-    assert run(["plan", str(tiny), "--recipe", "rtn-w4a16", *odd]) == 0
+    assert run(["plan", str(tiny), "--recipe", "rtn-w4a16-asym", *odd]) == 0
     assert "not of 3" in capsys.readouterr().out
 
 
 def test_quantize_begins_with_the_same_check(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["quantize", str(tiny), "-o", str(tmp_path / "out"), "--recipe", "rtn-w4a16"]
+    args = ["quantize", str(tiny), "-o", str(tmp_path / "out"), "--recipe", "rtn-w4a16-asym"]
     assert run([*args, "--set", "scheme.num_bits=3"]) == 0
     err = capsys.readouterr().err
     assert "of weights will be written" in err and "vLLM will not load it" in err
@@ -117,12 +117,16 @@ DYNAMIC8 = ActivationScheme("int8", PerToken())
     ("format_name", "scheme", "expected"),
     [
         ("compressed-tensors", INT4, ALL),
-        ("compressed-tensors", IntScheme(3, True, PerGroup(64)), ALL - {"vLLM"}),
+        ("compressed-tensors", IntScheme(3, True, PerGroup(64)), ALL),
+        ("compressed-tensors", IntScheme(3, False, PerGroup(64)), ALL - {"vLLM"}),
         ("compressed-tensors", IntScheme(4, True, PerGroup(16)), ALL - {"vLLM", "llama.cpp"}),
         ("compressed-tensors", IntScheme(8, True, PerChannel(), DYNAMIC8), ALL),
         ("compressed-tensors", CodebookScheme("e4m3", PerChannel()), ALL - {"llama.cpp"}),
         ("fp8", CodebookScheme("e4m3", PerBlock(128, 128)), ALL - {"llama.cpp"}),
         ("gptq", INT4, ALL),
+        ("gptq", IntScheme(4, False, PerGroup(128)), ALL - {"vLLM"}),
+        ("gptq_v2", IntScheme(3, True, PerGroup(128)), ALL - {"vLLM"}),
+        ("gptq", IntScheme(4, True, PerGroup(16)), ALL - {"vLLM", "llama.cpp"}),
         ("awq", IntScheme(4, False, PerGroup(128)), ALL),
         ("ggml", Q4_0, {"llama.cpp", "coldpress serve"}),
     ],
