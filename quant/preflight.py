@@ -20,7 +20,7 @@ from quant.format.scheme import QuantizedScheme, Scheme
 from quant.kv_cache import kv_cache_names, kv_cache_notes, require_kv_cache
 from quant.memory import peak_bytes, samples_per_batch, spooled_bytes
 from quant.recipe import Recipe
-from quant.resolve import Resolution, resolve
+from quant.resolve import ONE_PER_ROW, Resolution, resolve
 from quant.tables import table_notes, table_tasks
 from quant.tasks import FloatDtype, LinearTask
 from quant.transforms.asked import rotated, scaled_tensors, transform_notes
@@ -226,6 +226,10 @@ def _why(module: str, task: LinearTask | None, resolution: Resolution) -> str:
 
 def _notes(resolution: Resolution, left_out: Mapping[str, str]) -> list[str]:
     notes = [f"{name} is left out: {why}" for name, why in left_out.items()]
+    unfit = [(m, why) for m, why in resolution.reasons.items() if why.startswith(ONE_PER_ROW)]
+    if unfit:
+        module, why = unfit[0]
+        notes.append(f"{len(unfit)} linears do not get what the recipe asks for; {module}: {why}")
     schemes = {task.scheme for task in resolution.tasks.values()}
     if len(schemes) > 1 and any(not scheme.symmetric for scheme in schemes):
         notes.append(

@@ -18,6 +18,10 @@ from quant.tasks import Algorithm, LinearTask
 _GROUP_SIZES: tuple[Literal[128, 64, 32, 16], ...] = (128, 64, 32, 16)
 
 
+ONE_PER_ROW = "one scale per row"
+"""How the reason begins where no group or block fits."""
+
+
 @dataclass(frozen=True)
 class Resolution:
     """tasks: by module name. kept: why each other linear stays as it is. reasons: why each task
@@ -87,7 +91,7 @@ def resolve(
         size = "channel" if module in unfit else _fit(sizes[spec], widths[module])
         tasks[module] = LinearTask(module, scheme_of(spec, size), algorithm)
         reasons[module] = (
-            f"one scale per row: {unfit[module]}"
+            f"{ONE_PER_ROW}: {unfit[module]}"
             if module in unfit
             else _reason(spec.group_size, size, widths[module])
         )
@@ -191,5 +195,5 @@ def _reason(asked: GroupSize, got: GroupSize, width: int) -> str:
     if asked == got:
         return "as the recipe asks"
     if got == "channel":
-        return f"one scale per row: no group of {asked} or less divides {width} columns"
+        return f"{ONE_PER_ROW}: no group of {asked} or less divides {width} columns"
     return f"groups of {got}: {asked} does not divide every linear of this scheme"

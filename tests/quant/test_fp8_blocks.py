@@ -64,7 +64,11 @@ def test_planned_written_and_worth_the_same_to_transformers(tmp_path: Path) -> N
     model = tiny_checkpoint(tmp_path / "model", hidden_size=192, intermediate=256)
     recipe = load_recipe("fp8-block")
     plan = {t.name: t for t in plan_quantization(model, recipe).tensors}
-    quantize_checkpoint(model, tmp_path / "out", recipe)
+    report = quantize_checkpoint(model, tmp_path / "out", recipe)
+    assert report.notes == (
+        "12 linears do not get what the recipe asks for; model.layers.0.self_attn.q_proj: one "
+        "scale per row: blocks of 128 do not fill its 192 inputs",
+    )
     written = open_checkpoint(tmp_path / "out")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float32
