@@ -163,51 +163,56 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "call"),
-    [
-        ("quant.run", "module_report", 9),
-        ("coldpress.pressing", "write_manifest", 1),
-        ("quant.format.staging", "_move_into_place", 2),
-    ],
-)
-def test_a_killed_run_leaves_nothing_that_loads(
-    module: str, name: str, call: int, tiny: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
+def killed_at(module: str, name: str, call: int, *args: str) -> None:
+    """`coldpress ARGS` in a process of its own, killed as it calls a function."""
     program = STOPPED_AT.format(module=module, name=name, call=call, how="SIGKILL")
-    args = ["quantize", str(tiny), "-o", str(output), "--recipe", "rtn-w4a16"]
     killed = subprocess.run([sys.executable, "-c", program, *args], timeout=60)
     assert killed.returncode == -signal.SIGKILL
+
+
+def assert_nothing_loads(folder: Path, output: Path) -> None:
     assert not output.exists()
-    for left in tmp_path.iterdir():
+    for left in folder.iterdir():
         with pytest.raises(InputError):
             open_model(left)
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    args = ["quantize", str(tiny), "-o", str(output), "--recipe", "rtn-w4a16"]
+    killed_at("quant.format.staging", "_move_into_place", 2, *args)
+    assert_nothing_loads(tmp_path, output)
     assert run(args) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "what was left is gone"
     assert check_files(output, read_manifest(output)) == []
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The arguments of a run that rounds with calibration, but for its output; then that of one."""
+    args = ["quantize", str(tiny), "--recipe", "w4a16", "--calibration", str(text_file)]
+    args += ["--set", "calibration.samples=2", "--set", "calibration.tokens=32"]
+    args += ["--set", "scheme.group_size=32"]
+    whole = tmp_path_factory.mktemp("whole") / "out"
+    assert run([*args, "-o", str(whole)]) == 0
+    return [*args, str(whole)]
 
 
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [("quant.run", "module_report", 9), ("coldpress.pressing", "write_manifest", 1)],
 )
-def test_a_killed_run_is_taken_up(
-    module: str, name: str, call: int, tiny: Path, text_file: Path, tmp_path: Path
+def test_a_killed_run_leaves_nothing_that_loads_and_is_taken_up(
+    module: str, name: str, call: int, calibrated: list[str], tmp_path: Path
 ) -> None:
-    output, whole = tmp_path / "out", tmp_path / "whole"
-    program = STOPPED_AT.format(module=module, name=name, call=call, how="SIGKILL")
-    args = ["quantize", str(tiny), "--recipe", "w4a16", "--calibration", str(text_file)]
-    args += ["--set", "calibration.samples=2", "--set", "calibration.tokens=32"]
-    args += ["--set", "scheme.group_size=32"]
-    killed = subprocess.run([sys.executable, "-c", program, *args, "-o", str(output)], timeout=60)
-    assert killed.returncode == -signal.SIGKILL and not output.exists()
-    kept = tmp_path / ".out.resume"
+    *args, whole = calibrated
+    output, kept = tmp_path / "out", tmp_path / ".out.resume"
+    killed_at(module, name, call, *args, "-o", str(output))
+    assert_nothing_loads(tmp_path, output)
     assert list(kept.glob("layer-*")), "a finished layer outlives the run"
     assert run([*args, "-o", str(output), "--resume"]) == 0
     assert not kept.exists()
-    assert run([*args, "-o", str(whole)]) == 0
-    for path in whole.iterdir():
+    for path in Path(whole).iterdir():
         assert path.read_bytes() == (output / path.name).read_bytes(), path.name
 
 
