@@ -11,6 +11,7 @@ from quant.format.tensor import QuantizedTensor
 from quant.preflight import plan_quantization
 from quant.recipe import load_recipe
 from quant.run import quantize_checkpoint
+from quant.tasks import FUSED
 from tests.tiny import TEXT, tiny_checkpoint
 
 ROUTERS = (".gate.weight", "shared_expert_gate.weight")
@@ -30,9 +31,13 @@ def test_nothing_but_vectors_and_routers_stays_in_16_bits(
         quantized = tensor.scheme.startswith(("int3-sym", "int4-sym"))
         assert quantized == (len(tensor.shape) == 2 and not tensor.name.endswith(ROUTERS)), tensor
         low[tensor.name.removesuffix(".weight")] = tensor.scheme[:4]
-    assert low["model.layers.0.self_attn.q_proj"] == "int4"
-    assert low["model.layers.1.self_attn.q_proj"] == "int3"
+    assert low["model.layers.0.self_attn.o_proj"] == "int4"
+    assert low["model.layers.1.self_attn.o_proj"] == "int3"
     assert low["model.layers.1.self_attn.v_proj"] == "int4"
+    for names in FUSED:
+        for layer in ("self_attn", "mlp", "block_sparse_moe.experts.3", "mlp.experts.3"):
+            stacked = {low.get(f"model.layers.1.{layer}.{name}") for name in names}
+            assert len(stacked) == 1, names
     assert low["model.embed_tokens"] == "int4"
     assert tied or low["lm_head"] == "int4"
 
