@@ -19,17 +19,9 @@ from quant.format.errors import InputError
 from quant.format.gguf_file import GgufFile
 from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
 from quant.format.tensor import QuantizedTensor, Weight
-from tests.tiny import tiny_checkpoint, tiny_config, tiny_tensors, write_tokenizer
+from tests.tiny import LLAMA3, tiny_checkpoint, tiny_config, tiny_tensors, write_tokenizer
 
 gguf = pytest.importorskip("gguf")
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 class Weights:

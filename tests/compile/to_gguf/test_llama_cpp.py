@@ -16,20 +16,12 @@ from tests.compile.to_gguf.make_tokenizers import (
     put_tokenizer,
     tokenizer_named,
 )
-from tests.tiny import TEXT, tiny_checkpoint
+from tests.tiny import LLAMA3, TEXT, YARN, tiny_checkpoint
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PROMPT = [1, 300, 17, 42, 255, 8, 100, 311, 9, 64, 5, 201]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tied": True}),

@@ -13,16 +13,7 @@ from transformers import AutoModelForCausalLM
 from compile.model import Model
 from runtime.engine.batch import Executor, StepBatch
 from runtime.executors.torch import TorchExecutor, matmul_by_tiles
-from tests.tiny import tiny_checkpoint, tiny_model
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+from tests.tiny import LLAMA3, YARN, tiny_checkpoint, tiny_model
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
