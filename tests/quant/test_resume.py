@@ -132,7 +132,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(calls)
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+def interrupt_after(
+    monkeypatch: pytest.MonkeyPatch, layers: int, model: Path, output: Path, text: Path
+) -> None:
+    """A run that ends as some layers are done."""
     honest = LayerLoop.round_layer
 
     def round_layer(self: LayerLoop, index: int) -> object:
@@ -140,7 +143,9 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
             raise KeyboardInterrupt
         return honest(self, index)
 
-    monkeypatch.setattr(LayerLoop, "round_layer", round_layer)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LayerLoop, "round_layer", round_layer)
+        quantize_checkpoint(model, output, recipe_of(), FileSource(text))
 
 
 def test_a_changed_recipe_redoes_what_depends_on_it(
@@ -149,10 +154,7 @@ def test_a_changed_recipe_redoes_what_depends_on_it(
     """Layer 2 gets other numbers: layers 0 and 1 are taken over, by way of their stored numbers."""
     model, text = parts
     output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            quantize_checkpoint(model, output, recipe_of(), FileSource(text))
+    interrupt_after(monkeypatch, 3, model, output, text)
     other = recipe_of(
         "overrides=[{pattern: '*.layers.2.*', scheme: {num_bits: 8, group_size: 32}}]"
     )
@@ -169,10 +171,7 @@ def test_without_resume_nothing_old_is_used(
 ) -> None:
     model, text = parts
     output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            quantize_checkpoint(model, output, recipe_of(), FileSource(text))
+    interrupt_after(monkeypatch, 3, model, output, text)
     assert resume_directory(output).is_dir()
     rounds = counted(monkeypatch)
     quantize_checkpoint(model, output, recipe_of(), FileSource(text))
@@ -185,10 +184,7 @@ def test_other_text_redoes_everything(
     model, text = parts
     output, other = tmp_path / "out", tmp_path / "other.txt"
     other.write_text(text.read_text().replace("fox", "cat"))
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            quantize_checkpoint(model, output, recipe_of(), FileSource(text))
+    interrupt_after(monkeypatch, 3, model, output, text)
     rounds = counted(monkeypatch)
     quantize_checkpoint(model, output, recipe_of(), FileSource(other), resume=True)
     assert rounds() == 4
@@ -199,10 +195,7 @@ def test_a_damaged_layer_is_named(
 ) -> None:
     model, text = parts
     output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            quantize_checkpoint(model, output, recipe_of(), FileSource(text))
+    interrupt_after(monkeypatch, 2, model, output, text)
     (damaged,) = resume_directory(output).glob("layer-00001-*")
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(FileFormatError, match=r"layer-00001.*delete it and run again"):
