@@ -29,7 +29,7 @@ from quant.rounding_algorithms.walk import Walk, permuted
 from quant.tasks import ScaleChoice
 from quant.workers import Workers
 
-_ROW_CHUNK = 1024
+_ROW_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,9 @@ def gptq(
 
 
 def _row_chunks(rows: int) -> list[slice]:
-    """Equal parts of at most `_ROW_CHUNK` rows, at least two: rows do not influence each other."""
-    count = max(2, -(-rows // _ROW_CHUNK))
+    """Equal parts of at most `_ROW_CHUNK` rows, an even number of them, so that two threads end
+    together: rows do not influence each other."""
+    count = 2 * max(1, -(-rows // (2 * _ROW_CHUNK)))
     size = -(-rows // count)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.rounding_algorithms import gptq as gptq_module
 from quant.rounding_algorithms.factor import factor
 from quant.rounding_algorithms.gptq import GptqOptions, gptq
 from quant.rounding_algorithms.grid import ScaleDtype, decode, nearest_levels
@@ -150,6 +151,14 @@ def test_a_stack_equals_its_parts() -> None:
     for part, result in zip(parts, together, strict=True):
         alone = gptq([part], hessian, factored, scheme, "bfloat16", options)[0]
         np.testing.assert_array_equal(result.tensor.codes, alone.tensor.codes)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (576, [288] * 2), (1025, [257] * 3 + [254])])
+def test_two_threads_end_together(rows: int, sizes: list[int]) -> None:
+    parts = gptq_module._row_chunks(rows)
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == rows
 
 
 def test_a_dequantized_weight_is_a_fixed_point() -> None:
