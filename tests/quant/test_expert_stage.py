@@ -147,7 +147,7 @@ def test_the_plan_names_experts_and_routers(tmp_path: Path) -> None:
     assert tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"].scheme.startswith("int4")
 
 
-@pytest.mark.parametrize("algorithm", ["gptq", "gptaq"])
+@pytest.mark.parametrize("algorithm", ["gptq", "gptaq", "qronos"])
 def test_threads_make_no_difference(algorithm: str, text: str, tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path / "model", "qwen2_moe")
     recipe = recipe_of(f"algorithm={algorithm}", "allow=[damping_raised]")
