@@ -94,7 +94,7 @@ class SmoothQuantSpec(_Strict):
 class BalanceSpec(_Strict):
     """Columns of a group are made alike in size, where norms or earlier linears can take the other
     half of a scale; see `quant.transforms.balance`. Families that are not known go without.
-    tokens: how many give the mean square of inputs."""
+    tokens: how many tell what an error in a column costs."""
 
     tokens: int = Field(default=4096, ge=1)
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
+from quant.rounding_algorithms.factor import NotPositiveDefiniteError, factor
+from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
 from quant.transforms.awq import awq_candidates, relative_magnitude
-from quant.transforms.balance import balanced_scale
+from quant.transforms.balance import Reader, balanced_scale
 from quant.transforms.clip import clip_groups
 from quant.transforms.fold import FoldedLayer
 from quant.transforms.layouts import layout_of
@@ -19,6 +22,7 @@ from quant.transforms.observe import (
     LayerForward,
     input_statistics,
     record_calls,
+    run_jobs,
     subset,
 )
 from quant.transforms.points import FoldPoint, fold_points
@@ -125,22 +129,42 @@ class _Turn:
         sample = subset(self.hidden, asked.tokens)
         firsts = [point.readers[0] for point in self.points]
         calls = record_calls(self.layer, self.forward, sample, firsts)
-        for point in self.points:
-            call = calls.get(point.readers[0])
-            readers = [name for name in point.readers if name in self.nearest.tasks]
-            if call is None or not readers:
-                continue
-            weights = [self.folded.weight(name) for name in readers]
-            sizes = [
-                self.nearest.group_size(name, w.shape[1])
-                for name, w in zip(readers, weights, strict=True)
-            ]
-            inputs = call.args[0].reshape(-1, call.args[0].shape[-1]).float()
-            energy = inputs.square().mean(0)
-            scale = balanced_scale(weights, sizes, energy, self.workers)
+        points = [point for point in self.points if point.readers[0] in calls]
+        costs = [self._costs(p.readers, calls[p.readers[0]].args[0]) for p in points]
+        jobs = [
+            partial(balanced_scale, point, self._readers(point), cost)
+            for point, cost in zip(points, costs, strict=True)
+        ]
+        for point, scale in zip(points, run_jobs(jobs, self.workers), strict=True):
             if scale is not None:
-                scale = self.folded.storable(point, point.gather(scale.log()).exp())
-                self._apply(point, "balanced", scale)
+                self._apply(point, "balanced", self.folded.storable(point, scale))
+
+    def _readers(self, point: FoldPoint) -> list[Reader]:
+        """Those of the point's readers that are to be rounded."""
+        weights = {n: self.folded.weight(n) for n in point.readers if n in self.nearest.tasks}
+        sizes = {name: self.nearest.group_size(name, w.shape[1]) for name, w in weights.items()}
+        return [Reader(weight, sizes[name]) for name, weight in weights.items()]
+
+    def _costs(self, readers: Sequence[str], inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [columns]: what a squared error in each column of `readers` costs in the end,
+        which error feedback makes less. inputs: [samples, tokens, columns], or [tokens, columns].
+        """
+        settings = self.nearest.settings
+        share = settings.first_token_share
+        moments = InputMoments(inputs.shape[-1], share, self.workers, find_absmax=False)
+        moments.add([inputs])
+        hessian = moments.hessian()
+        plain = hessian.diagonal()
+        if all(
+            self.nearest.tasks[n].algorithm == "rtn" for n in readers if n in self.nearest.tasks
+        ):
+            return plain
+        try:
+            return factor(
+                hessian, settings.damping, settings.by_activation, self.workers
+            ).importance()
+        except NotPositiveDefiniteError:
+            return plain
 
     def scale_and_clip(self) -> None:
         asked = self.transforms.awq

@@ -27,7 +27,7 @@ class SmoothQuantSettings:
 
 @dataclass(frozen=True)
 class BalanceSettings:
-    """tokens: how many give the mean square of inputs, in whole samples."""
+    """tokens: how many tell what an error in a column costs, in whole samples."""
 
     tokens: int = 4096
 
