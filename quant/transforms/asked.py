@@ -65,7 +65,7 @@ def scaled_tensors(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, str]:
         for linear in layout.linears:
             names += [f"{linear.producer}.{leaf}" for leaf in ("weight", "bias")]
             names.append(f"{linear.reader}.weight")
-    return {f"*.{name}": f"scaled by {_scaling(recipe)}" for name in names}
+    return {f"*.{name}": f"scaled by {_scaling(recipe)} where that helps" for name in names}
 
 
 def _scaling(recipe: Recipe) -> str:
@@ -94,7 +94,7 @@ def transform_notes(source: Checkpoint, recipe: Recipe) -> list[str]:
         notes.append(f"columns are not balanced: where is not known for model_type {model_type!r}")
     if layer_transforms(recipe, source.config) is not None:
         notes.append(
-            f"norms and biases of decoder layers are scaled by {_scaling(recipe)}, so that their "
-            "linears round better"
+            f"norms and biases of decoder layers are scaled by {_scaling(recipe)} where that helps "
+            "their linears to round better"
         )
     return notes
