@@ -13,7 +13,8 @@ from quant.format.tensor import WeightSource
 class Model:
     """A Program bound to its weights and to the files that its text side needs.
 
-    config: the Hugging Face config.json, or its equivalent translated from GGUF metadata.
+    config: the Hugging Face config.json (an ONNX artifact keeps it), or its equivalent translated
+        from GGUF metadata.
     directory: holds tokenizer.json, generation_config.json and the chat template, where the model
         came as a directory; None for a bare GGUF file.
     gguf_metadata: every key of a GGUF file's header, None for other kinds.
@@ -21,7 +22,7 @@ class Model:
     """
 
     path: Path
-    kind: Literal["huggingface", "gguf"]
+    kind: Literal["huggingface", "gguf", "onnx"]
     program: Program
     weights: WeightSource
     config: Mapping[str, Any]

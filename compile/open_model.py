@@ -8,10 +8,11 @@ from compile.families import build_program, check_weights
 from compile.families.decoder import HEAD
 from compile.from_gguf import open_gguf
 from compile.model import Model
+from compile.onnx_contract import GRAPH_FILE
 from compile.program import Program
-from quant.format.checkpoint import Checkpoint, open_checkpoint
+from quant.format.checkpoint import Checkpoint, open_checkpoint, read_json_object
 from quant.format.errors import FileFormatError, InputError
-from quant.format.scheme import FloatScheme, Scheme
+from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 from quant.format.staging import is_staging
 from quant.format.tensor import WeightSource
 
@@ -20,9 +21,10 @@ CONFIG = "config.json"
 
 def open_model(path: Path) -> Model:
     """The model at `path`: a Hugging Face directory (quantized or not), a .gguf file, or a
-    directory that holds one .gguf file with its tokenizer files.
+    directory that holds one .gguf file, or an ONNX graph and its weights, with tokenizer files.
 
-    Raises InputError, FileFormatError or UnsupportedModelError naming the path.
+    Raises InputError, FileFormatError or UnsupportedModelError naming the path, and
+    MissingExtraError for ONNX without its package.
     """
     path = Path(path)
     if not path.exists():
@@ -33,6 +35,8 @@ def open_model(path: Path) -> Model:
         return _open_directory(path)
     if path.suffix == ".gguf":
         return _open_gguf(path, path, None)
+    if path.name == GRAPH_FILE:
+        return _open_onnx(path, path.parent)
     raise InputError(f"{path}: is neither a .gguf file nor a directory with a {CONFIG}")
 
 
@@ -43,6 +47,8 @@ def _open_directory(path: Path) -> Model:
             names = ", ".join(payload.name for payload in payloads)
             raise InputError(f"{path}: holds several GGUF files ({names}); name the one to open")
         return _open_gguf(path, payloads[0], path)
+    if (path / GRAPH_FILE).exists() and not any(path.glob("*.safetensors")):
+        return _open_onnx(path, path)
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: holds neither a {CONFIG} nor a .gguf file")
     checkpoint = open_checkpoint(path)
@@ -55,6 +61,26 @@ def _open_gguf(path: Path, payload: Path, directory: Path | None) -> Model:
     config, weights, metadata, notes = open_gguf(payload)
     program = _program(payload, config, weights)
     return Model(path, "gguf", program, weights, config, directory, metadata, tuple(notes))
+
+
+def _open_onnx(path: Path, directory: Path) -> Model:
+    from compile.from_onnx import open_onnx
+
+    config = read_json_object(directory / CONFIG)
+    weights = open_onnx(directory / GRAPH_FILE)
+    program = _program(path, config, weights)
+    schemes = [op.scheme for op in program.projections()]
+    notes = _accuracy_note(sum(isinstance(scheme, QuantizedScheme) for scheme in schemes))
+    return Model(path, "onnx", program, weights, config, directory, None, notes)
+
+
+def _accuracy_note(quantized: int) -> tuple[str, ...]:
+    if quantized == 0:
+        return ()
+    return (
+        f"ONNX Runtime rounds the inputs of the {quantized} quantized linears to int8 when it "
+        "serves; verify compares without that",
+    )
 
 
 def _program(path: Path, config: Mapping[str, Any], weights: WeightSource) -> Program:

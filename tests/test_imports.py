@@ -27,6 +27,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compile.to_gguf", "compile.gguf_names", "compile.program", "compile.model",
         "compile.families", "compile.open_model", "quant.format",
     ),
+    "compile.to_onnx": (
+        "compile.to_onnx", "compile.onnx_contract", "compile.onnx_proto", "compile.onnx_bytes",
+        "compile.program", "compile.model", "compile.families", "compile.open_model",
+        "quant.format",
+    ),
     "runtime": ("runtime", "compile", "quant.format"),
     "runtime.engine": ("runtime.engine",),
     "runtime.text": ("runtime.text", "runtime.engine.request", "compile.model", "quant.format"),

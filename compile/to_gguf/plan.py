@@ -96,7 +96,9 @@ def plan_model(model: Model, type_name: str = "auto") -> GgufPlan:
         known = ", ".join(TYPE_NAMES)
         raise InputError(f"GGUF type '{type_name}' is not known; known types: {known}")
     if model.kind != "huggingface" or model.directory is None:
-        raise InputError(f"{model.path}: is a GGUF file already; give a Hugging Face directory")
+        raise InputError(
+            f"{model.path}: is built already ({model.kind}); give a Hugging Face directory"
+        )
     program, source = model.program, model.weights
     check_weights(program, source)
     architecture = ARCHITECTURES.get(program.family)

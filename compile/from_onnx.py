@@ -1,0 +1,161 @@
+"""Reads the weights of an ONNX decoder step that coldpress built, the same integers again."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from compile.onnx_bytes import packed_bytes, unpack_int4
+from compile.onnx_contract import (
+    CONTRACT,
+    CONTRACT_VERSION,
+    DATA_FILE,
+    GRAPH_FILE,
+    SCALE_SUFFIX,
+    ZERO_POINT_SUFFIX,
+)
+from compile.onnx_proto import ExternalTensor, Graph, Node, read_graph
+from quant.format.errors import FileFormatError, InputError
+from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.tensor import QuantizedTensor, Weight
+
+FLOATS: Mapping[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+BITS = {"int4": 4, "int8": 8}
+WEIGHT_SUFFIXES = (".weight", ".bias")
+
+
+@dataclass(frozen=True)
+class OnnxWeights:
+    """A WeightSource over the file beside a graph. graph_path: what ONNX Runtime is to load."""
+
+    graph_path: Path
+    graph: Graph
+    _tensors: Mapping[str, ExternalTensor]
+    _readers: Mapping[str, Node]
+
+    def names(self) -> Collection[str]:
+        return [name for name in self._tensors if name.endswith(WEIGHT_SUFFIXES)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self._tensors[name].shape
+        return shape[::-1] if name in self._readers else shape
+
+    def scheme(self, name: str) -> Scheme:
+        tensor = self._tensors[name]
+        if name not in self._readers:
+            if tensor.dtype not in FLOATS:
+                raise FileFormatError(self.graph_path, f"tensor {name} is {tensor.dtype}")
+            return FloatScheme(tensor.dtype)  # type: ignore[arg-type]
+        group = self._group(name)
+        symmetric = f"{name}{ZERO_POINT_SUFFIX}" not in self._tensors
+        grain = PerGroup(group) if group else PerChannel()
+        return IntScheme(BITS[tensor.dtype], symmetric, grain)
+
+    def load(self, name: str) -> Weight:
+        scheme = self.scheme(name)
+        if isinstance(scheme, FloatScheme):
+            return self._read(name)
+        assert isinstance(scheme, IntScheme)
+        zero_point = None if scheme.symmetric else self._columns(f"{name}{ZERO_POINT_SUFFIX}")
+        codes, scale = self._columns(name), self._columns(f"{name}{SCALE_SUFFIX}")
+        return QuantizedTensor(scheme, codes, scale, zero_point)
+
+    def _group(self, name: str) -> int:
+        return int(self._readers[name].attributes.get("block_size", 0))
+
+    def _columns(self, name: str) -> npt.NDArray[Any]:
+        """[out, ...] of a part that is stored as [..., out]."""
+        numbers = self._read(name)
+        return np.ascontiguousarray(np.atleast_2d(numbers).T)
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        tensor = self._tensors[name]
+        path = self.graph_path.parent / tensor.location
+        data = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.offset)
+        if data.size != tensor.nbytes:
+            raise FileFormatError(path, f"ends within tensor {name}")
+        if tensor.dtype == "int4":
+            return unpack_int4(data, tensor.shape)
+        numbers: npt.NDArray[Any] = data.view(FLOATS.get(tensor.dtype, np.int8))
+        return numbers.reshape(tensor.shape)
+
+
+def open_onnx(path: Path) -> OnnxWeights:
+    """The weights of the graph at `path`, whose bytes are where it says; reads headers only.
+
+    Raises InputError for graphs of other makers and for weights outside the directory (`..`, an
+    absolute path, a link), FileFormatError for places beyond the end of the file.
+    """
+    graph = read_graph(path)
+    version = graph.metadata.get(CONTRACT)
+    if version != CONTRACT_VERSION:
+        raise InputError(
+            f"{path}: follows no contract that this coldpress knows ({CONTRACT} is {version}); "
+            "build it from its checkpoint with: coldpress build CHECKPOINT -o DIR --target onnx"
+        )
+    size = _data_size(path, graph)
+    for tensor in graph.tensors:
+        _check_tensor(path, tensor, size)
+    tensors = {tensor.name: tensor for tensor in graph.tensors}
+    readers = {node.inputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear"}
+    _check_integers(path, tensors, readers)
+    return OnnxWeights(path, graph, tensors, readers)
+
+
+def graph_of(path: Path) -> Path:
+    """The graph of an artifact's directory, or the file itself."""
+    return path / GRAPH_FILE if path.is_dir() else path
+
+
+def _data_size(path: Path, graph: Graph) -> int:
+    """Bytes of the one file that holds weights, which lies beside the graph and nowhere else."""
+    for tensor in graph.tensors:
+        if tensor.location != DATA_FILE:
+            raise InputError(
+                f"{path}: tensor {tensor.name} is to be read from {tensor.location!r}; weights are "
+                f"read from {DATA_FILE} beside the graph alone"
+            )
+    data = path.parent / DATA_FILE
+    if path.is_symlink() or data.is_symlink():
+        raise InputError(f"{path}: the graph or its weights are a symbolic link; copy the files")
+    if not data.is_file():
+        raise InputError(f"{data}: is missing; copy it beside {path.name}")
+    if data.stat().st_nlink != 1:
+        raise InputError(f"{data}: has a second name (a hard link) elsewhere; copy the file")
+    return data.stat().st_size
+
+
+def _check_tensor(path: Path, tensor: ExternalTensor, size: int) -> None:
+    if any(length < 0 for length in tensor.shape) or tensor.dtype.startswith("type"):
+        raise FileFormatError(path, f"tensor {tensor.name} has no type and shape that are known")
+    if tensor.nbytes != packed_bytes(tensor.dtype, tensor.shape):
+        raise FileFormatError(path, f"tensor {tensor.name} is not of its shape's size")
+    if tensor.offset < 0 or tensor.offset + tensor.nbytes > size:
+        raise FileFormatError(path, f"tensor {tensor.name} lies beyond the end of {DATA_FILE}")
+
+
+def _check_integers(
+    path: Path, tensors: Mapping[str, ExternalTensor], readers: Mapping[str, Node]
+) -> None:
+    for name, node in readers.items():
+        zero_point = tensors.get(f"{name}{ZERO_POINT_SUFFIX}")
+        expected = [name, f"{name}{SCALE_SUFFIX}"] + ([zero_point.name] if zero_point else [])
+        if list(node.inputs) != expected or any(part not in tensors for part in expected):
+            raise FileFormatError(path, f"tensor {name} has no scales of its own name")
+        codes, scale = tensors[name], tensors[expected[1]]
+        group = int(node.attributes.get("block_size", 0))
+        columns, rows = codes.shape if len(codes.shape) == 2 else (0, 0)
+        shape = (-(-columns // group), rows) if group > 0 else (rows,)
+        fits = codes.dtype in BITS and (scale.dtype, scale.shape) == ("float32", shape)
+        if zero_point is not None:
+            fits = fits and (zero_point.dtype, zero_point.shape) == (codes.dtype, shape)
+        if not fits:
+            raise FileFormatError(path, f"tensor {name} and its scales do not fit each other")

@@ -1,0 +1,1 @@
+"""A decoder step in standard ONNX operations, its weights beside it."""

@@ -1,0 +1,178 @@
+"""Every tensor of the ONNX files, its form and its place, before any weight is read."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile.families import check_weights
+from compile.model import Model
+from compile.onnx_bytes import packed_bytes
+from compile.onnx_contract import DATA_FILE, SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.onnx_proto import ExternalTensor, encode_graph
+from compile.open_model import open_model
+from compile.program import Attend, Embed, Op, Program, Rope
+from compile.to_onnx.lower import lower
+from compile.to_onnx.rope import rope_tables
+from compile.to_onnx.types import TYPE_NAMES, Form, TypeName, choose_form, require_integers
+from quant.format.errors import InputError, UnsupportedModelError
+
+ALIGNMENT = 4096
+"""A tensor begins on a page of memory, so that a reader can map it."""
+
+
+@dataclass(frozen=True)
+class OnnxRow:
+    """One weight of the checkpoint in the ONNX files; `nbytes` counts scales and zero points."""
+
+    tensor: str
+    scheme: str
+    form: Form
+    shape: tuple[int, ...]
+    parts: tuple[ExternalTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+@dataclass(frozen=True)
+class OnnxPlan:
+    """Everything about the files but the weights' bytes.
+
+    tables: the rotary embeddings' cosines and sines, which no checkpoint stores. graph_bytes: the
+    finished graph. data_bytes: exact size of the file beside it.
+    """
+
+    model: Model
+    rows: tuple[OnnxRow, ...]
+    tables: tuple[ExternalTensor, ...]
+    graph_bytes: bytes
+    notes: tuple[str, ...]
+
+    @property
+    def program(self) -> Program:
+        return self.model.program
+
+    @property
+    def data_bytes(self) -> int:
+        tensors = (*(part for row in self.rows for part in row.parts), *self.tables)
+        return max(tensor.offset + tensor.nbytes for tensor in tensors)
+
+    @property
+    def file_bytes(self) -> int:
+        """Graph and data."""
+        return len(self.graph_bytes) + self.data_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors of the checkpoint, vectors included."""
+        weights = sum(map(math.prod, self.program.weights().values()))
+        return 8 * sum(row.nbytes for row in self.rows) / weights
+
+
+def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
+    """Plan the ONNX files of a Hugging Face checkpoint; reads headers and small JSON files only.
+
+    type_name: `auto` keeps every number as it is stored; `int4` and `int8` do the same and insist
+    that the quantized weights are such integers; `fp32` writes every weight's exact value as
+    float32. version: of coldpress. Raises UnsupportedModelError for what the graph cannot hold,
+    InputError for bad usage, MissingExtraError without the onnx package.
+    """
+    return plan_model(open_model(checkpoint_dir), type_name, version)
+
+
+def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
+    """`plan_onnx` of a model that is open already."""
+    known = next((name for name in TYPE_NAMES if name == type_name), None)
+    if known is None:
+        raise InputError(
+            f"ONNX type '{type_name}' is not known; known types: {', '.join(TYPE_NAMES)}"
+        )
+    if model.kind != "huggingface":
+        raise InputError(f"{model.path}: is a {model.kind} artifact; give a Hugging Face directory")
+    check_weights(model.program, model.weights)
+    _check_ops(model.program)
+    forms = _forms(model, known)
+    require_integers(known, forms)
+    layout = _Layout()
+    rows = tuple(
+        OnnxRow(name, str(model.weights.scheme(name)), forms[name], shape, tuple(parts))
+        for name, shape in model.program.weights().items()
+        for parts in [[layout.place(*part) for part in stored_parts(name, forms[name], shape)]]
+    )
+    tables = tuple(
+        layout.place(name, "float32", (model.program.sizes.max_positions, spec.dimension // 2))
+        for name, spec in rope_tables(model.program).items()
+    )
+    tensors = (*(part for row in rows for part in row.parts), *tables)
+    graph = lower(model.program, forms, tensors)
+    notes = (*model.notes, *_input_notes(model.program))
+    return OnnxPlan(model, rows, tables, encode_graph(graph, version), notes)
+
+
+def stored_parts(
+    name: str, form: Form, shape: tuple[int, ...]
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of what one weight is stored as; quantized ones lie as [in, out]."""
+    if form.group is None:
+        return [(name, form.dtype, shape)]
+    rows, columns = shape
+    scales = (columns // form.group, rows) if form.group else (rows,)
+    parts: list[tuple[str, str, tuple[int, ...]]] = [
+        (name, form.dtype, (columns, rows)),
+        (f"{name}{SCALE_SUFFIX}", "float32", scales),
+    ]
+    if form.zero_points:
+        parts.append((f"{name}{ZERO_POINT_SUFFIX}", form.dtype, scales))
+    return parts
+
+
+class _Layout:
+    """Hands out places in the data file, one after the other."""
+
+    def __init__(self) -> None:
+        self._end = 0
+
+    def place(self, name: str, dtype: str, shape: tuple[int, ...]) -> ExternalTensor:
+        offset = -(-self._end // ALIGNMENT) * ALIGNMENT
+        nbytes = packed_bytes(dtype, shape)
+        self._end = offset + nbytes
+        return ExternalTensor(name, dtype, shape, DATA_FILE, offset, nbytes)
+
+
+def _forms(model: Model, type_name: TypeName) -> Mapping[str, Form]:
+    gathered = {op.weight for op in model.program.ops if isinstance(op, Embed)}
+    return {
+        name: choose_form(name, model.weights.scheme(name), shape, type_name, name in gathered)
+        for name, shape in model.program.weights().items()
+    }
+
+
+def _check_ops(program: Program) -> None:
+    for op in program.ops:
+        problem = _problem(op)
+        if problem is not None:
+            raise UnsupportedModelError(
+                f"{program.family} models cannot be written as ONNX yet: {problem}"
+            )
+
+
+def _problem(op: Op) -> str | None:
+    match op:
+        case Attend() if op.softcap is not None:
+            return f"layer {op.layer} caps its attention scores, in an order that ONNX leaves open"
+        case Rope() if op.rope.dimension % 2 or op.rope.dimension > op.head_dim:
+            return f"{op.out} rotates {op.rope.dimension} of a head's {op.head_dim} elements"
+        case _:
+            return None
+
+
+def _input_notes(program: Program) -> tuple[str, ...]:
+    rounded = program.rounded_inputs()
+    if not rounded:
+        return ()
+    return (
+        f"the checkpoint rounds inputs ({rounded}); the ONNX graph does not, and multiplies the "
+        "same weights by inputs as they are",
+    )

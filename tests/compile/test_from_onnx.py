@@ -1,0 +1,155 @@
+"""ONNX files of other makers, damaged ones, and weights that are to be read from elsewhere."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from compile.open_model import open_model
+from compile.to_onnx.build import build_model
+from quant.format.errors import FileFormatError, InputError
+from tests.runtime.executors.onnx_models import INT4, VERSION
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("built")
+    build_model(tiny_model(scheme=INT4, layers=1), directory, version=VERSION)
+    return directory
+
+
+@pytest.fixture
+def artifact(built: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(built, tmp_path / "artifact")
+
+
+def edit(artifact: Path, change: Callable[[Any], None]) -> None:
+    model = onnx.load(str(artifact / "model.onnx"), load_external_data=False)
+    change(model)
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def external(model: Any, key: str, value: str, index: int = 0) -> None:
+    """Set one entry of where a tensor lies."""
+    tensors = [t for t in model.graph.initializer if t.data_location == 1]
+    next(entry for entry in tensors[index].external_data if entry.key == key).value = value
+
+
+def test_an_untouched_copy_opens(artifact: Path) -> None:
+    model = open_model(artifact)
+    assert (model.kind, model.directory) == ("onnx", artifact)
+    assert open_model(artifact / "model.onnx").directory == artifact
+
+
+@pytest.mark.parametrize(
+    "location", ["../model.onnx.data", "/etc/passwd", "sub/model.onnx.data", "config.json", ""]
+)
+def test_weights_lie_beside_the_graph_alone(artifact: Path, location: str) -> None:
+    (artifact.parent / "model.onnx.data").write_bytes((artifact / "model.onnx.data").read_bytes())
+    edit(artifact, lambda model: external(model, "location", location))
+    with pytest.raises(InputError, match=r"beside the graph alone"):
+        open_model(artifact)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_are_not_followed(artifact: Path, link: Callable[[Path, Path], None]) -> None:
+    data = artifact / "model.onnx.data"
+    elsewhere = artifact.parent / "elsewhere"
+    data.rename(elsewhere)
+    link(elsewhere, data)
+    with pytest.raises(InputError, match="link"):
+        open_model(artifact)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("offset", "1000000000000", "beyond the end"),
+        ("offset", "-4096", "beyond the end"),
+        ("length", "1000000000000", "not of its shape's size"),
+        ("length", "-1", "not of its shape's size"),
+        ("length", "many", "does not say where it lies"),
+    ],
+)
+def test_places_outside_the_file_are_refused(
+    artifact: Path, key: str, value: str, problem: str
+) -> None:
+    edit(artifact, lambda model: external(model, key, value))
+    with pytest.raises(FileFormatError, match=problem):
+        open_model(artifact)
+
+
+def test_a_cut_data_file_is_refused(artifact: Path) -> None:
+    data = artifact / "model.onnx.data"
+    with data.open("r+b") as file:
+        file.truncate(data.stat().st_size - 1)
+    with pytest.raises(FileFormatError, match="beyond the end"):
+        open_model(artifact)
+
+
+def test_a_missing_data_file_is_named(artifact: Path) -> None:
+    (artifact / "model.onnx.data").unlink()
+    with pytest.raises(InputError, match=r"model.onnx.data: is missing"):
+        open_model(artifact)
+
+
+def test_huge_shapes_take_no_memory(artifact: Path) -> None:
+    def grow(model: Any) -> None:
+        tensor = next(t for t in model.graph.initializer if t.data_location == 1)
+        tensor.dims[:] = [1 << 40, 1 << 20]
+
+    edit(artifact, grow)
+    with pytest.raises(FileFormatError, match="not of its shape's size"):
+        open_model(artifact)
+
+
+def foreign_domain(model: Any) -> None:
+    model.graph.node[3].domain = "com.example"
+
+
+def nested_graph(model: Any) -> None:
+    body = onnx.helper.make_graph([], "body", [], [])
+    model.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=body))
+
+
+def no_contract(model: Any) -> None:
+    del model.metadata_props[:]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (foreign_domain, "operations of 'com.example'; only standard ones are run"),
+        (nested_graph, "functions, nested graphs or sparse tensors"),
+        (no_contract, "follows no contract that this coldpress knows"),
+    ],
+)
+def test_graphs_of_others_are_refused(
+    artifact: Path, change: Callable[[Any], None], problem: str
+) -> None:
+    edit(artifact, change)
+    with pytest.raises(InputError, match=problem):
+        open_model(artifact)
+
+
+@pytest.mark.parametrize("content", [b"not a protobuf", b"\x08", b"\xff" * 100])
+def test_random_bytes_are_refused(artifact: Path, content: bytes) -> None:
+    (artifact / "model.onnx").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.onnx: "):
+        open_model(artifact)
+
+
+def test_scales_must_fit_their_integers(artifact: Path) -> None:
+    def swap(model: Any) -> None:
+        node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear")
+        node.input[1] = "model.norm.weight"
+
+    edit(artifact, swap)
+    with pytest.raises(FileFormatError, match="has no scales of its own name"):
+        open_model(artifact)
