@@ -8,7 +8,10 @@ from quant.format.errors import InputError
 from runtime.engine.batch import Executor
 from runtime.machine import available_memory_bytes
 
-Backend = Literal["cpu", "torch"]
+Backend = Literal["cpu", "torch", "onnx"]
+BACKENDS: tuple[Backend, ...] = ("cpu", "torch", "onnx")
+AUTO = "auto"
+"""ONNX Runtime for its own artifacts, the cpu executor for everything else."""
 DEFAULT_CONTEXTS = 16
 """Full contexts that the pool holds by default, memory permitting."""
 DEFAULT_SHARE = 4
@@ -29,13 +32,14 @@ class LoadedExecutor(Executor, Protocol):
 def load_executor(
     model: Model,
     *,
-    backend: str = "cpu",
+    backend: str = AUTO,
     num_pages: int | None = None,
     context_tokens: int | None = None,
     kv_cache_bytes: int | None = None,
     page_size: int = 32,
     threads: int | None = None,
     max_step_tokens: int = 256,
+    exact: bool = False,
 ) -> LoadedExecutor:
     """Load the weights of `model` and make its page pool.
 
@@ -43,11 +47,13 @@ def load_executor(
     none is given, holds 16 full contexts or fills a quarter of the free memory (of the container,
     where there is one), whichever is less. Memory is touched only when a page is first used.
 
+    exact: no executor may round what its model does not; ONNX Runtime is quicker where it does.
+
     Raises InputError for a backend that does not exist or a pool without a page,
-    UnsupportedModelError before any weight is read, MissingExtraError where torch is missing.
+    UnsupportedModelError before any weight is read, MissingExtraError where torch or onnxruntime is
+    missing.
     """
-    if backend not in ("cpu", "torch"):
-        raise InputError(f"backend {backend!r} does not exist; choose cpu or torch")
+    backend = resolve_backend(model, backend)
     if num_pages is None:
         num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size)
     if num_pages < 2:
@@ -59,6 +65,12 @@ def load_executor(
         from runtime.executors.torch import TorchExecutor
 
         return TorchExecutor(model, num_pages=num_pages, page_size=page_size)
+    if backend == "onnx":
+        from runtime.executors.onnx import OnnxExecutor
+
+        return OnnxExecutor(
+            model, num_pages=num_pages, page_size=page_size, threads=threads, exact=exact
+        )
     from runtime.executors.cpu import CpuExecutor
 
     return CpuExecutor(
@@ -68,6 +80,16 @@ def load_executor(
         threads=threads,
         max_step_tokens=max_step_tokens,
     )
+
+
+def resolve_backend(model: Model, backend: str) -> Backend:
+    """The backend that runs `model`. Raises InputError for one that does not exist."""
+    if backend == AUTO:
+        return "onnx" if model.kind == "onnx" else "cpu"
+    known = next((name for name in BACKENDS if name == backend), None)
+    if known is None:
+        raise InputError(f"backend {backend!r} does not exist; choose {', '.join(BACKENDS)}")
+    return known
 
 
 def kv_bytes_per_page(program: Program, page_size: int) -> int:

@@ -1,0 +1,170 @@
+"""The ONNX executor: ONNX Runtime runs the graph, we own the pages."""
+
+import numpy as np
+import numpy.typing as npt
+
+from compile.from_onnx import OnnxWeights
+from compile.model import Model
+from compile.onnx_contract import (
+    LOGIT_ROWS,
+    LOGITS,
+    PAGE_TABLE,
+    PAST_LENGTHS,
+    POSITIONS,
+    QUERY_LENGTHS,
+    QUERY_ROWS,
+    STEP_INPUTS,
+    TOKEN_IDS,
+    TOKEN_PLACES,
+    new_names,
+    pool_names,
+)
+from compile.program import Attend
+from quant.format.errors import InputError, MissingExtraError
+from runtime.engine.batch import StepBatch
+from runtime.machine import available_threads
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise MissingExtraError("the ONNX executor", "onnxruntime", "onnx") from error
+
+Int64 = npt.NDArray[np.int64]
+ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
+"""How ONNX Runtime multiplies packed integers: 0 keeps inputs in float32, 4 rounds them to int8."""
+ONLY_ERRORS = 3
+
+
+class OnnxExecutor:
+    """Implements `runtime.engine.batch.Executor` with ONNX Runtime on the CPU.
+
+    exact: multiply integers by inputs as they are, for comparisons; otherwise ONNX Runtime rounds
+    the inputs of quantized linears to int8, which is many times faster. threads: None uses every
+    core that this process may use.
+
+    Keys and values are float32. A row's numbers depend on who shares its step as far as ONNX
+    Runtime's sums do: their order follows the shapes of the step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        num_pages: int,
+        page_size: int = 32,
+        threads: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        assert num_pages > 1 and page_size > 0, "page 0 is reserved: a pool has two pages or more"
+        if not isinstance(model.weights, OnnxWeights):
+            raise InputError(
+                f"{model.path}: is no ONNX artifact; make one with: coldpress build CHECKPOINT "
+                "-o DIR --target onnx"
+            )
+        self._sizes = model.program.sizes
+        self._num_pages, self._page_size = num_pages, page_size
+        self.threads = threads or available_threads()
+        self.weight_bytes = sum(tensor.nbytes for tensor in model.weights.graph.tensors)
+        layers = [op for op in model.program.ops if isinstance(op, Attend)]
+        _check_ports(model.weights, layers)
+        self._session = _session(model.weights, self.threads, exact)
+        self._outputs = [LOGITS, *(name for op in layers for name in new_names(op.layer))]
+        self._pools = {
+            name: np.zeros((num_pages, page_size, op.kv_heads, op.head_dim), np.float32)
+            for op in layers
+            for name in pool_names(op.layer)
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        return self._sizes.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self._sizes.max_positions
+
+    @property
+    def page_size(self) -> int:
+        return self._page_size
+
+    @property
+    def num_pages(self) -> int:
+        return self._num_pages
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Logits, float32 [R, vocab_size]."""
+        assert self._session is not None, "the executor is closed"
+        step = Step(batch, self._page_size)
+        logits, *new = self._session.run(self._outputs, step.inputs | self._pools)
+        # Only now: a step that fails has written nothing.
+        for pool, rows in zip(self._pools.values(), new, strict=True):
+            pool.reshape(-1, *pool.shape[2:])[step.slots] = rows
+        found: npt.NDArray[np.float32] = logits[: len(batch.logit_rows)]
+        return found
+
+    def close(self) -> None:
+        """Frees the session with its weights, and the pool."""
+        self._session = None
+        self._pools = {}
+
+
+class Step:
+    """What the graph is fed for a batch, and where its new keys and values go.
+
+    inputs: int64, by name. slots: int64 [T], into the pool as one row of places.
+    """
+
+    def __init__(self, batch: StepBatch, page_size: int) -> None:
+        starts, positions = batch.query_starts.astype(np.int64), batch.positions.astype(np.int64)
+        lengths = np.diff(starts)
+        taking = np.flatnonzero(lengths)
+        starts, lengths = starts[taking], lengths[taking]
+        table = batch.page_table[taking].astype(np.int64)
+        queries = np.arange(lengths.max())
+        sequence = np.repeat(np.arange(len(taking)), lengths)
+        within = np.arange(len(positions)) - starts[sequence]
+        past = positions[starts]
+        assert (positions == past[sequence] + within).all(), "a sequence's tokens are consecutive"
+        owners = table[sequence, positions // page_size]
+        assert (owners > 0).all(), "a position of the step lies in the reserved page 0"
+        self.slots: Int64 = owners * page_size + positions % page_size
+        past_pages = max(1, -(-int(past.max()) // page_size))
+        self.inputs: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]] = {
+            TOKEN_IDS: batch.token_ids.astype(np.int64),
+            POSITIONS: positions,
+            QUERY_ROWS: starts[:, None] + np.minimum(queries, lengths[:, None] - 1),
+            QUERY_LENGTHS: lengths,
+            TOKEN_PLACES: sequence * len(queries) + within,
+            PAST_LENGTHS: past,
+            PAGE_TABLE: np.ascontiguousarray(table[:, :past_pages]),
+            # A step that needs no logits asks for one row, which is dropped: no shape is empty.
+            LOGIT_ROWS: batch.logit_rows.astype(np.int64) if len(batch.logit_rows) else starts[:1],
+        }
+
+
+def _session(
+    weights: OnnxWeights, threads: int, exact: bool
+) -> "onnxruntime.InferenceSession | None":
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ONLY_ERRORS
+    # Steps come in many shapes, and ONNX Runtime would keep a plan of memory for each of them.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry(ACCURACY_LEVEL, "0" if exact else "4")
+    return onnxruntime.InferenceSession(
+        str(weights.graph_path), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _check_ports(weights: OnnxWeights, layers: list[Attend]) -> None:
+    """The graph asks for what its config.json promises, and for nothing else."""
+    pools = {name for op in layers for name in pool_names(op.layer)}
+    new = {name for op in layers for name in new_names(op.layer)}
+    inputs = {port.name for port in weights.graph.inputs}
+    outputs = {port.name for port in weights.graph.outputs}
+    if inputs != {*STEP_INPUTS, *pools} or outputs != {LOGITS, *new}:
+        raise InputError(
+            f"{weights.graph_path}: its inputs or outputs are not those of the model that its "
+            "config.json describes; build it again"
+        )

@@ -1,0 +1,215 @@
+"""The ONNX executor against the oracle in float64, over schedules that mix everything."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from quant.format.errors import InputError
+from quant.format.scheme import IntScheme
+from runtime.engine.batch import Executor, StepBatch
+from runtime.executors.onnx import OnnxExecutor, Step
+from runtime.executors.torch import TorchExecutor
+from tests.runtime.executors.onnx_models import (
+    INT4,
+    MIXED,
+    NUM_PAGES,
+    PAGE_SIZE,
+    SCHEMES,
+    model_and_artifact,
+    random_tokens,
+    rounding_bound,
+    run_schedule,
+    sequences_of,
+)
+from tests.tiny import LLAMA3, YARN, tiny_model
+
+# Large, so that a graph that forgets it is far outside the bounds.
+EPS = 0.05
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tied": True}),
+    "llama-bias-float16": ("llama", {"bias": True, "dtype": "float16"}),
+    "llama-gelu-float32": ("llama", {"dtype": "float32", "hidden_act": "gelu_pytorch_tanh"}),
+    "llama-one-kv-head-odd-vocab": ("llama", {"kv_heads": 1, "vocab": 389}),
+    "llama-ungrouped": ("llama", {"kv_heads": 4}),
+    "llama-llama3": ("llama", {"rope_scaling": LLAMA3}),
+    "llama-yarn": ("llama", {"rope_scaling": YARN}),
+    "mistral-window": ("mistral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-late-window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3-bias-wide-heads": ("qwen3", {"bias": True, "head_dim": 32}),
+    "mixtral": ("mixtral", {}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe-partly": ("qwen3_moe", {"mlp_only_layers": [0], "norm_topk_prob": False}),
+}
+
+
+def executor_of(model: Any, **options: Any) -> OnnxExecutor:
+    options = {"exact": True, "threads": 1} | options
+    return OnnxExecutor(model, num_pages=NUM_PAGES, page_size=PAGE_SIZE, **options)
+
+
+def oracle(model: Any) -> TorchExecutor:
+    return TorchExecutor(model, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype="float64")
+
+
+def assert_follows_the_oracle(directory: Path, *args: Any, **options: Any) -> None:
+    model, artifact = model_and_artifact(directory, *args, rms_norm_eps=EPS, **options)
+    sequences = sequences_of(MIXED)
+    expected = run_schedule(oracle(model), MIXED, sequences)
+    found = run_schedule(executor_of(artifact), MIXED, sequences)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == np.float32
+        assert np.abs(ours - theirs).max() <= rounding_bound(model, theirs)
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_families_follow_the_oracle(case: str, tmp_path: Path) -> None:
+    family, options = FAMILIES[case]
+    assert_follows_the_oracle(tmp_path, family, **options)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_integers_follow_the_oracle(scheme: str, tmp_path: Path) -> None:
+    assert_follows_the_oracle(tmp_path, "llama", scheme=SCHEMES[scheme])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
+def test_integers_with_biases_or_experts_follow_the_oracle(family: str, tmp_path: Path) -> None:
+    assert_follows_the_oracle(tmp_path, family, scheme=INT4)
+
+
+def test_integers_as_floats_follow_the_oracle(tmp_path: Path) -> None:
+    scheme = SCHEMES["int4-asymmetric"]
+    assert_follows_the_oracle(tmp_path, "qwen3", scheme=scheme, type_name="fp32")
+
+
+def test_company_and_chunks_move_a_row_by_roundings_alone(tmp_path: Path) -> None:
+    """Not to the bit, as our own kernels are: ONNX Runtime's sums follow the step's shapes."""
+    model, artifact = model_and_artifact(tmp_path, "mistral", sliding_window=7, scheme=INT4)
+    sequences = sequences_of(MIXED)
+    together = run_schedule(executor_of(artifact), MIXED, sequences)
+    for sequence, tokens in enumerate(sequences):
+        (alone,) = run_schedule(executor_of(artifact), [[(0, len(tokens))]], [tokens])
+        gap = np.abs(alone - together[sequence]).max()
+        assert gap <= 2 * rounding_bound(model, alone)
+
+
+def test_serving_rounds_inputs_of_integers_and_comparing_does_not(tmp_path: Path) -> None:
+    model, artifact = model_and_artifact(tmp_path, "llama", scheme=INT4)
+    tokens = [random_tokens(20, seed=1)]
+    plan = [[(0, 20)]]
+    (expected,) = run_schedule(oracle(model), plan, tokens)
+    (exact,) = run_schedule(executor_of(artifact), plan, tokens)
+    (fast,) = run_schedule(executor_of(artifact, exact=False), plan, tokens)
+    bound = rounding_bound(model, expected)
+    assert np.abs(exact - expected).max() <= bound < np.abs(fast - expected).max()
+    # A rounded input is off by at most 1/254 of its group's largest, so by a hundredth of its root
+    # mean square; independent errors of the fourteen linears add up to less than a twentieth.
+    assert np.square(fast - expected).mean() < 0.05**2 * np.square(expected).mean()
+
+
+@pytest.mark.parametrize(
+    "case", [("llama", "int4"), ("qwen2", "int8-channel"), ("qwen3_moe", "int4-asymmetric")]
+)
+def test_onnx_runtime_multiplies_every_integer_packed(
+    case: tuple[str, str], tmp_path: Path
+) -> None:
+    """Neither a bias nor the sum behind a linear keeps it from that: unpacking takes ages."""
+    family, scheme = case
+    model, _ = model_and_artifact(tmp_path, family, scheme=SCHEMES[scheme])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
+    optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    found = [node.op_type for node in optimized.graph.node]
+    quantized = [op for op in model.program.projections() if isinstance(op.scheme, IntScheme)]
+    assert found.count("MatMulNBits") == len(quantized) >= 14
+    assert "DequantizeLinear" not in found
+
+
+def whole(count: int, rows: list[int]) -> StepBatch:
+    order = np.arange(count, dtype=np.int32)
+    starts = np.array([0, count], np.int32)
+    pages = 1 + np.arange(count // PAGE_SIZE + 1, dtype=np.int32)[None]
+    return StepBatch(random_tokens(count, 5), order, starts, pages, np.array(rows, np.int32))
+
+
+def test_only_the_asked_rows_come_back(tmp_path: Path) -> None:
+    model, artifact = model_and_artifact(tmp_path, "llama")
+    executor = executor_of(artifact)
+    everything = executor.step(whole(11, list(range(11)))).copy()
+    some = executor.step(whole(11, [0, 7, 10]))
+    bound = 2 * rounding_bound(model, everything)
+    assert np.abs(some - everything[[0, 7, 10]]).max() <= bound
+    assert executor.step(whole(11, [])).shape == (0, executor.vocab_size)
+
+
+def test_sequences_without_tokens_take_no_part() -> None:
+    table = np.array([[3, 0], [5, 7], [9, 0]], np.int32)
+    batch = StepBatch(
+        np.array([8, 9, 4], np.int32),
+        np.array([4, 5, 0], np.int32),
+        np.array([0, 0, 2, 3], np.int32),
+        table,
+        np.array([1, 2], np.int32),
+    )
+    step = Step(batch, PAGE_SIZE)
+    fed = {name: values.tolist() for name, values in step.inputs.items()}
+    assert fed == {
+        "token_ids": [8, 9, 4],
+        "positions": [4, 5, 0],
+        "query_rows": [[0, 1], [2, 2]],
+        "query_lengths": [2, 1],
+        "token_places": [0, 1, 2],
+        "past_lengths": [4, 0],
+        "page_table": [[5], [9]],
+        "logit_rows": [1, 2],
+    }
+    assert step.slots.tolist() == [28, 29, 36]
+
+
+def test_a_step_on_the_reserved_page_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    executor = executor_of(model_and_artifact(tmp_path, "llama")[1])
+    batch = whole(5, [4])
+    before = executor.step(batch).copy()
+    with pytest.raises(AssertionError, match="reserved page 0"):
+        executor.step(StepBatch(**{**vars(batch), "page_table": np.zeros((1, 2), np.int32)}))
+    np.testing.assert_array_equal(executor.step(batch), before)
+
+
+def test_it_is_an_executor_and_frees_what_it_holds(tmp_path: Path) -> None:
+    _, artifact = model_and_artifact(tmp_path, "llama", max_positions=99)
+    executor: Executor = executor_of(artifact)
+    assert (executor.vocab_size, executor.max_positions) == (384, 99)
+    assert (executor.page_size, executor.num_pages) == (PAGE_SIZE, NUM_PAGES)
+    executor.close()
+    with pytest.raises(AssertionError, match="closed"):
+        executor.step(whole(3, [2]))
+
+
+def test_a_model_of_another_container_is_refused() -> None:
+    with pytest.raises(InputError, match="is no ONNX artifact; make one with: coldpress build"):
+        executor_of(tiny_model())
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    program = (
+        "import sys\nsys.modules['onnxruntime'] = None\n"
+        "from quant.format.errors import MissingExtraError\n"
+        "try:\n    import runtime.executors.onnx\n"
+        "except MissingExtraError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip install 'coldpress[onnx]'" in done.stdout, done.stderr
