@@ -75,7 +75,7 @@ def evaluate(
     protocol: ProtocolName = "paper",
     window: int | None = None,
     cache: bool = False,
-    backend: str = "cpu",
+    backend: str = "auto",
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 20 * 10**9
 """Disk that all kept baselines together may take by default."""
 LAYOUT = 1
-_WEIGHTS = (".safetensors", ".gguf")
+_WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
 _SPARE_BYTES = 1 << 30
 """Left free on the disk for everybody else."""
 
@@ -168,6 +169,8 @@ def _arithmetic(backend: str) -> dict[str, str]:
         import torch
 
         return {**known, "torch": torch.__version__}
+    if backend == "onnx":
+        return {**known, "onnxruntime": version("onnxruntime"), "processor": _processor()}
     from compile.manifest import file_sha256
     from runtime.kernels.cpu import _native
 

@@ -108,10 +108,11 @@ def _baseline(
 ) -> "Iterator[Baseline]":
     """The baseline as it was kept, or a model that runs beside the other, kept if there is room."""
     from runtime.evaluation.baseline import LiveBaseline
+    from runtime.loading import resolve_backend
 
     key = None
     if cache is not None:
-        key = cache.key(model.path, token_ids, protocol, machine.backend)
+        key = cache.key(model.path, token_ids, protocol, resolve_backend(model, machine.backend))
         kept = cache.read(key)
         if kept is not None:
             yield kept

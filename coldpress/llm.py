@@ -40,7 +40,7 @@ class LLM:
         self,
         artifact: Path | str,
         *,
-        backend: str = "cpu",
+        backend: str = "auto",
         threads: int | None = None,
         context: int | None = None,
         max_running: int = 16,

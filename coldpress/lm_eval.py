@@ -56,7 +56,7 @@ class ColdpressLM(LM):  # type: ignore[misc]
     def __init__(
         self,
         artifact: str,
-        backend: str = "cpu",
+        backend: str = "auto",
         threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | str = 16,

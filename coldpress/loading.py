@@ -18,10 +18,12 @@ PAGE_SIZE = 32
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs a model. backend: "cpu" or "torch". threads: None for all cores."""
+    """What runs a model. backend: "cpu", "torch", "onnx", or "auto" for the one that is made for
+    it. threads: None for all cores. exact: see `load_executor`."""
 
-    backend: str = "cpu"
+    backend: str = "auto"
     threads: int | None = None
+    exact: bool = False
 
 
 DEFAULT_MACHINE = Machine()
@@ -56,6 +58,7 @@ def open_executor(
         num_pages=pages,
         page_size=PAGE_SIZE,
         threads=machine.threads,
+        exact=machine.exact,
     )
 
 
@@ -91,7 +94,11 @@ def open_service(
             f"a context of {context} tokens is longer than the model's {longest}; lower --context"
         )
     executor = load_executor(
-        model, backend=machine.backend, kv_cache_bytes=kv_cache_bytes, threads=machine.threads
+        model,
+        backend=machine.backend,
+        kv_cache_bytes=kv_cache_bytes,
+        threads=machine.threads,
+        exact=machine.exact,
     )
     engine = EngineThread(Engine(executor, max_running=max_running, max_waiting=max_waiting))
 
@@ -117,8 +124,9 @@ def default_name(path: Path) -> str:
 
 
 def payload_bytes(path: Path) -> int:
-    """Bytes of the files that hold weights: the GGUF file, or every safetensors shard."""
+    """Bytes of the files that hold weights: GGUF, an ONNX graph with its data, or every shard."""
     if path.is_file():
         return path.stat().st_size
-    found = [*path.glob("*.gguf")] or [*path.glob("*.safetensors")]
+    kinds = ("*.gguf", "*.safetensors", "*.onnx*")
+    found = next(filter(None, (list(path.glob(kind)) for kind in kinds)), [])
     return sum(file.stat().st_size for file in found)

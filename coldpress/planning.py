@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coldpress.jsonable import to_jsonable
-from coldpress.pressing import gguf_type
+from coldpress.targets import parse_target, plan_payload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,28 +16,7 @@ if TYPE_CHECKING:
 
 def plan_build(checkpoint: Path, target: str) -> dict[str, Any]:
     """The JSON of `coldpress plan --target`: the file's exact size and every tensor's type."""
-    type_name = gguf_type(target)
-    from compile.to_gguf.plan import plan_gguf
-
-    plan = plan_gguf(checkpoint, type_name)
-    return {
-        "target": target,
-        "family": plan.program.family,
-        "bytes": plan.file_bytes,
-        "bits_per_weight": plan.bits_per_weight,
-        "notes": list(plan.notes),
-        "tensors": [
-            {
-                "tensor": row.tensor,
-                "shape": list(row.shape),
-                "scheme": row.scheme,
-                "type": row.type.name,
-                "bytes": row.nbytes,
-                "reason": row.reason,
-            }
-            for row in plan.rows
-        ],
-    }
+    return {"target": target, **plan_payload(parse_target(target), checkpoint)}
 
 
 def plan_quantize(model: Path, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:

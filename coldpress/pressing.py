@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldpress.evaluation import Figures, evaluate_files, sizes
 from coldpress.jsonable import to_jsonable
+from coldpress.targets import parse_target, write_payload
 from compile.manifest import MANIFEST, describe_source, write_manifest
 from quant.format.checkpoint import TEXT_FILES
 from quant.format.errors import InputError
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-PAYLOAD = "model.gguf"
-TOOLS = ("coldpress", "numpy", "gguf", "torch", "transformers", "tokenizers")
+TOOLS = ("coldpress", "numpy", "gguf", "onnx", "torch", "transformers", "tokenizers")
 
 
 def quantize(
@@ -100,12 +100,10 @@ def build(
     With a text, the artifact is evaluated against the checkpoint. Raises InputError for an unknown
     target, or a checkpoint that the target cannot carry.
     """
-    type_name = gguf_type(target)
-    from compile.to_gguf.build import build_gguf
-
+    wanted = parse_target(target)
     with _assembled(output, overwrite) as (work, staging):
         work.mkdir()
-        built = build_gguf(checkpoint, work / PAYLOAD, type_name, on_progress)
+        built = write_payload(wanted, checkpoint, work, on_progress)
         for name in TEXT_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, work / name)
@@ -116,9 +114,9 @@ def build(
         _flatten(work, staging)
         write_manifest(
             staging,
-            "gguf",
+            wanted.kind,
             parents=[describe_source(checkpoint)],
-            modules={row.tensor: row.type.name for row in built.rows},
+            modules=built.types,
             tools=tool_versions(),
             evaluation=evaluation,
         )
@@ -127,7 +125,7 @@ def build(
         "target": target,
         "bytes": size,
         "bits_per_weight": bits_per_weight,
-        "tensors_by_type": dict(Counter(row.type.name for row in built.rows)),
+        "tensors_by_type": dict(Counter(built.types.values())),
         "notes": list(built.notes),
         "evaluation": evaluation,
     }
@@ -144,16 +142,6 @@ def _evaluated(
     figures = evaluate_files(work, text, baseline=baseline, cache=cache, on_progress=on_progress)
     del figures["model"]
     return figures
-
-
-def gguf_type(target: str) -> str:
-    """The GGUF type that `--target gguf[:TYPE]` asks for; "auto" follows the checkpoint."""
-    kind, _, detail = target.partition(":")
-    if kind in ("onnx", "tensorrt"):
-        raise InputError(f"target '{target}' is not yet supported; use gguf or gguf:TYPE")
-    if kind != "gguf":
-        raise InputError(f"target '{target}' is unknown; use gguf or gguf:TYPE")
-    return detail or "auto"
 
 
 def tool_versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Verification with logits: `compile` may not import the runtime, so it is handed an executor."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def verify(
     def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         from runtime.evaluation.protocol import chunk_batch
 
-        executor = open_executor(model, machine, tokens=len(tokens))
+        executor = open_executor(model, replace(machine, exact=True), tokens=len(tokens))
         try:
             ids = np.asarray(tokens, np.int32)
             return executor.step(chunk_batch(executor, ids, 0, len(ids))).copy()

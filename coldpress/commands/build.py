@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 @click.command("build")
 @click.argument("checkpoint", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory to write.")
-@click.option("--target", required=True, help="gguf or gguf:TYPE (such as gguf:q8_0).")
+@click.option(
+    "--target",
+    required=True,
+    help="gguf, onnx, or a type of these: gguf:q8_0, onnx:int4, onnx:fp32.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @gate_text_option
 @cache_options

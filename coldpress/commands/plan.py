@@ -13,7 +13,7 @@ from coldpress.options import PATH, json_option, pass_console
 @click.argument("model", type=PATH)
 @click.option("--recipe", help="Name of a shipped recipe, or a YAML file: plan quantizing MODEL.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
-@click.option("--target", help="gguf or gguf:TYPE: plan building from MODEL.")
+@click.option("--target", help="gguf[:TYPE] or onnx[:TYPE]: plan building from MODEL.")
 @json_option
 @pass_console
 def command(

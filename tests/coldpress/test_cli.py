@@ -127,7 +127,7 @@ def test_json_mode_reports_an_error_as_one_object(place: str, capsys: Capture) -
     assert err == f"error: {value['error']}\n"
 
 
-@pytest.mark.parametrize("target", ["onnx", "onnx:int4", "tensorrt", "tensorrt:sm90"])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt:sm90"])
 def test_targets_to_come_are_refused_in_words(target: str, tmp_path: Path, capsys: Capture) -> None:
     assert run(["build", str(tmp_path), "-o", str(tmp_path / "o"), "--target", target]) == 2
     assert "not yet" in capsys.readouterr().err

@@ -1,0 +1,104 @@
+"""ONNX through the command line: build, verify, inspect, plan, run and serve."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from coldpress.cli import run
+from coldpress.demo import serving
+from compile.from_onnx import open_onnx
+from compile.manifest import check_files, read_manifest
+from tests.coldpress.conftest import Run
+from tests.runtime.executors.onnx_models import INT4
+from tests.tiny import tiny_checkpoint
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int4 checkpoint."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("int4") / "model", "qwen3", scheme=INT4)
+
+
+@pytest.fixture(scope="module")
+def artifact(integers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as ONNX."""
+    directory = tmp_path_factory.mktemp("onnx") / "artifact"
+    args = ["build", str(integers), "-o", str(directory), "--target", "onnx:int4"]
+    assert run(args) == 0
+    return directory
+
+
+def test_an_artifact_is_complete_and_tells_its_story(integers: Path, artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    assert manifest.kind == "onnx" and check_files(artifact, manifest) == []
+    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json"} <= set(manifest.files)
+    assert manifest.parents[0]["name"] == integers.name
+    assert manifest.modules is not None
+    assert sorted(set(manifest.modules.values())) == ["bfloat16", "int4"]
+
+
+def test_verify_finds_every_integer_and_the_same_logits(
+    integers: Path, artifact: Path, run_json: Run
+) -> None:
+    report = run_json("verify", artifact, "--against", integers)
+    assert report["passed"] and set(report["counts"]) == {"equal"}
+    logits = report["logits"]
+    assert logits["bound"] is not None and logits["max_difference"] <= logits["bound"] / 100
+
+
+def test_verify_finds_a_changed_integer(
+    integers: Path, artifact: Path, tmp_path: Path, run_json: Run
+) -> None:
+    copy = shutil.copytree(artifact, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    name = "model.layers.0.self_attn.k_proj.weight"
+    tensors = open_onnx(copy / "model.onnx").graph.tensors
+    with (copy / "model.onnx.data").open("r+b") as data:
+        data.seek(next(tensor.offset for tensor in tensors if tensor.name == name))
+        (first,) = data.read(1)
+        data.seek(-1, 1)
+        data.write(bytes([first ^ 1]))
+    report = run_json("verify", copy, "--against", integers, "--no-logits", code=1)
+    assert report["failures"] == [f"tensor {name} holds other numbers"]
+
+
+def test_plan_knows_the_size_and_inspect_the_schemes(
+    integers: Path, artifact: Path, run_json: Run
+) -> None:
+    plan = run_json("plan", integers, "--target", "onnx")
+    found = run_json("inspect", artifact)
+    assert plan["bytes"] == found["bytes"]
+    assert found["kind"] == "onnx" and found["tensors_by_scheme"]["int4-sym-g32"] > 7
+    assert {row["type"] for row in plan["tensors"]} == {"bfloat16", "int4"}
+
+
+def test_it_answers_and_on_our_own_kernels_as_the_checkpoint_does(
+    integers: Path, artifact: Path, run_json: Run
+) -> None:
+    """ONNX Runtime rounds inputs while it serves: a model of random numbers may say otherwise."""
+    asked = ["the press", "--max-tokens", 4, "--raw"]
+    assert run_json("run", artifact, *asked)["completion_tokens"] in range(1, 5)
+    native = run_json("run", artifact, *asked, "--backend", "cpu")
+    assert native["text"] == run_json("run", integers, *asked)["text"]
+
+
+def test_it_is_served(artifact: Path) -> None:
+    asked: list[Any] = [{"role": "user", "content": "hello"}]
+    with (
+        serving(artifact) as ready,
+        openai.OpenAI(base_url=f"{ready['url']}/v1", api_key="none", max_retries=0) as client,
+    ):
+        answer = client.chat.completions.create(model="artifact", messages=asked, max_tokens=3)
+    assert answer.usage is not None and answer.usage.completion_tokens >= 1
+
+
+def test_floats_are_no_int4(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert run(["build", str(tiny), "-o", str(out), "--target", "onnx:int4"]) == 2
+    assert "this one has none; quantize it first" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
