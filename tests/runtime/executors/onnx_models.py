@@ -74,9 +74,8 @@ def run_schedule(
     places = 1 + max(map(len, sequences)) // executor.page_size
     pages = np.random.default_rng(0).permutation(np.arange(1, executor.num_pages, dtype=np.int32))
     table = pages[: places * len(sequences)].reshape(len(sequences), places)
-    for later, earlier in TAKES_OVER.items():
-        if later < len(sequences):
-            table[later] = table[earlier]
+    for later, earlier in TAKES_OVER.items() if schedule is MIXED else ():
+        table[later] = table[earlier]
     done, logits = [0] * len(sequences), list[list[Float32]]([] for _ in sequences)
     for step in schedule:
         spans = [(s, np.arange(done[s], done[s] + n, dtype=np.int32)) for s, n in step]

@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quant.format.errors import InputError
 from quant.format.scheme import IntScheme
 from runtime.engine.batch import Executor, StepBatch
-from runtime.executors.onnx import OnnxExecutor, Step
+from runtime.executors.onnx import OnnxExecutor
+from runtime.executors.onnx.step import FREE_PADDING, PartOfStep, split
 from runtime.executors.torch import TorchExecutor
 from tests.runtime.executors.onnx_models import (
     INT4,
@@ -61,6 +64,14 @@ def executor_of(model: Any, **options: Any) -> OnnxExecutor:
 
 def oracle(model: Any) -> TorchExecutor:
     return TorchExecutor(model, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype="float64")
+
+
+def assert_same(artifact: Any, tokens: Any, plan: Any, num_pages: int) -> None:
+    options: dict[str, Any] = {"num_pages": num_pages, "page_size": PAGE_SIZE}
+    expected = run_schedule(TorchExecutor(artifact, dtype="float64", **options), plan, tokens)
+    found = run_schedule(OnnxExecutor(artifact, threads=1, exact=True, **options), plan, tokens)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= rounding_bound(artifact, theirs)
 
 
 def assert_follows_the_oracle(directory: Path, *args: Any, **options: Any) -> None:
@@ -165,8 +176,9 @@ def test_sequences_without_tokens_take_no_part() -> None:
         table,
         np.array([1, 2], np.int32),
     )
-    step = Step(batch, PAGE_SIZE)
-    fed = {name: values.tolist() for name, values in step.inputs.items()}
+    (part,) = split(np.diff(batch.query_starts).astype(np.int64))
+    run = PartOfStep(batch, part, PAGE_SIZE)
+    fed = {name: values.tolist() for name, values in run.inputs.items()}
     assert fed == {
         "token_ids": [8, 9, 4],
         "positions": [4, 5, 0],
@@ -177,7 +189,40 @@ def test_sequences_without_tokens_take_no_part() -> None:
         "page_table": [[5], [9]],
         "logit_rows": [1, 2],
     }
-    assert step.slots.tolist() == [28, 29, 36]
+    assert run.slots.tolist() == [28, 29, 36] and run.wanted.tolist() == [0, 1]
+
+
+def test_a_part_of_a_step_finds_its_own_rows() -> None:
+    table = np.array([[3, 0], [5, 7], [9, 0]], np.int32)
+    ids, positions = np.array([8, 9, 4, 6], np.int32), np.array([1, 4, 5, 0], np.int32)
+    starts, rows = np.array([0, 1, 3, 4], np.int32), np.array([0, 2, 3], np.int32)
+    batch = StepBatch(ids, positions, starts, table, rows)
+    run = PartOfStep(batch, np.array([0, 2]), PAGE_SIZE)
+    assert run.inputs["token_ids"].tolist() == [8, 6]
+    assert run.inputs["logit_rows"].tolist() == [0, 1] and run.wanted.tolist() == [0, 2]
+    assert run.slots.tolist() == [13, 36]
+    other = PartOfStep(batch, np.array([1]), PAGE_SIZE)
+    assert other.inputs["logit_rows"].tolist() == [1] and other.wanted.tolist() == [1]
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=20))
+def test_padding_at_most_doubles_a_part(lengths: list[int]) -> None:
+    parts = split(np.array(lengths, np.int64))
+    ran = sorted(sequence for part in parts for sequence in part.tolist())
+    assert ran == [sequence for sequence, length in enumerate(lengths) if length]
+    for part in parts:
+        taking = [lengths[sequence] for sequence in part]
+        assert max(taking) * len(taking) <= 2 * sum(taking) + FREE_PADDING
+
+
+def test_a_chunk_beside_single_tokens_is_two_parts(tmp_path: Path) -> None:
+    chunk, others = 120, 6
+    assert [len(part) for part in split(np.array([1] * others + [chunk]))] == [2, others - 1]
+    _, artifact = model_and_artifact(tmp_path, "llama", scheme=INT4)
+    tokens = [random_tokens(chunk, 0), *(random_tokens(2, s) for s in range(1, others + 1))]
+    plan = [[(s, 1) for s in range(1, others + 1)], [(s, 1) for s in range(others, 0, -1)]]
+    plan[1].insert(2, (0, chunk))
+    assert_same(artifact, tokens, plan, num_pages=240)
 
 
 def test_a_step_on_the_reserved_page_is_refused_and_writes_nothing(tmp_path: Path) -> None:

@@ -2,34 +2,17 @@
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from compile.from_onnx import OnnxWeights
 from compile.model import Model
-from compile.onnx_contract import (
-    LOGIT_ROWS,
-    LOGITS,
-    PAGE_TABLE,
-    PAST_LENGTHS,
-    POSITIONS,
-    QUERY_LENGTHS,
-    QUERY_ROWS,
-    STEP_INPUTS,
-    TOKEN_IDS,
-    TOKEN_PLACES,
-    new_names,
-    pool_names,
-)
+from compile.onnx_contract import LOGITS, STEP_INPUTS, new_names, pool_names
 from compile.program import Attend
-from quant.format.errors import InputError, MissingExtraError
+from quant.format.errors import InputError
 from runtime.engine.batch import StepBatch
+from runtime.executors.onnx.step import PartOfStep, split
 from runtime.machine import available_threads
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingExtraError("the ONNX executor", "onnxruntime", "onnx") from error
-
-Int64 = npt.NDArray[np.int64]
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 """How ONNX Runtime multiplies packed integers: 0 keeps inputs in float32, 4 rounds them to int8."""
 ONLY_ERRORS = 3
@@ -94,52 +77,23 @@ class OnnxExecutor:
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
         assert self._session is not None, "the executor is closed"
-        step = Step(batch, self._page_size)
-        logits, *new = self._session.run(self._outputs, step.inputs | self._pools)
+        logits = np.empty((len(batch.logit_rows), self.vocab_size), np.float32)
+        written = []
+        for part in split(np.diff(batch.query_starts).astype(np.int64)):
+            run = PartOfStep(batch, part, self._page_size)
+            rows, *new = self._session.run(self._outputs, run.inputs | self._pools)
+            logits[run.wanted] = rows[: len(run.wanted)]
+            written.append((run.slots, new))
         # Only now: a step that fails has written nothing.
-        for pool, rows in zip(self._pools.values(), new, strict=True):
-            pool.reshape(-1, *pool.shape[2:])[step.slots] = rows
-        found: npt.NDArray[np.float32] = logits[: len(batch.logit_rows)]
-        return found
+        for slots, new in written:
+            for pool, values in zip(self._pools.values(), new, strict=True):
+                pool.reshape(-1, *pool.shape[2:])[slots] = values
+        return logits
 
     def close(self) -> None:
         """Frees the session with its weights, and the pool."""
         self._session = None
         self._pools = {}
-
-
-class Step:
-    """What the graph is fed for a batch, and where its new keys and values go.
-
-    inputs: int64, by name. slots: int64 [T], into the pool as one row of places.
-    """
-
-    def __init__(self, batch: StepBatch, page_size: int) -> None:
-        starts, positions = batch.query_starts.astype(np.int64), batch.positions.astype(np.int64)
-        lengths = np.diff(starts)
-        taking = np.flatnonzero(lengths)
-        starts, lengths = starts[taking], lengths[taking]
-        table = batch.page_table[taking].astype(np.int64)
-        queries = np.arange(lengths.max())
-        sequence = np.repeat(np.arange(len(taking)), lengths)
-        within = np.arange(len(positions)) - starts[sequence]
-        past = positions[starts]
-        assert (positions == past[sequence] + within).all(), "a sequence's tokens are consecutive"
-        owners = table[sequence, positions // page_size]
-        assert (owners > 0).all(), "a position of the step lies in the reserved page 0"
-        self.slots: Int64 = owners * page_size + positions % page_size
-        past_pages = max(1, -(-int(past.max()) // page_size))
-        self.inputs: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]] = {
-            TOKEN_IDS: batch.token_ids.astype(np.int64),
-            POSITIONS: positions,
-            QUERY_ROWS: starts[:, None] + np.minimum(queries, lengths[:, None] - 1),
-            QUERY_LENGTHS: lengths,
-            TOKEN_PLACES: sequence * len(queries) + within,
-            PAST_LENGTHS: past,
-            PAGE_TABLE: np.ascontiguousarray(table[:, :past_pages]),
-            # A step that needs no logits asks for one row, which is dropped: no shape is empty.
-            LOGIT_ROWS: batch.logit_rows.astype(np.int64) if len(batch.logit_rows) else starts[:1],
-        }
 
 
 def _session(
