@@ -18,7 +18,7 @@ from compile.onnx_contract import (
     SCALE_SUFFIX,
     ZERO_POINT_SUFFIX,
 )
-from compile.onnx_proto import ExternalTensor, Graph, Node, read_graph
+from compile.onnx_proto import ExternalTensor, Graph, read_graph
 from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
 from quant.format.tensor import QuantizedTensor, Weight
@@ -39,20 +39,17 @@ class OnnxWeights:
     graph_path: Path
     graph: Graph
     _tensors: Mapping[str, ExternalTensor]
-    _readers: Mapping[str, Node]
 
     def names(self) -> Collection[str]:
         return [name for name in self._tensors if name.endswith(WEIGHT_SUFFIXES)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self._tensors[name].shape
-        return shape[::-1] if name in self._readers else shape
+        return shape[::-1] if self._tensors[name].dtype in BITS else shape
 
     def scheme(self, name: str) -> Scheme:
         tensor = self._tensors[name]
-        if name not in self._readers:
-            if tensor.dtype not in FLOATS:
-                raise FileFormatError(self.graph_path, f"tensor {name} is {tensor.dtype}")
+        if tensor.dtype not in BITS:
             return FloatScheme(tensor.dtype)  # type: ignore[arg-type]
         group = self._group(name)
         symmetric = f"{name}{ZERO_POINT_SUFFIX}" not in self._tensors
@@ -69,7 +66,9 @@ class OnnxWeights:
         return QuantizedTensor(scheme, codes, scale, zero_point)
 
     def _group(self, name: str) -> int:
-        return int(self._readers[name].attributes.get("block_size", 0))
+        """Columns that share a scale, 0 for all."""
+        scales = self._tensors[f"{name}{SCALE_SUFFIX}"].shape
+        return self._tensors[name].shape[0] // scales[0] if len(scales) == 2 else 0
 
     def _columns(self, name: str) -> npt.NDArray[Any]:
         """[out, ...] of a part that is stored as [..., out]."""
@@ -105,9 +104,8 @@ def open_onnx(path: Path) -> OnnxWeights:
     for tensor in graph.tensors:
         _check_tensor(path, tensor, size)
     tensors = {tensor.name: tensor for tensor in graph.tensors}
-    readers = {node.inputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear"}
-    _check_integers(path, tensors, readers)
-    return OnnxWeights(path, graph, tensors, readers)
+    _check_integers(path, tensors)
+    return OnnxWeights(path, graph, tensors)
 
 
 def graph_of(path: Path) -> Path:
@@ -142,20 +140,20 @@ def _check_tensor(path: Path, tensor: ExternalTensor, size: int) -> None:
         raise FileFormatError(path, f"tensor {tensor.name} lies beyond the end of {DATA_FILE}")
 
 
-def _check_integers(
-    path: Path, tensors: Mapping[str, ExternalTensor], readers: Mapping[str, Node]
-) -> None:
-    for name, node in readers.items():
-        zero_point = tensors.get(f"{name}{ZERO_POINT_SUFFIX}")
-        expected = [name, f"{name}{SCALE_SUFFIX}"] + ([zero_point.name] if zero_point else [])
-        if list(node.inputs) != expected or any(part not in tensors for part in expected):
-            raise FileFormatError(path, f"tensor {name} has no scales of its own name")
-        codes, scale = tensors[name], tensors[expected[1]]
-        group = int(node.attributes.get("block_size", 0))
-        columns, rows = codes.shape if len(codes.shape) == 2 else (0, 0)
-        shape = (-(-columns // group), rows) if group > 0 else (rows,)
-        fits = codes.dtype in BITS and (scale.dtype, scale.shape) == ("float32", shape)
+def _check_integers(path: Path, tensors: Mapping[str, ExternalTensor]) -> None:
+    """Codes [in, out] have scales [groups, out] or [out], whose groups are of the same size."""
+    for name, codes in tensors.items():
+        if not name.endswith(WEIGHT_SUFFIXES) or codes.dtype in FLOATS:
+            continue
+        scale = tensors.get(f"{name}{SCALE_SUFFIX}")
+        zero_point = tensors.get(f"{name}{ZERO_POINT_SUFFIX}", None)
+        if codes.dtype not in BITS or scale is None or len(codes.shape) != 2:
+            raise FileFormatError(path, f"tensor {name} is {codes.dtype} and has no scales")
+        columns, rows = codes.shape
+        groups = scale.shape[0] if len(scale.shape) == 2 else 1
+        fits = scale.dtype == "float32" and scale.shape[-1:] == (rows,) and len(scale.shape) <= 2
+        fits = fits and groups > 0 and columns % groups == 0
         if zero_point is not None:
-            fits = fits and (zero_point.dtype, zero_point.shape) == (codes.dtype, shape)
+            fits = fits and (zero_point.dtype, zero_point.shape) == (codes.dtype, scale.shape)
         if not fits:
             raise FileFormatError(path, f"tensor {name} and its scales do not fit each other")

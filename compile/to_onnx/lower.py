@@ -1,12 +1,14 @@
 """A Program as a graph of standard operations, its numbers in float32."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from compile.onnx_contract import (
     CONTRACT,
     CONTRACT_VERSION,
     LOGIT_ROWS,
     LOGITS,
+    PART_SUFFIXES,
     POSITIONS,
     STEP_INPUTS,
     TOKEN_IDS,
@@ -34,12 +36,13 @@ from compile.to_onnx.experts import add_mixture
 from compile.to_onnx.nodes import Nodes
 from compile.to_onnx.rope import table_names
 from compile.to_onnx.types import Form
-from compile.to_onnx.weights import WeightNodes
+from compile.to_onnx.weights import WeightNodes, second_name
 
 
 def lower(program: Program, forms: Mapping[str, Form], tensors: Sequence[ExternalTensor]) -> Graph:
     """The graph whose weights are `tensors`, in these forms."""
-    lowering = _Lowering(program, forms)
+    shared = _looked_up_and_multiplied(program, forms)
+    lowering = _Lowering(program, forms, shared)
     for op in program.ops:
         lowering.add(op)
     layers = [op for op in program.ops if isinstance(op, Attend)]
@@ -47,10 +50,24 @@ def lower(program: Program, forms: Mapping[str, Form], tensors: Sequence[Externa
         inputs=(*_step_inputs(), *_pools(layers)),
         outputs=(_logits(program), *_new_rows(layers)),
         nodes=tuple(lowering.nodes.nodes),
-        tensors=tuple(tensors),
+        tensors=(*tensors, *_second_names(tensors, shared)),
         constants=lowering.nodes.constants,
         metadata={CONTRACT: CONTRACT_VERSION, "coldpress.family": program.family},
     )
+
+
+def _looked_up_and_multiplied(program: Program, forms: Mapping[str, Form]) -> set[str]:
+    """Tied tables of integers."""
+    looked_up = {op.weight for op in program.ops if isinstance(op, Embed)}
+    multiplied = {op.weight for op in program.projections()}
+    return {name for name in looked_up & multiplied if forms[name].group is not None}
+
+
+def _second_names(
+    tensors: Sequence[ExternalTensor], shared: Collection[str]
+) -> list[ExternalTensor]:
+    parts = {f"{name}{suffix}" for name in shared for suffix in ("", *PART_SUFFIXES)}
+    return [replace(t, name=second_name(t.name)) for t in tensors if t.name in parts]
 
 
 def _step_inputs() -> list[Port]:
@@ -80,9 +97,11 @@ def _logits(program: Program) -> Port:
 class _Lowering:
     """Values of the Program keep their names in the graph."""
 
-    def __init__(self, program: Program, forms: Mapping[str, Form]) -> None:
+    def __init__(
+        self, program: Program, forms: Mapping[str, Form], shared: Collection[str]
+    ) -> None:
         self.nodes = Nodes()
-        self.weights = WeightNodes(self.nodes, forms)
+        self.weights = WeightNodes(self.nodes, forms, shared)
         first = next(op.layer for op in program.ops if isinstance(op, Attend))
         self.attention = AttentionNodes(self.nodes, first)
         self._widths: dict[str, int] = {}

@@ -18,34 +18,34 @@ SMALLEST_GROUP, LARGEST_GROUP = 16, 256
 @dataclass(frozen=True)
 class Form:
     """How a weight is stored. dtype: of its elements. group: input columns that share a scale, 0
-    for a whole row; None for floats. zero_points: whether the scheme has them."""
+    for a whole row; None for floats. zero_points: whether the scheme has them. gathered: its rows
+    are looked up by token."""
 
     dtype: str
     reason: str
     group: int | None = None
     zero_points: bool = False
+    gathered: bool = False
 
 
 def choose_form(
     name: str, scheme: Scheme, shape: tuple[int, ...], type_name: TypeName, gathered: bool
 ) -> Form:
-    """gathered: rows are looked up by token, which ONNX cannot do in integers of a group.
-
-    Raises UnsupportedModelError naming the tensor, and what to do instead.
-    """
+    """Raises UnsupportedModelError naming the tensor, and what to do instead."""
     if isinstance(scheme, FloatScheme):
         if type_name == "fp32":
             return Form("float32", "as asked")
         return Form(scheme.dtype, "as stored")
     if type_name == "fp32":
         return Form("float32", "its exact value, as asked")
-    if gathered:
-        raise _unfit(name, scheme, "ONNX files of coldpress keep the token table in floats")
     if not isinstance(scheme, IntScheme) or scheme.num_bits > LARGEST_BITS:
         raise _unfit(name, scheme, "ONNX files of coldpress hold integers of up to 8 bits")
     if scheme.ggml_type is not None and not scheme.symmetric:
         raise _unfit(name, scheme, "ONNX has no place for the minimum of a group")
     group = _group(name, scheme, shape[1])
+    if gathered:
+        reason = "the same integers; ONNX looks up none of 4 bits"
+        return Form("int8", reason, group, not scheme.symmetric, gathered=True)
     dtype = "int4" if scheme.num_bits <= INT4_BITS else "int8"
     return Form(dtype, "the same integers", group, not scheme.symmetric)
 
@@ -74,7 +74,11 @@ def require_integers(type_name: TypeName, forms: Mapping[str, Form]) -> None:
     integers: a build rounds nothing."""
     if type_name not in ("int4", "int8"):
         return
-    quantized = {name: form.dtype for name, form in forms.items() if form.group is not None}
+    quantized = {
+        name: form.dtype
+        for name, form in forms.items()
+        if form.group is not None and not form.gathered
+    }
     if not quantized:
         raise InputError(
             f"onnx:{type_name} keeps a checkpoint's integers and this one has none; quantize it "

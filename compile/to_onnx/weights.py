@@ -1,6 +1,6 @@
 """Weights in the graph, and products with them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from compile.onnx_contract import SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.to_onnx.nodes import Nodes
@@ -10,12 +10,23 @@ FLOAT = 1
 """TensorProto.FLOAT, the type that everything is computed in."""
 
 
-class WeightNodes:
-    """Brings stored weights to float32 where nodes read them."""
+def second_name(part: str) -> str:
+    """Of a tensor whose bytes are another's: ONNX Runtime packs none that is looked up as well."""
+    return f"{part}.looked_up"
 
-    def __init__(self, nodes: Nodes, forms: Mapping[str, Form]) -> None:
+
+class WeightNodes:
+    """Brings stored weights to float32 where nodes read them.
+
+    second_names: weights that are looked up under second names of their parts.
+    """
+
+    def __init__(
+        self, nodes: Nodes, forms: Mapping[str, Form], second_names: Collection[str]
+    ) -> None:
         self._nodes = nodes
         self._forms = forms
+        self._second_names = second_names
         self._floats: dict[str, str] = {}
 
     def floats(self, name: str) -> str:
@@ -28,10 +39,19 @@ class WeightNodes:
 
     def rows(self, name: str, indices: str, out: str) -> str:
         """float32 [T, in]: the rows of a table that `indices` name."""
-        if self._forms[name].dtype == "float32":
-            return self._nodes.add("Gather", name, indices, out=out, axis=0)
-        stored = self._nodes.add("Gather", name, indices, out=f"{out}.stored", axis=0)
-        return self._nodes.add("Cast", stored, out=out, to=FLOAT)
+        form, nodes = self._forms[name], self._nodes
+        if form.group is not None:
+            found = [
+                nodes.add("Gather", part, indices, out=f"{out}.{index}", axis=-1)
+                for index, part in enumerate(self._parts(name))
+                for part in [second_name(part) if name in self._second_names else part]
+            ]
+            columns = self._dequantize(found, form, f"{out}.columns")
+            return nodes.add("Transpose", columns, out=out)
+        if form.dtype == "float32":
+            return nodes.add("Gather", name, indices, out=out, axis=0)
+        stored = nodes.add("Gather", name, indices, out=f"{out}.stored", axis=0)
+        return nodes.add("Cast", stored, out=out, to=FLOAT)
 
     def multiply(self, x: str, name: str, bias: str | None, out: str) -> str:
         """x @ weight.T + bias.
@@ -44,8 +64,14 @@ class WeightNodes:
         added = [] if bias is None else [self.floats(bias)]
         if form.group is None:
             return nodes.add("Gemm", x, self.floats(name), *added, out=out, transB=1)
-        inputs = [name, f"{name}{SCALE_SUFFIX}"]
-        inputs += [f"{name}{ZERO_POINT_SUFFIX}"] if form.zero_points else []
-        along = {"axis": 0, "block_size": form.group} if form.group else {"axis": 1}
-        weight = nodes.add("DequantizeLinear", *inputs, out=f"{name}.dequantized", **along)
+        weight = self._dequantize(self._parts(name), form, f"{name}.dequantized")
         return nodes.add("Gemm", x, weight, *added, out=out)
+
+    def _parts(self, name: str) -> list[str]:
+        """Codes [in, out], scales, and zero points where there are any: [groups, out] or [out]."""
+        zeros = [f"{name}{ZERO_POINT_SUFFIX}"] if self._forms[name].zero_points else []
+        return [name, f"{name}{SCALE_SUFFIX}", *zeros]
+
+    def _dequantize(self, parts: list[str], form: Form, out: str) -> str:
+        along = {"axis": 0, "block_size": form.group} if form.group else {"axis": 1}
+        return self._nodes.add("DequantizeLinear", *parts, out=out, **along)

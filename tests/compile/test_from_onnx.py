@@ -145,11 +145,29 @@ def test_random_bytes_are_refused(artifact: Path, content: bytes) -> None:
         open_model(artifact)
 
 
-def test_scales_must_fit_their_integers(artifact: Path) -> None:
-    def swap(model: Any) -> None:
-        node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear")
-        node.input[1] = "model.norm.weight"
+SCALE = "model.layers.0.self_attn.q_proj.weight.scale"
 
-    edit(artifact, swap)
-    with pytest.raises(FileFormatError, match="has no scales of its own name"):
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("name", "other.scale", "is int4 and has no scales"),
+        ("dims", [64, 2], "do not fit each other"),
+        ("dims", [128], "do not fit each other"),
+        ("dims", [2, 2, 32], "do not fit each other"),
+        ("data_type", onnx.TensorProto.INT8, "not of its shape's size"),
+    ],
+)
+def test_scales_must_fit_their_integers(
+    artifact: Path, field: str, value: Any, problem: str
+) -> None:
+    def change(model: Any) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == SCALE)
+        if field == "dims":
+            tensor.dims[:] = value
+        else:
+            setattr(tensor, field, value)
+
+    edit(artifact, change)
+    with pytest.raises(FileFormatError, match=problem):
         open_model(artifact)

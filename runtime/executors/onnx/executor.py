@@ -47,7 +47,8 @@ class OnnxExecutor:
         self._sizes = model.program.sizes
         self._num_pages, self._page_size = num_pages, page_size
         self.threads = threads or available_threads()
-        self.weight_bytes = sum(tensor.nbytes for tensor in model.weights.graph.tensors)
+        places = {tensor.offset: tensor.nbytes for tensor in model.weights.graph.tensors}
+        self.weight_bytes = sum(places.values())
         layers = [op for op in model.program.ops if isinstance(op, Attend)]
         _check_ports(model.weights, layers)
         self._session = _session(model.weights, self.threads, exact)

@@ -21,7 +21,7 @@ from compile.to_onnx.plan import plan_model, plan_onnx
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.scheme import CodebookScheme, IntScheme, PerChannel, PerGroup
 from quant.format.tensor import QuantizedTensor, Weight
-from tests.runtime.executors.onnx_models import SCHEMES, VERSION
+from tests.runtime.executors.onnx_models import SCHEMES, TABLE, VERSION, table_of
 from tests.tiny import tiny_checkpoint, tiny_model
 
 FILES = ["config.json", "model.onnx", "model.onnx.data"]
@@ -94,6 +94,17 @@ def test_quantized_weights_as_floats_are_worth_the_same(tmp_path: Path) -> None:
     assert states == {"equal"}
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_token_table_keeps_its_integers(tied: bool, tmp_path: Path) -> None:
+    model = tiny_model(tied=tied, weights={TABLE: table_of(IntScheme(4, False, PerGroup(32)))})
+    built = build_model(model, tmp_path, version=VERSION)
+    (row,) = [row for row in built.rows if row.tensor == TABLE]
+    assert row.form.dtype == "int8"
+    table, again = model.weights.load(TABLE), open_model(tmp_path).weights.load(TABLE)
+    assert isinstance(table, QuantizedTensor) and isinstance(again, QuantizedTensor)
+    assert again.digest() == table.digest()
+
+
 def test_a_build_gives_the_same_bytes_and_the_planned_size(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model", "qwen3", scheme=SCHEMES["int4"])
     folders = [tmp_path / "a", tmp_path / "b"]
@@ -150,13 +161,16 @@ def with_weight(scheme: Any, name: str = LINEAR, **parts: Any) -> Model:
     return tiny_model(intermediate=80, weights={name: weight})
 
 
-TABLE = "model.embed_tokens.weight"
 REFUSED: dict[str, tuple[Any, str, str]] = {
     "small groups": (IntScheme(4, True, PerGroup(8)), LINEAR, "multiplies groups of 16, 32"),
     "no power of two": (IntScheme(4, True, PerGroup(20)), LINEAR, "multiplies groups of 16, 32"),
     "short last group": (IntScheme(4, True, PerGroup(32)), LINEAR, "32 does not divide its 80"),
     "codebook": (CodebookScheme("e4m3", PerChannel()), LINEAR, "integers of up to 8 bits"),
-    "token table": (IntScheme(8, True, PerGroup(32)), TABLE, "token table in floats"),
+    "token table": (
+        CodebookScheme("e4m3", PerChannel()),
+        "model.embed_tokens.weight",
+        "integers of up to 8 bits",
+    ),
 }
 
 

@@ -12,10 +12,12 @@ from compile.open_model import open_model
 from compile.program import Linear, Logits
 from compile.to_onnx.build import build_model
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.format.tensor import QuantizedTensor
 from runtime.engine.batch import Executor, StepBatch
-from tests.tiny import tiny_model
+from tests.tiny import round_to_nearest, tiny_model
 
 VERSION = "0"
+TABLE = "model.embed_tokens.weight"
 PAGE_SIZE, NUM_PAGES = 4, 40
 INT4 = IntScheme(4, True, PerGroup(32))
 SCHEMES = {
@@ -53,6 +55,13 @@ def model_and_artifact(directory: Path, *args: Any, **options: Any) -> tuple[Mod
     model = tiny_model(*args, **options)
     build_model(model, directory, type_name, version=VERSION)
     return model, open_model(directory)
+
+
+def table_of(scheme: IntScheme) -> QuantizedTensor:
+    """The token table of the tiny llama, in `scheme`."""
+    values = tiny_model().weights.load(TABLE)
+    assert not isinstance(values, QuantizedTensor)
+    return round_to_nearest(values, scheme)
 
 
 def random_tokens(count: int, seed: int) -> Int32:

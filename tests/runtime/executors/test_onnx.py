@@ -24,11 +24,13 @@ from tests.runtime.executors.onnx_models import (
     NUM_PAGES,
     PAGE_SIZE,
     SCHEMES,
+    TABLE,
     model_and_artifact,
     random_tokens,
     rounding_bound,
     run_schedule,
     sequences_of,
+    table_of,
 )
 from tests.tiny import LLAMA3, YARN, tiny_model
 
@@ -100,6 +102,13 @@ def test_integers_with_biases_or_experts_follow_the_oracle(family: str, tmp_path
     assert_follows_the_oracle(tmp_path, family, scheme=INT4)
 
 
+@pytest.mark.parametrize("scheme", ["int4-asymmetric", "int8-channel"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_of_integers_follow_the_oracle(scheme: str, tied: bool, tmp_path: Path) -> None:
+    table = table_of(SCHEMES[scheme])
+    assert_follows_the_oracle(tmp_path, "llama", weights={TABLE: table}, tied=tied, scheme=INT4)
+
+
 def test_integers_as_floats_follow_the_oracle(tmp_path: Path) -> None:
     scheme = SCHEMES["int4-asymmetric"]
     assert_follows_the_oracle(tmp_path, "qwen3", scheme=scheme, type_name="fp32")
@@ -131,14 +140,22 @@ def test_serving_rounds_inputs_of_integers_and_comparing_does_not(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "case", [("llama", "int4"), ("qwen2", "int8-channel"), ("qwen3_moe", "int4-asymmetric")]
+    ("family", "scheme", "table"),
+    [
+        ("llama", "int4", True),
+        ("qwen2", "int8-channel", False),
+        ("qwen3_moe", "int4-asymmetric", False),
+    ],
 )
 def test_onnx_runtime_multiplies_every_integer_packed(
-    case: tuple[str, str], tmp_path: Path
+    family: str, scheme: str, table: bool, tmp_path: Path
 ) -> None:
-    """Neither a bias nor the sum behind a linear keeps it from that: unpacking takes ages."""
-    family, scheme = case
-    model, _ = model_and_artifact(tmp_path, family, scheme=SCHEMES[scheme])
+    """Neither a bias nor the sum behind a linear keeps it from that, nor a table that is the head
+    too: its looked up rows alone are unpacked."""
+    weights = {TABLE: table_of(SCHEMES[scheme])} if table else {}
+    model, _ = model_and_artifact(
+        tmp_path, family, scheme=SCHEMES[scheme], tied=table, weights=weights
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -147,7 +164,7 @@ def test_onnx_runtime_multiplies_every_integer_packed(
     found = [node.op_type for node in optimized.graph.node]
     quantized = [op for op in model.program.projections() if isinstance(op.scheme, IntScheme)]
     assert found.count("MatMulNBits") == len(quantized) >= 14
-    assert "DequantizeLinear" not in found
+    assert found.count("DequantizeLinear") == int(table)
 
 
 def whole(count: int, rows: list[int]) -> StepBatch:
