@@ -84,15 +84,26 @@ def encode(row: OnnxRow, weight: Weight) -> Parts:
     """The arrays of a row's parts, in their order. Raises UnsupportedModelError."""
     if row.form.group is None:
         floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        if row.form.dtype != "float32":
-            return [floats]
-        return [np.ascontiguousarray(floats, dtype=np.float32)]
+        return [_floats(row, floats)]
     assert isinstance(weight, QuantizedTensor), "its form came from its scheme"
     _check(row, weight)
     parts = [_integers(row, weight.codes), _transposed(row, weight.effective_scale())]
     if weight.zero_point is not None:
         parts.append(_integers(row, weight.zero_point))
     return parts
+
+
+def _floats(row: OnnxRow, floats: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if row.form.dtype == floats.dtype.name:
+        return floats
+    with np.errstate(over="ignore"):
+        stored = floats.astype(row.form.dtype)
+    if (np.isinf(stored) & np.isfinite(floats)).any():
+        raise UnsupportedModelError(
+            f"tensor {row.tensor} has numbers that {row.form.dtype} does not hold; use --target "
+            "onnx:fp32"
+        )
+    return stored
 
 
 def _check(row: OnnxRow, weight: QuantizedTensor) -> None:

@@ -76,8 +76,10 @@ def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
 
     type_name: `auto` keeps every number as it is stored; `int4` and `int8` do the same and insist
     that the quantized weights are such integers; `fp32` writes every weight's exact value as
-    float32. version: of coldpress. Raises UnsupportedModelError for what the graph cannot hold,
-    InputError for bad usage, MissingExtraError without the onnx package.
+    float32, `fp16` rounds matrices to float16. version: of coldpress.
+
+    Raises UnsupportedModelError for what the graph cannot hold, InputError for bad usage,
+    MissingExtraError without the onnx package.
     """
     return plan_model(open_model(checkpoint_dir), type_name, version)
 

@@ -7,8 +7,8 @@ from typing import Literal
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, Scheme
 
-TypeName = Literal["auto", "fp32", "int4", "int8"]
-TYPE_NAMES: tuple[TypeName, ...] = ("auto", "fp32", "int4", "int8")
+TypeName = Literal["auto", "fp32", "fp16", "int4", "int8"]
+TYPE_NAMES: tuple[TypeName, ...] = ("auto", "fp32", "fp16", "int4", "int8")
 INT4_BITS = 4
 LARGEST_BITS = 8
 SMALLEST_GROUP, LARGEST_GROUP = 16, 256
@@ -32,12 +32,12 @@ def choose_form(
     name: str, scheme: Scheme, shape: tuple[int, ...], type_name: TypeName, gathered: bool
 ) -> Form:
     """Raises UnsupportedModelError naming the tensor, and what to do instead."""
-    if isinstance(scheme, FloatScheme):
-        if type_name == "fp32":
-            return Form("float32", "as asked")
-        return Form(scheme.dtype, "as stored")
     if type_name == "fp32":
         return Form("float32", "its exact value, as asked")
+    if type_name == "fp16" and len(shape) == 2 and scheme != FloatScheme("float16"):
+        return Form("float16", "rounded, as asked")
+    if isinstance(scheme, FloatScheme):
+        return Form(scheme.dtype, "as stored")
     if not isinstance(scheme, IntScheme) or scheme.num_bits > LARGEST_BITS:
         raise _unfit(name, scheme, "ONNX files of coldpress hold integers of up to 8 bits")
     if scheme.ggml_type is not None and not scheme.symmetric:

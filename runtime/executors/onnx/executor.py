@@ -7,9 +7,12 @@ import onnxruntime
 from compile.from_onnx import OnnxWeights
 from compile.model import Model
 from compile.onnx_contract import LOGITS, STEP_INPUTS, new_names, pool_names
-from compile.program import Attend
+from compile.program import Attend, Program
+from compile.to_onnx.types import Form
 from quant.format.errors import InputError
+from quant.format.scheme import IntScheme, PerGroup
 from runtime.engine.batch import StepBatch
+from runtime.executors.onnx.selftest import check_products
 from runtime.executors.onnx.step import PartOfStep, split
 from runtime.machine import available_threads
 
@@ -51,7 +54,9 @@ class OnnxExecutor:
         self.weight_bytes = sum(places.values())
         layers = [op for op in model.program.ops if isinstance(op, Attend)]
         _check_ports(model.weights, layers)
-        self._session = _session(model.weights, self.threads, exact)
+        options = _options(self.threads, exact)
+        check_products(_integer_forms(model.program), options, exact)
+        self._session = _session(model.weights, options)
         self._outputs = [LOGITS, *(name for op in layers for name in new_names(op.layer))]
         self._pools = {
             name: np.zeros((num_pages, page_size, op.kv_heads, op.head_dim), np.float32)
@@ -97,9 +102,7 @@ class OnnxExecutor:
         self._pools = {}
 
 
-def _session(
-    weights: OnnxWeights, threads: int, exact: bool
-) -> "onnxruntime.InferenceSession | None":
+def _options(threads: int, exact: bool) -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -107,9 +110,26 @@ def _session(
     # Steps come in many shapes, and ONNX Runtime would keep a plan of memory for each of them.
     options.enable_mem_pattern = False
     options.add_session_config_entry(ACCURACY_LEVEL, "0" if exact else "4")
+    return options
+
+
+def _session(
+    weights: OnnxWeights, options: "onnxruntime.SessionOptions"
+) -> "onnxruntime.InferenceSession | None":
     return onnxruntime.InferenceSession(
         str(weights.graph_path), options, providers=["CPUExecutionProvider"]
     )
+
+
+def _integer_forms(program: Program) -> set[Form]:
+    """Each kind of packed weight that the graph multiplies by."""
+    forms = set()
+    for op in program.projections():
+        if isinstance(op.scheme, IntScheme):
+            grain, dtype = op.scheme.granularity, f"int{op.scheme.num_bits}"
+            group = grain.size if isinstance(grain, PerGroup) else 0
+            forms.add(Form(dtype, "", group, not op.scheme.symmetric))
+    return forms
 
 
 def _check_ports(weights: OnnxWeights, layers: list[Attend]) -> None:

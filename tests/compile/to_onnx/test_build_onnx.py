@@ -94,6 +94,25 @@ def test_quantized_weights_as_floats_are_worth_the_same(tmp_path: Path) -> None:
     assert states == {"equal"}
 
 
+@pytest.mark.parametrize("scheme", [None, SCHEMES["int8"]])
+def test_matrices_become_the_nearest_float16(scheme: Any, tmp_path: Path) -> None:
+    model = tiny_model("qwen2", scheme=scheme, dtype="float32")
+    build_model(model, tmp_path, "fp16", version=VERSION)
+    stored = loaded(tmp_path)
+    for name, shape in model.program.weights().items():
+        weight = model.weights.load(name)
+        values = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        dtype = np.float16 if len(shape) == 2 else np.float32
+        np.testing.assert_array_equal(stored[name], values.astype(dtype), strict=True)
+
+
+def test_numbers_beyond_float16_are_refused(tmp_path: Path) -> None:
+    model = tiny_model(weights={LINEAR: np.full((64, 128), 1e5, np.float32)})
+    with pytest.raises(UnsupportedModelError, match=f"{LINEAR} has numbers that float16 does not"):
+        build_model(model, tmp_path, "fp16", version=VERSION)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_token_table_keeps_its_integers(tied: bool, tmp_path: Path) -> None:
     model = tiny_model(tied=tied, weights={TABLE: table_of(IntScheme(4, False, PerGroup(32)))})
@@ -197,7 +216,7 @@ def test_scattered_columns_leave_nothing_behind(tmp_path: Path) -> None:
 def test_bad_usage_is_refused_in_words() -> None:
     floats, integers = tiny_model(), tiny_model(scheme=SCHEMES["int4"])
     for model, type_name, problem in [
-        (floats, "int5", "known types: auto, fp32, int4, int8"),
+        (floats, "int5", "known types: auto, fp32, fp16, int4, int8"),
         (floats, "int4", "this one has none; quantize it first"),
         (integers, "int8", "is int4; use --target onnx,"),
         (replace(floats, kind="gguf"), "auto", "is a gguf artifact; give a Hugging Face directory"),

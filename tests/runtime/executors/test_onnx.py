@@ -114,6 +114,12 @@ def test_integers_as_floats_follow_the_oracle(tmp_path: Path) -> None:
     assert_follows_the_oracle(tmp_path, "qwen3", scheme=scheme, type_name="fp32")
 
 
+def test_float16_follows_its_own_numbers(tmp_path: Path) -> None:
+    """Weights are rounded once; nothing that is computed is."""
+    _, artifact = model_and_artifact(tmp_path, "llama", dtype="float32", type_name="fp16")
+    assert_same(artifact, [random_tokens(20, seed=1)], [[(0, 20)]], NUM_PAGES)
+
+
 def test_company_and_chunks_move_a_row_by_roundings_alone(tmp_path: Path) -> None:
     """Not to the bit, as our own kernels are: ONNX Runtime's sums follow the step's shapes."""
     model, artifact = model_and_artifact(tmp_path, "mistral", sliding_window=7, scheme=INT4)
