@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from runtime.text.tokenizer import Tokenizer
 
 PAGE_SIZE = 32
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Machine:
     """What runs a model. backend: "cpu", "torch", "onnx", or "auto" for the one that is made for
     it. threads: None for all cores. exact: see `load_executor`."""
 
-    backend: str = "auto"
+    backend: str = AUTO
     threads: int | None = None
     exact: bool = False
 

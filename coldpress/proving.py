@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from coldpress.loading import DEFAULT_MACHINE, Machine, open_executor
+from coldpress.loading import AUTO, DEFAULT_MACHINE, Machine, open_executor
+from quant.format.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from compile.model import Model
@@ -29,7 +30,8 @@ def verify(
     def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         from runtime.evaluation.protocol import chunk_batch
 
-        executor = open_executor(model, replace(machine, exact=True), tokens=len(tokens))
+        chosen = replace(machine, backend=_backend(model, machine), exact=True)
+        executor = open_executor(model, chosen, tokens=len(tokens))
         try:
             ids = np.asarray(tokens, np.int32)
             return executor.step(chunk_batch(executor, ids, 0, len(ids))).copy()
@@ -37,3 +39,17 @@ def verify(
             executor.close()
 
     return check(artifact, against, logits_of if logits else None, on_progress)
+
+
+def _backend(model: "Model", machine: Machine) -> str:
+    """The asked one; by default the model's own, or torch for what the cpu backend cannot run."""
+    from runtime.executors.cpu import check_supported
+    from runtime.loading import resolve_backend
+
+    backend = resolve_backend(model, machine.backend)
+    if backend == "cpu" and machine.backend == AUTO:
+        try:
+            check_supported(model.program)
+        except UnsupportedModelError:
+            return "torch"
+    return backend

@@ -51,6 +51,16 @@ def test_verify_finds_every_integer_and_the_same_logits(
     assert logits["bound"] is not None and logits["max_difference"] <= logits["bound"] / 100
 
 
+def test_experts_are_verified_against_the_oracle(tmp_path: Path, run_json: Run) -> None:
+    """Which the native kernels do not run."""
+    checkpoint, built = tmp_path / "model", tmp_path / "onnx"
+    tiny_checkpoint(checkpoint, "qwen3_moe")
+    assert run(["build", str(checkpoint), "-o", str(built), "--target", "onnx:fp32"]) == 0
+    report = run_json("verify", built, "--against", checkpoint)
+    assert report["passed"] and set(report["counts"]) == {"equal"}
+    assert report["logits"]["max_difference"] <= report["logits"]["bound"] / 100
+
+
 def test_verify_finds_a_changed_integer(
     integers: Path, artifact: Path, tmp_path: Path, run_json: Run
 ) -> None:
