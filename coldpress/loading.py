@@ -126,6 +126,8 @@ def default_name(path: Path) -> str:
 
 def payload_bytes(path: Path) -> int:
     """Bytes of the files that hold weights: GGUF, an ONNX graph with its data, or every shard."""
+    if path.suffix == ".onnx":
+        path = path.parent
     if path.is_file():
         return path.stat().st_size
     kinds = ("*.gguf", "*.safetensors", "*.onnx*")

@@ -83,6 +83,7 @@ def test_plan_knows_the_size_and_inspect_the_schemes(
     plan = run_json("plan", integers, "--target", "onnx")
     found = run_json("inspect", artifact)
     assert plan["bytes"] == found["bytes"]
+    assert run_json("inspect", artifact / "model.onnx")["bytes"] == found["bytes"]
     assert found["kind"] == "onnx" and found["tensors_by_scheme"]["int4-sym-g32"] > 7
     assert {row["type"] for row in plan["tensors"]} == {"bfloat16", "int4"}
 

@@ -18,7 +18,8 @@ from runtime.machine import available_threads
 
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 """How ONNX Runtime multiplies packed integers: 0 keeps inputs in float32, 4 rounds them to int8."""
-ONLY_ERRORS = 3
+FATAL = 4
+"""Errors are raised, and need not be printed as well."""
 
 
 class OnnxExecutor:
@@ -106,7 +107,7 @@ def _options(threads: int, exact: bool) -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = ONLY_ERRORS
+    options.log_severity_level = FATAL
     # Steps come in many shapes, and ONNX Runtime would keep a plan of memory for each of them.
     options.enable_mem_pattern = False
     options.add_session_config_entry(ACCURACY_LEVEL, "0" if exact else "4")
