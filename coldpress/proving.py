@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, cycle, pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from quant.format.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from compile.model import Model
     from compile.verify import VerifyReport
+
+
+CHUNKS = (11, 1, 1, 8)
+"""Tokens of the steps in which a prompt is run, over and over."""
 
 
 def verify(
@@ -34,11 +39,19 @@ def verify(
         executor = open_executor(model, chosen, tokens=len(tokens))
         try:
             ids = np.asarray(tokens, np.int32)
-            return executor.step(chunk_batch(executor, ids, 0, len(ids))).copy()
+            steps = [chunk_batch(executor, ids, *span) for span in spans(len(ids))]
+            return np.concatenate([executor.step(step).copy() for step in steps])
         finally:
             executor.close()
 
     return check(artifact, against, logits_of if logits else None, on_progress)
+
+
+def spans(count: int) -> list[tuple[int, int]]:
+    """How a prompt of `count` tokens is cut: chunks and single tokens, as a server's steps are, so
+    that what is read back from the pages is compared too."""
+    ends = list(takewhile(lambda end: end < count, accumulate(cycle(CHUNKS))))
+    return list(pairwise([0, *ends, count]))
 
 
 def _backend(model: "Model", machine: Machine) -> str:

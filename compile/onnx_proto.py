@@ -109,7 +109,15 @@ def read_graph(path: Path) -> Graph:
         raise
     except Exception as error:  # DecodeError, of whichever protobuf implementation is there
         raise FileFormatError(path, "is not an ONNX model, or is damaged") from error
-    _refuse_code(onnx, path, model)
+    try:
+        _refuse_code(onnx, path, model)
+        return _read(onnx, path, model)
+    except (TypeError, ValueError, UnicodeError) as error:
+        # Names that are not UTF-8 arrive as bytes, and attributes may lack a type.
+        raise FileFormatError(path, "has names or attributes that are damaged") from error
+
+
+def _read(onnx: ModuleType, path: Path, model: Any) -> Graph:
     graph = model.graph
     return Graph(
         inputs=tuple(_read_port(onnx, port) for port in graph.input),
@@ -120,8 +128,12 @@ def read_graph(path: Path) -> Graph:
             for tensor in graph.initializer
             if tensor.data_location == onnx.TensorProto.EXTERNAL
         ),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata={_text(entry.key): _text(entry.value) for entry in model.metadata_props},
     )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _onnx() -> ModuleType:
@@ -162,7 +174,7 @@ def _external(onnx: ModuleType, tensor: ExternalTensor) -> Any:
 
 def _refuse_code(onnx: ModuleType, path: Path, model: Any) -> None:
     graph = model.graph
-    domains = {node.domain for node in graph.node} | {entry.domain for entry in model.opset_import}
+    domains = {_text(item.domain) for item in (*graph.node, *model.opset_import)}
     foreign = sorted(domains - {"", "ai.onnx"})
     if foreign:
         raise InputError(f"{path}: has operations of '{foreign[0]}'; only standard ones are run")
@@ -178,24 +190,26 @@ def _refuse_code(onnx: ModuleType, path: Path, model: Any) -> None:
 def _read_port(onnx: ModuleType, port: Any) -> Port:
     kind = port.type.tensor_type
     shape = tuple(
-        size.dim_param if size.dim_param else int(size.dim_value) for size in kind.shape.dim
+        _text(size.dim_param) if size.dim_param else int(size.dim_value) for size in kind.shape.dim
     )
-    return Port(port.name, _dtype(onnx, kind.elem_type), shape)
+    return Port(_text(port.name), _dtype(onnx, kind.elem_type), shape)
 
 
 def _read_node(onnx: ModuleType, node: Any) -> Node:
-    values = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    values = {_text(item.name): onnx.helper.get_attribute_value(item) for item in node.attribute}
     plain = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    return Node(node.op_type, tuple(node.input), tuple(node.output), plain)
+    inputs, outputs = tuple(map(_text, node.input)), tuple(map(_text, node.output))
+    return Node(_text(node.op_type), inputs, outputs, plain)
 
 
 def _read_external(onnx: ModuleType, path: Path, tensor: Any) -> ExternalTensor:
-    place = {entry.key: entry.value for entry in tensor.external_data}
+    name = _text(tensor.name)
+    place = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     try:
         offset, nbytes = int(place.get("offset", "0")), int(place["length"])
         location = place["location"]
     except (KeyError, ValueError) as error:
-        raise FileFormatError(path, f"tensor {tensor.name} does not say where it lies") from error
+        raise FileFormatError(path, f"tensor {name} does not say where it lies") from error
     shape = tuple(int(size) for size in tensor.dims)
     dtype = _dtype(onnx, tensor.data_type)
-    return ExternalTensor(tensor.name, dtype, shape, location, offset, nbytes)
+    return ExternalTensor(name, dtype, shape, location, offset, nbytes)

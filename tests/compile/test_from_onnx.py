@@ -4,10 +4,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compile.open_model import open_model
 from compile.to_onnx.build import build_model
@@ -143,6 +146,25 @@ def test_random_bytes_are_refused(artifact: Path, content: bytes) -> None:
     (artifact / "model.onnx").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.onnx: "):
         open_model(artifact)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damaged_bytes_are_refused_or_mean_the_same_file(built: Path, data: st.DataObject) -> None:
+    """Whatever a few flipped bytes or a cut make of the graph: no traceback of another kind."""
+    graph = bytearray((built / "model.onnx").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        graph[data.draw(st.integers(0, len(graph) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.none(), st.integers(0, len(graph))))
+    with TemporaryDirectory() as folder:
+        artifact = shutil.copytree(built, Path(folder) / "artifact")
+        (artifact / "model.onnx").write_bytes(graph[:cut])
+        try:
+            weights = open_model(artifact).weights
+            for name in weights.names():
+                weights.load(name)
+        except InputError as error:
+            assert str(artifact) in str(error)
 
 
 SCALE = "model.layers.0.self_attn.q_proj.weight.scale"

@@ -9,7 +9,7 @@ from compile.model import Model
 from compile.onnx_contract import LOGITS, STEP_INPUTS, new_names, pool_names
 from compile.program import Attend, Program
 from compile.to_onnx.types import Form
-from quant.format.errors import InputError
+from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import IntScheme, PerGroup
 from runtime.engine.batch import StepBatch
 from runtime.executors.onnx.selftest import check_products
@@ -117,9 +117,14 @@ def _options(threads: int, exact: bool) -> "onnxruntime.SessionOptions":
 def _session(
     weights: OnnxWeights, options: "onnxruntime.SessionOptions"
 ) -> "onnxruntime.InferenceSession | None":
-    return onnxruntime.InferenceSession(
-        str(weights.graph_path), options, providers=["CPUExecutionProvider"]
-    )
+    path = weights.graph_path
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class of its own for each status, none of them documented
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileFormatError(
+            path, f"is not loaded by onnxruntime {onnxruntime.__version__}: {reason}"
+        ) from error
 
 
 def _integer_forms(program: Program) -> set[Form]:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.format.errors import InputError
+from compile.open_model import open_model
+from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import IntScheme
 from runtime.engine.batch import Executor, StepBatch
 from runtime.executors.onnx import OnnxExecutor
@@ -270,6 +271,17 @@ def test_it_is_an_executor_and_frees_what_it_holds(tmp_path: Path) -> None:
 def test_a_model_of_another_container_is_refused() -> None:
     with pytest.raises(InputError, match="is no ONNX artifact; make one with: coldpress build"):
         executor_of(tiny_model())
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> None:
+    model_and_artifact(tmp_path, "llama", layers=1)
+    path = tmp_path / "model.onnx"
+    graph = onnx.load(str(path), load_external_data=False)
+    graph.graph.node[5].input[0] = "nowhere"
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(FileFormatError, match=r"model.onnx: is not loaded by onnxruntime") as error:
+        executor_of(open_model(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:
