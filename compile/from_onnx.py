@@ -15,6 +15,7 @@ from compile.onnx_contract import (
     CONTRACT_VERSION,
     DATA_FILE,
     GRAPH_FILE,
+    ORDER_SUFFIX,
     SCALE_SUFFIX,
     ZERO_POINT_SUFFIX,
 )
@@ -63,7 +64,18 @@ class OnnxWeights:
         assert isinstance(scheme, IntScheme)
         zero_point = None if scheme.symmetric else self._columns(f"{name}{ZERO_POINT_SUFFIX}")
         codes, scale = self._columns(name), self._columns(f"{name}{SCALE_SUFFIX}")
-        return QuantizedTensor(scheme, codes, scale, zero_point)
+        if f"{name}{ORDER_SUFFIX}" not in self._tensors:
+            return QuantizedTensor(scheme, codes, scale, zero_point)
+        back = np.argsort(self._order(name), kind="stable")
+        index = (np.arange(len(back)) // self._group(name)).astype(np.int32)[back]
+        return QuantizedTensor(scheme, codes[:, back], scale, zero_point, group_index=index)
+
+    def _order(self, name: str) -> npt.NDArray[np.int64]:
+        """int64 [in]: the place in the checkpoint of each stored column."""
+        order = self._read(f"{name}{ORDER_SUFFIX}")
+        if not np.array_equal(np.sort(order), np.arange(len(order))):
+            raise FileFormatError(self.graph_path, f"the order of tensor {name} is none")
+        return order
 
     def _group(self, name: str) -> int:
         """Columns that share a scale, 0 for all."""
@@ -83,7 +95,8 @@ class OnnxWeights:
             raise FileFormatError(path, f"ends within tensor {name}")
         if tensor.dtype == "int4":
             return unpack_int4(data, tensor.shape)
-        numbers: npt.NDArray[Any] = data.view(FLOATS.get(tensor.dtype, np.int8))
+        kinds = {**FLOATS, "int8": np.int8, "int64": np.int64}
+        numbers: npt.NDArray[Any] = data.view(kinds[tensor.dtype])
         return numbers.reshape(tensor.shape)
 
 
@@ -155,5 +168,8 @@ def _check_integers(path: Path, tensors: Mapping[str, ExternalTensor]) -> None:
         fits = fits and groups > 0 and columns % groups == 0
         if zero_point is not None:
             fits = fits and (zero_point.dtype, zero_point.shape) == (codes.dtype, scale.shape)
+        order = tensors.get(f"{name}{ORDER_SUFFIX}")
+        if order is not None:
+            fits = fits and groups > 1 and (order.dtype, order.shape) == ("int64", (columns,))
         if not fits:
             raise FileFormatError(path, f"tensor {name} and its scales do not fit each other")

@@ -38,6 +38,7 @@ STEP_INPUTS: dict[str, tuple[str, ...]] = {
 
 SCALE_SUFFIX = ".scale"
 ZERO_POINT_SUFFIX = ".zero_point"
+ORDER_SUFFIX = ".order"
 PART_SUFFIXES = (SCALE_SUFFIX, ZERO_POINT_SUFFIX)
 """What the parts of a quantized weight are called after its own name."""
 

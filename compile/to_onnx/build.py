@@ -87,10 +87,12 @@ def encode(row: OnnxRow, weight: Weight) -> Parts:
         return [_floats(row, floats)]
     assert isinstance(weight, QuantizedTensor), "its form came from its scheme"
     _check(row, weight)
-    parts = [_integers(row, weight.codes), _transposed(row, weight.effective_scale())]
+    order = np.argsort(weight.column_groups(), kind="stable")
+    codes = weight.codes[:, order] if row.form.ordered else weight.codes
+    parts = [_integers(row, codes), _transposed(row, weight.effective_scale())]
     if weight.zero_point is not None:
         parts.append(_integers(row, weight.zero_point))
-    return parts
+    return [*parts, order.astype(np.int64)] if row.form.ordered else parts
 
 
 def _floats(row: OnnxRow, floats: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -108,8 +110,8 @@ def _floats(row: OnnxRow, floats: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _check(row: OnnxRow, weight: QuantizedTensor) -> None:
     problem = None
-    if weight.group_index is not None:
-        problem = "has groups of scattered columns (desc_act)"
+    if weight.group_index is not None and not row.form.ordered:
+        problem = "has groups of scattered columns, of which its config does not tell (desc_act)"
     elif weight.minimum is not None:
         problem = "has a minimum in each group"
     elif row.form.zero_points != (weight.zero_point is not None):

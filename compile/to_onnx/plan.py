@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from compile.families import check_weights
 from compile.model import Model
 from compile.onnx_bytes import packed_bytes
-from compile.onnx_contract import DATA_FILE, SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.onnx_contract import DATA_FILE, ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.onnx_proto import ExternalTensor, encode_graph
 from compile.open_model import open_model
 from compile.program import Attend, Embed, Op, Program, Rope
@@ -16,6 +19,7 @@ from compile.to_onnx.lower import lower
 from compile.to_onnx.rope import rope_tables
 from compile.to_onnx.types import TYPE_NAMES, Form, TypeName, choose_form, require_integers
 from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.tensor import QuantizedTensor
 
 ALIGNMENT = 4096
 """A tensor begins on a page of memory, so that a reader can map it."""
@@ -72,7 +76,8 @@ class OnnxPlan:
 
 
 def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
-    """Plan the ONNX files of a Hugging Face checkpoint; reads headers and small JSON files only.
+    """Plan the ONNX files of a Hugging Face checkpoint; reads headers and small JSON files only,
+    but for weights whose config says that their columns may be scattered.
 
     type_name: `auto` keeps every number as it is stored; `int4` and `int8` do the same and insist
     that the quantized weights are such integers; `fp32` writes every weight's exact value as
@@ -127,6 +132,8 @@ def stored_parts(
     ]
     if form.zero_points:
         parts.append((f"{name}{ZERO_POINT_SUFFIX}", form.dtype, scales))
+    if form.ordered:
+        parts.append((f"{name}{ORDER_SUFFIX}", "int64", (columns,)))
     return parts
 
 
@@ -145,10 +152,38 @@ class _Layout:
 
 def _forms(model: Model, type_name: TypeName) -> Mapping[str, Form]:
     gathered = {op.weight for op in model.program.ops if isinstance(op, Embed)}
-    return {
+    forms = {
         name: choose_form(name, model.weights.scheme(name), shape, type_name, name in gathered)
         for name, shape in model.program.weights().items()
     }
+    if not _may_scatter(model.config):
+        return forms
+    return {name: _with_order(model, name, form) for name, form in forms.items()}
+
+
+def _may_scatter(config: Mapping[str, Any]) -> bool:
+    """Whether the groups of some weights may have scattered columns: GPTQ's and
+    compressed-tensors' words for it."""
+    said = config.get("quantization_config") or {}
+    groups = (said.get("config_groups") or {}).values()
+    return bool(said.get("desc_act")) or any(
+        (group.get("weights") or {}).get("actorder") for group in groups
+    )
+
+
+def _with_order(model: Model, name: str, form: Form) -> Form:
+    """Only the numbers tell: each is read once more, and let go."""
+    if not form.group or form.gathered:
+        return form
+    weight = model.weights.load(name)
+    assert isinstance(weight, QuantizedTensor)
+    if weight.group_index is None:
+        return form
+    if (np.bincount(weight.group_index) != form.group).any():
+        raise UnsupportedModelError(
+            f"tensor {name} has scattered groups of different sizes; use --target onnx:fp32"
+        )
+    return replace(form, ordered=True)
 
 
 def _check_ops(program: Program) -> None:

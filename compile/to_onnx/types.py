@@ -19,13 +19,15 @@ SMALLEST_GROUP, LARGEST_GROUP = 16, 256
 class Form:
     """How a weight is stored. dtype: of its elements. group: input columns that share a scale, 0
     for a whole row; None for floats. zero_points: whether the scheme has them. gathered: its rows
-    are looked up by token."""
+    are looked up by token. ordered: columns of a group are scattered (desc_act), so that they are
+    stored in the order of their groups, and the input is brought into that order first."""
 
     dtype: str
     reason: str
     group: int | None = None
     zero_points: bool = False
     gathered: bool = False
+    ordered: bool = False
 
 
 def choose_form(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from compile.onnx_contract import SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.onnx_contract import ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.to_onnx.nodes import Nodes
 from compile.to_onnx.types import Form
 
@@ -64,6 +64,8 @@ class WeightNodes:
         added = [] if bias is None else [self.floats(bias)]
         if form.group is None:
             return nodes.add("Gemm", x, self.floats(name), *added, out=out, transB=1)
+        if form.ordered:
+            x = nodes.add("Gather", x, f"{name}{ORDER_SUFFIX}", out=f"{out}.ordered", axis=1)
         weight = self._dequantize(self._parts(name), form, f"{name}.dequantized")
         return nodes.add("Gemm", x, weight, *added, out=out)
 

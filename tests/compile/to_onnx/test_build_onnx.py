@@ -13,15 +13,16 @@ import onnx.numpy_helper
 import pytest
 
 from compile.compare import compare_weights
+from compile.from_onnx import OnnxWeights
 from compile.model import Model
 from compile.open_model import open_model
 from compile.same_program import program_differences
 from compile.to_onnx.build import build_model, build_onnx
 from compile.to_onnx.plan import plan_model, plan_onnx
-from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
 from quant.format.scheme import CodebookScheme, IntScheme, PerChannel, PerGroup
 from quant.format.tensor import QuantizedTensor, Weight
-from tests.runtime.executors.onnx_models import SCHEMES, TABLE, VERSION, table_of
+from tests.runtime.executors.onnx_models import SCHEMES, TABLE, VERSION, scattered_model, table_of
 from tests.tiny import tiny_checkpoint, tiny_model
 
 FILES = ["config.json", "model.onnx", "model.onnx.data"]
@@ -204,7 +205,34 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(case: str, tmp_
     build_model(model, tmp_path / "out", "fp32", version=VERSION)
 
 
-def test_scattered_columns_leave_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["symmetric", "zero_point"])
+def test_scattered_columns_come_back_in_their_places(kind: str, tmp_path: Path) -> None:
+    model = scattered_model(kind=kind)
+    build_model(model, tmp_path, version=VERSION)
+    again = open_model(tmp_path).weights
+    for name in model.program.weights():
+        weight, read = model.weights.load(name), again.load(name)
+        assert compare_weights(name, weight, read).state == "equal"
+        if isinstance(weight, QuantizedTensor):
+            assert isinstance(read, QuantizedTensor) and read.digest() == weight.digest()
+            np.testing.assert_array_equal(read.column_groups(), weight.column_groups())
+            assert read.group_index is not None
+    assert list(loaded(tmp_path)).count(f"{LINEAR}.order") == 1
+
+
+def test_a_table_of_columns_that_is_none_is_refused(tmp_path: Path) -> None:
+    build_model(scattered_model(), tmp_path, version=VERSION)
+    weights = open_model(tmp_path).weights
+    assert isinstance(weights, OnnxWeights)
+    place = next(t.offset for t in weights.graph.tensors if t.name == f"{LINEAR}.order")
+    with (tmp_path / "model.onnx.data").open("r+b") as data:
+        data.seek(place)
+        data.write(b"\1" * 8)
+    with pytest.raises(FileFormatError, match=f"the order of tensor {LINEAR} is none"):
+        weights.load(LINEAR)
+
+
+def test_scattered_columns_without_a_word_leave_nothing_behind(tmp_path: Path) -> None:
     """Known only when the weight is read."""
     index = (np.arange(80, dtype=np.int32) % 5).astype(np.int32)
     model = with_weight(IntScheme(4, True, PerGroup(16)), group_index=index)

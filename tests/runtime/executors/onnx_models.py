@@ -1,6 +1,7 @@
 """Tiny models built into ONNX, and schedules that run any executor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from compile.to_onnx.build import build_model
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from quant.format.tensor import QuantizedTensor
 from runtime.engine.batch import Executor, StepBatch
+from tests.runtime.kernels.weights import quantized
 from tests.tiny import round_to_nearest, tiny_model
 
 VERSION = "0"
@@ -62,6 +64,18 @@ def table_of(scheme: IntScheme) -> QuantizedTensor:
     values = tiny_model().weights.load(TABLE)
     assert not isinstance(values, QuantizedTensor)
     return round_to_nearest(values, scheme)
+
+
+def scattered_model(family: str = "llama", kind: str = "zero_point") -> Model:
+    """A tiny model, every linear of whose layers has groups of scattered columns, and says so."""
+    model = tiny_model(family)
+    weights = {
+        name: quantized(*shape, seed=index, kind=kind, scattered=True)
+        for index, (name, shape) in enumerate(model.program.weights().items())
+        if "_proj.weight" in name
+    }
+    config = {**model.config, "quantization_config": {"quant_method": "gptq", "desc_act": True}}
+    return replace(tiny_model(family, weights=weights), config=config)
 
 
 def random_tokens(count: int, seed: int) -> Int32:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compile.open_model import open_model
+from compile.to_onnx.build import build_model
 from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import IntScheme
 from runtime.engine.batch import Executor, StepBatch
@@ -26,10 +27,12 @@ from tests.runtime.executors.onnx_models import (
     PAGE_SIZE,
     SCHEMES,
     TABLE,
+    VERSION,
     model_and_artifact,
     random_tokens,
     rounding_bound,
     run_schedule,
+    scattered_model,
     sequences_of,
     table_of,
 )
@@ -101,6 +104,17 @@ def test_integers_follow_the_oracle(scheme: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
 def test_integers_with_biases_or_experts_follow_the_oracle(family: str, tmp_path: Path) -> None:
     assert_follows_the_oracle(tmp_path, family, scheme=INT4)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "zero_point"])
+def test_scattered_columns_follow_the_oracle(kind: str, tmp_path: Path) -> None:
+    model = scattered_model("qwen3", kind)
+    build_model(model, tmp_path, version=VERSION)
+    sequences = sequences_of(MIXED)
+    expected = run_schedule(oracle(model), MIXED, sequences)
+    found = run_schedule(executor_of(open_model(tmp_path)), MIXED, sequences)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= rounding_bound(model, theirs)
 
 
 @pytest.mark.parametrize("scheme", ["int4-asymmetric", "int8-channel"])
