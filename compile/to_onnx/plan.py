@@ -103,11 +103,7 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     forms = _forms(model, known)
     require_integers(known, forms)
     layout = _Layout()
-    rows = tuple(
-        OnnxRow(name, str(model.weights.scheme(name)), forms[name], shape, tuple(parts))
-        for name, shape in model.program.weights().items()
-        for parts in [[layout.place(*part) for part in stored_parts(name, forms[name], shape)]]
-    )
+    rows = tuple(_row(model, name, form, layout) for name, form in forms.items())
     tables = tuple(
         layout.place(name, "float32", (model.program.sizes.max_positions, spec.dimension // 2))
         for name, spec in rope_tables(model.program).items()
@@ -116,6 +112,12 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     graph = lower(model.program, forms, tensors)
     notes = (*model.notes, *_input_notes(model.program))
     return OnnxPlan(model, rows, tables, encode_graph(graph, version), notes)
+
+
+def _row(model: Model, name: str, form: Form, layout: "_Layout") -> OnnxRow:
+    scheme, shape = str(model.weights.scheme(name)), tuple(model.weights.shape(name))
+    parts = tuple(layout.place(*part) for part in stored_parts(name, form, shape))
+    return OnnxRow(name, scheme, form, shape, parts)
 
 
 def stored_parts(
