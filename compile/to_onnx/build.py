@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint as an ONNX decoder step: the graph, and its weights beside it."""
+"""A checkpoint as an ONNX decoder step: the graph, and its weights beside it."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -21,6 +21,7 @@ from compile.to_onnx.types import TYPE_NAMES, Form, TypeName, choose_form, requi
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.tensor import QuantizedTensor
 
+TOKENIZER = "tokenizer.json"
 ALIGNMENT = 4096
 """A tensor begins on a page of memory, so that a reader can map it."""
 
@@ -76,8 +77,10 @@ class OnnxPlan:
 
 
 def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
-    """Plan the ONNX files of a Hugging Face checkpoint; reads headers and small JSON files only,
-    but for weights whose config says that their columns may be scattered.
+    """Plan the ONNX files of a Hugging Face checkpoint, or of a GGUF file beside its tokenizer.
+
+    Reads headers and small JSON files only, but for weights whose config says that their columns
+    may be scattered.
 
     type_name: `auto` keeps every number as it is stored; `int4` and `int8` do the same and insist
     that the quantized weights are such integers; `fp32` writes every weight's exact value as
@@ -96,8 +99,7 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
         raise InputError(
             f"ONNX type '{type_name}' is not known; known types: {', '.join(TYPE_NAMES)}"
         )
-    if model.kind != "huggingface":
-        raise InputError(f"{model.path}: is a {model.kind} artifact; give a Hugging Face directory")
+    _check_source(model)
     check_weights(model.program, model.weights)
     _check_ops(model.program)
     forms = _forms(model, known)
@@ -112,6 +114,17 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     graph = lower(model.program, forms, tensors)
     notes = (*model.notes, *_input_notes(model.program))
     return OnnxPlan(model, rows, tables, encode_graph(graph, version), notes)
+
+
+def _check_source(model: Model) -> None:
+    if model.kind == "onnx":
+        raise InputError(f"{model.path}: is an ONNX artifact already; give its checkpoint")
+    directory = model.directory
+    if model.kind == "gguf" and (directory is None or not (directory / TOKENIZER).is_file()):
+        raise InputError(
+            f"{model.path}: keeps its tokenizer in its header, and an ONNX artifact has none; give "
+            f"a directory that holds the .gguf file and a {TOKENIZER}"
+        )
 
 
 def _row(model: Model, name: str, form: Form, layout: "_Layout") -> OnnxRow:

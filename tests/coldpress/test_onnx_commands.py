@@ -51,6 +51,17 @@ def test_verify_finds_every_integer_and_the_same_logits(
     assert logits["bound"] is not None and logits["max_difference"] <= logits["bound"] / 100
 
 
+def test_integers_pass_through_gguf_too(integers: Path, tmp_path: Path, run_json: Run) -> None:
+    gguf, onnx = tmp_path / "gguf", tmp_path / "onnx"
+    assert run(["build", str(integers), "-o", str(gguf), "--target", "gguf"]) == 0
+    assert run(["build", str(gguf), "-o", str(onnx), "--target", "onnx:int4"]) == 0
+    for reference in (gguf, integers):
+        report = run_json("verify", onnx, "--against", reference)
+        assert report["passed"] and set(report["counts"]) == {"equal"}
+    assert run(["build", str(gguf / "model.gguf"), "-o", str(onnx), "--target", "onnx"]) == 2
+    assert run(["build", str(onnx), "-o", str(tmp_path / "again"), "--target", "onnx"]) == 2
+
+
 def test_experts_are_verified_against_the_oracle(tmp_path: Path, run_json: Run) -> None:
     """Which the native kernels do not run."""
     checkpoint, built = tmp_path / "model", tmp_path / "onnx"

@@ -247,7 +247,8 @@ def test_bad_usage_is_refused_in_words() -> None:
         (floats, "int5", "known types: auto, fp32, fp16, int4, int8"),
         (floats, "int4", "this one has none; quantize it first"),
         (integers, "int8", "is int4; use --target onnx,"),
-        (replace(floats, kind="gguf"), "auto", "is a gguf artifact; give a Hugging Face directory"),
+        (replace(floats, kind="gguf"), "auto", "holds the .gguf file and a tokenizer.json"),
+        (replace(floats, kind="onnx"), "auto", "is an ONNX artifact already; give its checkpoint"),
     ]:
         with pytest.raises(InputError, match=problem):
             plan_model(model, type_name, VERSION)
