@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality.contestants import FLOAT, FLOAT_GGUF, Contestant
+from benchmarks.quality.contestants import FLOAT, FLOAT_BF16, FLOAT_GGUF, Contestant
 from benchmarks.quality.scores import Float64, Summary, summarize
 from benchmarks.quality.workshop import Done, Made, Tool, Workshop, given
 
@@ -73,7 +73,7 @@ class Contest:
         return contestant.tool
 
     def _make(self, contestant: Contestant, tool: Tool) -> tuple[Done | None, Made]:
-        if contestant == FLOAT:
+        if contestant in (FLOAT, FLOAT_BF16):
             return None, self.model
         if contestant == FLOAT_GGUF:
             return self._float_gguf, self._float_gguf.made("gguf/model.gguf")
@@ -98,6 +98,8 @@ class Contest:
         words: list[str | Made] = [artifact, self._baseline.made(), self.files.scored]
         if contestant.container == "hf":
             tool, step = self.tools["transformers"], "read_transformers"
+            if contestant.arithmetic != "float32":
+                words.append(contestant.arithmetic)
         elif "llama.cpp" in self.tools:
             tool, step = self.tools["llama.cpp"], "read_llama_cpp"
             words.append(str(self.workshop.threads))

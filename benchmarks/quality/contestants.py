@@ -15,8 +15,8 @@ class Contestant:
     """One row.
 
     step, words: the process that makes it and what it is told beside model and tokens; no step for
-    what lies there already at `path`. rival: the row that it is held against, with the `goal`: the
-    largest ratio of KLDs that is hoped for.
+    what lies there already at `path`. arithmetic: what transformers computes in. rival: the row
+    that it is held against, with the `goal`: the largest ratio of KLDs that is hoped for.
     """
 
     name: str
@@ -26,11 +26,14 @@ class Contestant:
     step: str | None = None
     words: tuple[str, ...] = ()
     path: Path | None = None
+    arithmetic: Literal["float32", "bfloat16"] = "float32"
     rival: str | None = None
     goal: float | None = None
 
 
 FLOAT = Contestant("float", "given", "hf", "the checkpoint itself, by transformers")
+FLOAT_BF16 = Contestant("float bfloat16", "given", "hf", "the same, computed in bfloat16: noise",
+                        arithmetic="bfloat16")  # fmt: skip
 FLOAT_GGUF = Contestant("llama.cpp f32", "llama.cpp", "gguf", "the same in float32, by llama.cpp")
 
 
@@ -80,7 +83,7 @@ def default_contestants() -> list[Contestant]:
         for kind in GGUF_TYPES
     ]  # fmt: skip
     ours = [pressed(match) for match in ALL_MATCHES]
-    return [FLOAT, *others, FLOAT_GGUF, *quantizers, *ours]
+    return [FLOAT, FLOAT_BF16, *others, FLOAT_GGUF, *quantizers, *ours]
 
 
 def pressed(match: Match) -> Contestant:

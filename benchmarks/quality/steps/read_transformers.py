@@ -1,4 +1,7 @@
-"""Scores a Hugging Face directory by transformers in float32: OUT MODEL BASELINE SCORED.npy."""
+"""Scores a Hugging Face directory by transformers: OUT MODEL BASELINE SCORED.npy [ARITHMETIC].
+
+In float32, unless it is to be seen what bfloat16 does by itself.
+"""
 
 import argparse
 from pathlib import Path
@@ -62,12 +65,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("baseline", type=Path)
     parser.add_argument("scored", type=Path)
+    parser.add_argument("arithmetic", nargs="?", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.arithmetic).eval()
     baseline, windows = load_baseline(args.baseline), np.load(args.scored)
     scores = []
     for number, window in enumerate(windows):
-        logits = model(torch.from_numpy(window)[None]).logits[0, :-1].numpy()
+        logits = model(torch.from_numpy(window)[None]).logits[0, :-1].float().numpy()
         if number == 0:
             check_activations(model)
         scores.append(score_window(logits, baseline.logits(number), window[1:]))
