@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from compile.open_model import open_model
 from compile.to_onnx.build import build_model
-from quant.format.errors import FileFormatError, InputError
+from quant.format.errors import FileFormatError, InputError, MissingExtraError
 from tests.runtime.executors.onnx_models import INT4, VERSION
 from tests.tiny import tiny_model
 
@@ -48,6 +49,17 @@ def test_an_untouched_copy_opens(artifact: Path) -> None:
     model = open_model(artifact)
     assert (model.kind, model.directory) == ("onnx", artifact)
     assert open_model(artifact / "model.onnx").directory == artifact
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'coldpress\[onnx\]'"):
+        open_model(artifact)
+    with pytest.raises(MissingExtraError, match=r"pip install 'coldpress\[onnx\]'"):
+        build_model(tiny_model(), artifact.parent / "out", version=VERSION)
+    assert not (artifact.parent / "out").exists()
 
 
 @pytest.mark.parametrize(

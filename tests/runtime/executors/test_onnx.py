@@ -257,3 +257,11 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "pip install 'coldpress[onnx]'" in done.stdout, done.stderr
+
+
+def test_the_onnx_path_needs_no_torch() -> None:
+    code = (
+        "import sys, runtime.loading, runtime.executors.onnx, compile.to_onnx.build;"
+        "sys.exit(any(name.split('.')[0] in ('torch', 'transformers') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
