@@ -5,12 +5,15 @@ and loses that times what an error in the column costs, c. At scales s, columns 
 c / s**2: the loss of a group is the sum over rows of |w * s|**2, a norm that is nearly the largest
 magnitude, times the sum of c / s**2. Unlike AWQ's, this objective needs no forward.
 
-Where it is least, a column has the same share of the group's steps as of its costs; each round
-moves every scale towards that.
+Where inputs are rounded to integers as well, it is the other way round for them: tokens are the
+rows, x / s has the steps, and an error costs what the weights make of it, the sum of (w * s)**2.
+
+Where the loss is least, a column has the same share of the group's steps as of its costs; each
+round moves every scale towards that.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,76 +33,83 @@ _CHUNK_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Reader:
-    """weight: float32 [out, in] that reads the channels, in groups of `size` columns, of which the
-    last may be shorter."""
+class RoundedRows:
+    """values: float32 [rows, columns], in groups of `size` columns, of which the last may be
+    shorter. costs: float32 [columns], what a squared error in any row costs. levels: steps from 0
+    to the largest value of a group. inverse: the scale divides these columns.
+    """
 
-    weight: torch.Tensor
+    values: torch.Tensor
     size: int
+    costs: torch.Tensor
+    levels: float
+    inverse: bool = False
 
 
-def balanced_scale(
-    point: FoldPoint, readers: Sequence[Reader], costs: torch.Tensor
-) -> torch.Tensor | None:
+def balanced_scale(point: FoldPoint, rounded: Sequence[RoundedRows]) -> torch.Tensor | None:
     """The scale float32 [channels] of least loss, of geometric mean 1; None where it would gain
     next to nothing.
 
-    costs: float32 [in], what a squared error in each column costs.
+    rounded: the readers' weights, and where they are rounded, their inputs.
     """
-    costs = costs.clamp(min=float(costs.mean()) * _SMALLEST_COST + _TINY)
+    rounded = [_with_least_costs(part) for part in rounded]
     logs = torch.zeros(point.channels)
     for _ in range(_ROUNDS):
         scale = point.spread(logs.exp())
-        wanted, had = torch.zeros_like(scale), torch.zeros_like(scale)
-        for reader in readers:
-            cost, step = _shares(reader, costs, scale)
-            wanted += cost
-            had += step
-        ratio = point.gather(wanted).clamp(min=_TINY) / point.gather(had).clamp(min=_TINY)
-        # A scale's steps grow with its power _NORM, and its cost falls with its square.
+        rising, falling = torch.zeros_like(scale), torch.zeros_like(scale)
+        for part in rounded:
+            cost, step = _shares(part, scale)
+            rising += step if part.inverse else cost
+            falling += cost if part.inverse else step
+        ratio = point.gather(rising).clamp(min=_TINY) / point.gather(falling).clamp(min=_TINY)
+        # Steps grow with a scale's power _NORM, costs fall with its square, or the other way round.
         move = (ratio.log() / (_NORM + 2)).clamp(-_LARGEST_MOVE, _LARGEST_MOVE)
         logs += move
     scale = (logs - logs.mean()).exp()
-    before = balance_loss(readers, costs, torch.ones_like(costs))
-    gained = balance_loss(readers, costs, point.spread(scale)) < (1.0 - _LEAST_GAIN) * before
+    before = balance_loss(rounded, torch.ones_like(rounded[0].costs))
+    gained = balance_loss(rounded, point.spread(scale)) < (1.0 - _LEAST_GAIN) * before
     return scale if gained else None
 
 
-def balance_loss(readers: Sequence[Reader], costs: torch.Tensor, scale: torch.Tensor) -> float:
-    """The loss of all groups at `scale` [in], up to a factor. A short last group counts as one."""
+def balance_loss(rounded: Sequence[RoundedRows], scale: torch.Tensor) -> float:
+    """The loss of all groups at `scale` [columns]. A short last group counts as one."""
     total = 0.0
-    for reader in readers:
-        _, steps = _steps(reader, scale)
-        cost = _groups((costs / scale.square())[None], reader.size)[0].sum(-1)
-        total += float((steps.double() * cost.double()).sum())
+    for part in rounded:
+        own = 1 / scale if part.inverse else scale
+        _, steps = _steps(part, own)
+        cost = _groups((part.costs / own.square())[None], part.size)[0].sum(-1)
+        total += float((steps.double() * cost.double()).sum()) / part.levels**2
     return total
 
 
-def _shares(
-    reader: Reader, costs: torch.Tensor, scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two [in], equal where the loss is least: the column's part of its group's costs, times the
-    group's steps; and its part of the steps, times the group's costs."""
-    parts, steps = _steps(reader, scale)
-    cost = _groups((costs / scale.square())[None], reader.size)[0]
-    columns = len(costs)
-    wanted = (cost * steps[:, None]).reshape(-1)[:columns]
-    had = (parts * cost.sum(-1, keepdim=True)).reshape(-1)[:columns]
-    return wanted, had
+def _with_least_costs(part: RoundedRows) -> RoundedRows:
+    least = float(part.costs.mean()) * _SMALLEST_COST + _TINY
+    return replace(part, costs=part.costs.clamp(min=least))
 
 
-def _steps(reader: Reader, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _shares(part: RoundedRows, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two [columns], equal where the loss is least: the column's part of its group's costs, times
+    the group's steps; and its part of the steps, times the group's costs."""
+    own = 1 / scale if part.inverse else scale
+    parts, steps = _steps(part, own)
+    cost = _groups((part.costs / own.square() / part.levels**2)[None], part.size)[0]
+    columns = len(scale)
+    costs = (cost * steps[:, None]).reshape(-1)[:columns]
+    return costs, (parts * cost.sum(-1, keepdim=True)).reshape(-1)[:columns]
+
+
+def _steps(part: RoundedRows, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared steps over all rows: each column's part [groups, size], and the whole [groups]."""
     rows = max(1, _CHUNK_ELEMENTS // len(scale))
-    chunks = [_chunk_steps(part, reader.size, scale) for part in torch.split(reader.weight, rows)]
-    parts = torch.stack([part for part, _ in chunks]).sum(0)
+    chunks = [_chunk_steps(some, part.size, scale) for some in torch.split(part.values, rows)]
+    parts = torch.stack([shares for shares, _ in chunks]).sum(0)
     return parts, torch.stack([whole for _, whole in chunks]).sum(0)
 
 
 def _chunk_steps(
-    weight: torch.Tensor, size: int, scale: torch.Tensor
+    values: torch.Tensor, size: int, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scaled = _groups((weight * scale).abs_(), size)
+    scaled = _groups((values * scale).abs_(), size)
     largest = scaled.amax(-1, keepdim=True).clamp_(min=_TINY)
     powers = scaled.div_(largest).square_().square_().square_()
     sums = powers.sum(-1, keepdim=True).clamp_(min=_TINY)

@@ -7,10 +7,11 @@ from functools import partial
 import torch
 
 from quant.rounding_algorithms.factor import NotPositiveDefiniteError, factor
+from quant.rounding_algorithms.levels import level_range
 from quant.statistics import InputMoments
 from quant.tasks import LinearTask, RoundingSettings
 from quant.transforms.awq import awq_candidates, relative_magnitude
-from quant.transforms.balance import Reader, balanced_scale
+from quant.transforms.balance import RoundedRows, balanced_scale
 from quant.transforms.clip import clip_groups
 from quant.transforms.fold import FoldedLayer
 from quant.transforms.layouts import layout_of
@@ -33,6 +34,9 @@ from quant.workers import Workers
 
 _BATCH_TOKENS = 2048
 _CLIP_TOKENS = 512
+_INPUT_TOKENS = 1024
+"""Whose rounding balancing looks at."""
+_INT8_LEVELS = 127.5
 _NOT_CLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
 """Their outputs are multiplied with each other, which makes errors of theirs costly."""
 
@@ -130,20 +134,35 @@ class _Turn:
         firsts = [point.readers[0] for point in self.points]
         calls = record_calls(self.layer, self.forward, sample, firsts)
         points = [point for point in self.points if point.readers[0] in calls]
-        costs = [self._costs(p.readers, calls[p.readers[0]].args[0]) for p in points]
+        inputs = [calls[point.readers[0]].args[0] for point in points]
         jobs = [
-            partial(balanced_scale, point, self._readers(point), cost)
-            for point, cost in zip(points, costs, strict=True)
+            partial(balanced_scale, point, self._rounded(point, seen))
+            for point, seen in zip(points, inputs, strict=True)
         ]
         for point, scale in zip(points, run_jobs(jobs, self.workers), strict=True):
             if scale is not None:
                 self._apply(point, "balanced", self.folded.storable(point, scale))
 
-    def _readers(self, point: FoldPoint) -> list[Reader]:
-        """Those of the point's readers that are to be rounded."""
-        weights = {n: self.folded.weight(n) for n in point.readers if n in self.nearest.tasks}
-        sizes = {name: self.nearest.group_size(name, w.shape[1]) for name, w in weights.items()}
-        return [Reader(weight, sizes[name]) for name, weight in weights.items()]
+    def _rounded(self, point: FoldPoint, inputs: torch.Tensor) -> list[RoundedRows]:
+        """Weights of the point's readers, and their inputs, as far as they are to be rounded.
+        inputs: [samples, tokens, columns], or [tokens, columns]."""
+        costs, rounded = self._costs(point.readers, inputs), list[RoundedRows]()
+        spread = torch.zeros_like(costs)
+        for name in point.readers:
+            task, weight = self.nearest.tasks.get(name), self.folded.weight(name)
+            if task is None:
+                continue
+            low, high = level_range(task.scheme)
+            size = task.scheme.group_size(weight.shape[1])
+            rounded.append(RoundedRows(weight, size, costs, (high - low) / 2))
+            if task.scheme.activation is not None and task.scheme.activation.numbers == "int8":
+                spread += weight.square().sum(0)
+        if float(spread.max()) > 0.0:
+            rows = inputs.reshape(-1, inputs.shape[-1]).float()
+            rows = rows[:: max(1, -(-len(rows) // _INPUT_TOKENS))]
+            part = RoundedRows(rows, rows.shape[1], spread / len(rows), _INT8_LEVELS, inverse=True)
+            rounded.append(part)
+        return rounded
 
     def _costs(self, readers: Sequence[str], inputs: torch.Tensor) -> torch.Tensor:
         """float32 [columns]: what a squared error in each column of `readers` costs in the end,
