@@ -34,7 +34,7 @@ from quant.workers import Workers
 
 _BATCH_TOKENS = 2048
 _CLIP_TOKENS = 512
-_INPUT_TOKENS = 1024
+_INPUT_TOKENS = 2048
 """Whose rounding balancing looks at."""
 _INT8_LEVELS = 127.5
 _NOT_CLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
@@ -158,8 +158,7 @@ class _Turn:
             if task.scheme.activation is not None and task.scheme.activation.numbers == "int8":
                 spread += weight.square().sum(0)
         if float(spread.max()) > 0.0:
-            rows = inputs.reshape(-1, inputs.shape[-1]).float()
-            rows = rows[:: max(1, -(-len(rows) // _INPUT_TOKENS))]
+            rows = _alike(inputs.reshape(-1, inputs.shape[-1]).float())
             part = RoundedRows(rows, rows.shape[1], spread / len(rows), _INT8_LEVELS, inverse=True)
             rounded.append(part)
         return rounded
@@ -247,3 +246,12 @@ class _Turn:
     def _note(self, name: str, what: str) -> None:
         if name in self.nearest.tasks:
             self.chosen[name] = f"{self.chosen[name]}; {what}" if name in self.chosen else what
+
+
+def _alike(rows: torch.Tensor) -> torch.Tensor:
+    """Some of `rows` [tokens, columns], all as large as the middle one: a token's rounding matters
+    beside its own size, and the few that are a thousand times larger would be all that counts."""
+    some = rows[:: max(1, -(-len(rows) // _INPUT_TOKENS))]
+    size = some.norm(dim=1, keepdim=True)
+    larger: torch.Tensor = size.median() / size.clamp(min=torch.finfo(torch.float32).tiny)
+    return some * larger
