@@ -98,8 +98,8 @@ def test_refit_is_the_best_scale_for_its_codes(seed: int, scheme: IntScheme) -> 
     best = refit_grid(weight, codes, grid, product, hessian, scheme, "float32")
 
     def loss(scale: torch.Tensor) -> torch.Tensor:
-        values = decode(codes, Grid(scale, grid.zero).columns(scheme, weight.shape[1]))
-        return quadratic_form((weight - values).double(), hessian.double())
+        wide = Grid(scale.double(), grid.zero.double()).columns(scheme, weight.shape[1])
+        return quadratic_form(weight.double() - decode(codes.double(), wide), hessian.double())
 
     # The loss is a parabola in each scale: one that float32 sums and the ridge put off by 1e-5 of
     # itself costs the square of that, as a part of the whole output.
