@@ -14,7 +14,6 @@ from compile.onnx_contract import (
     CONTRACT,
     CONTRACT_VERSION,
     DATA_FILE,
-    GRAPH_FILE,
     ORDER_SUFFIX,
     SCALE_SUFFIX,
     ZERO_POINT_SUFFIX,
@@ -119,11 +118,6 @@ def open_onnx(path: Path) -> OnnxWeights:
     tensors = {tensor.name: tensor for tensor in graph.tensors}
     _check_integers(path, tensors)
     return OnnxWeights(path, graph, tensors)
-
-
-def graph_of(path: Path) -> Path:
-    """The graph of an artifact's directory, or the file itself."""
-    return path / GRAPH_FILE if path.is_dir() else path
 
 
 def _data_size(path: Path, graph: Graph) -> int:

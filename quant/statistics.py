@@ -4,14 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 
 from quant.products import Rows, Term, product_jobs, rows_of
-from quant.workers import Workers, bfloat16_products
-
-_Result = TypeVar("_Result")
+from quant.workers import Workers, bfloat16_products, run_jobs
 
 _ROWS = 32768
 
@@ -81,12 +78,14 @@ class InputMoments:
         for group in _grouped(inputs):
             as_bfloat16 = all(batch.inputs.dtype == torch.bfloat16 for batch in group)
             weighted = [(batch, weight) for batch in group] + self._first_tokens(group, weight)
-            parts = self._run([partial(_part, *part, as_bfloat16) for part in weighted])
+            parts = run_jobs(
+                [partial(_part, *part, as_bfloat16) for part in weighted], self._workers
+            )
             with bfloat16_products() if as_bfloat16 else nullcontext():
-                self._run(self._products(parts))
+                run_jobs(self._products(parts), self._workers)
             self._weight += sum(counts * batch.tokens for batch, counts in weighted)
             if self._find_absmax:
-                found = self._run([partial(_absmax, batch.inputs) for batch in group])
+                found = run_jobs([partial(_absmax, batch.inputs) for batch in group], self._workers)
                 self.absmax = max(self.absmax, *found)
             self.tokens += sum(batch.tokens for batch in group)
 
@@ -130,9 +129,6 @@ class InputMoments:
             terms = [Term(part.others[name], part.inputs, part.weight) for part in parts]
             jobs += product_jobs(product, terms, upper=False)
         return jobs
-
-    def _run(self, jobs: Sequence[Callable[[], _Result]]) -> list[_Result]:
-        return [job() for job in jobs] if self._workers is None else self._workers.run(jobs)
 
 
 def first_token_extra(share: float, tokens: int) -> float:

@@ -27,6 +27,11 @@ class Workers:
         return list(self._pool.map(_call, jobs))
 
 
+def run_jobs(jobs: Sequence[Callable[[], Result]], workers: Workers | None) -> list[Result]:
+    """What each job gives, in their order: on the threads of `workers`, or else on this one."""
+    return [job() for job in jobs] if workers is None else workers.run(jobs)
+
+
 @contextmanager
 def fixed_division() -> Iterator[Workers]:
     """As many workers as torch has threads; torch itself uses one until the block ends."""

@@ -4,12 +4,12 @@ How the work is divided follows from the size of the matrix alone, so that any n
 gives the same bits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from quant.workers import Workers
+from quant.workers import Workers, run_jobs
 
 _BLOCK = 128
 
@@ -24,16 +24,16 @@ def inverse_of_factor(matrix: torch.Tensor, workers: Workers | None) -> torch.Te
     corners: list[torch.Tensor] = []
     for i, block in enumerate(blocks):
         below = blocks[i + 1 :]
-        _run([partial(_take_off, matrix, row, block) for row in blocks[i:]], workers)
+        run_jobs([partial(_take_off, matrix, row, block) for row in blocks[i:]], workers)
         corner, info = torch.linalg.cholesky_ex(matrix[block, block])
         if int(info) != 0 or not bool(torch.isfinite(corner).all()):
             return None
         identity = torch.eye(len(corner), dtype=matrix.dtype)
         corners.append(torch.linalg.solve_triangular(corner, identity, upper=False))
-        _run([partial(_divide, matrix[row, block], corners[i]) for row in below], workers)
+        run_jobs([partial(_divide, matrix[row, block], corners[i]) for row in below], workers)
     inverse = torch.zeros_like(matrix)
     columns = range(len(blocks))
-    _run([partial(_invert, matrix, inverse, blocks[i:], corners[i:]) for i in columns], workers)
+    run_jobs([partial(_invert, matrix, inverse, blocks[i:], corners[i:]) for i in columns], workers)
     return inverse
 
 
@@ -63,11 +63,3 @@ def _invert(
 
 def _blocks(count: int) -> list[slice]:
     return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-
-
-def _run(jobs: Sequence[Callable[[], None]], workers: Workers | None) -> None:
-    if workers is not None:
-        workers.run(jobs)
-        return
-    for job in jobs:
-        job()

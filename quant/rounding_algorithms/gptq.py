@@ -27,7 +27,7 @@ from quant.rounding_algorithms.rtn import choose_grid, rows_share_scales
 from quant.rounding_algorithms.sweep import sweep_levels
 from quant.rounding_algorithms.walk import Walk, permuted
 from quant.tasks import ScaleChoice
-from quant.workers import Workers
+from quant.workers import Workers, run_jobs
 
 _ROW_CHUNK = 512
 
@@ -120,7 +120,7 @@ def gptq(
         )
         for rows in _row_chunks(len(stack))
     ]
-    done = _joined(workers.run(jobs) if workers else [job() for job in jobs])
+    done = _joined(run_jobs(jobs, workers))
     raised = factored.damping > options.damping
     state = f"damping raised to {factored.damping:g}" if raised else AS_ASKED
     return split_rows(

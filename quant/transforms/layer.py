@@ -23,14 +23,13 @@ from quant.transforms.observe import (
     LayerForward,
     input_statistics,
     record_calls,
-    run_jobs,
     subset,
 )
 from quant.transforms.points import FoldPoint, fold_points
 from quant.transforms.settings import LayerTransforms
 from quant.transforms.smoothquant import ALPHAS, smoothing_scale
 from quant.transforms.trial import Trial, best_scale
-from quant.workers import Workers
+from quant.workers import Workers, run_jobs
 
 _BATCH_TOKENS = 2048
 _CLIP_TOKENS = 512

@@ -4,16 +4,15 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from quant.transforms.points import FoldPoint
-from quant.workers import Workers
+from quant.workers import Workers, run_jobs
 
 LayerForward = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
 """(a decoder layer, hidden states [samples, tokens, hidden]) -> its output."""
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,3 @@ def sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
     shared: list[object] = [*module.parameters(), *module.buffers()]
     shared += [part.config for part in module.modules() if hasattr(part, "config")]
     return copy.deepcopy(module, {id(item): item for item in shared})
-
-
-def run_jobs(jobs: Sequence[Callable[[], _Result]], workers: Workers | None) -> list[_Result]:
-    """What each job gives, in their order."""
-    return [job() for job in jobs] if workers is None else workers.run(jobs)

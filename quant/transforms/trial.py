@@ -10,9 +10,8 @@ from quant.format.scheme import ActivationScheme
 from quant.transforms.fold import FoldedLayer
 from quant.transforms.nearest import Nearest
 from quant.transforms.objective import BlockError
-from quant.transforms.observe import run_jobs
 from quant.transforms.points import FoldPoint
-from quant.workers import Workers
+from quant.workers import Workers, run_jobs
 
 
 @dataclass(frozen=True)
