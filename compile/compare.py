@@ -19,8 +19,8 @@ SMALLEST_STEP = 2.0**-18
 
 State = Literal["equal", "rounded", "requantized", "different"]
 """equal: the same integers and scales, or the same float numbers bit for bit. rounded: each float
-is the nearest one in the artifact's dtype. requantized: the reference holds floats, and each
-integer (or value of a codebook) is the nearest to its float. different: none of these."""
+is the nearest one in the artifact's dtype. requantized: the reference holds floats, or finer
+numbers, and each integer (or value of a codebook) is the nearest. different: none of these."""
 
 Float32 = npt.NDArray[np.float32]
 Matrix = npt.NDArray[Any]
@@ -77,14 +77,22 @@ Checks = Callable[[Any, Any], list[_Check]]
 
 def _attempts(reference: Weight, stored: Weight) -> list[tuple[State, Checks]]:
     """Ways in which the two may agree, the one whose mismatches tell most last."""
+    integers = isinstance(stored, QuantizedTensor) and isinstance(stored.scheme, IntScheme)
     if isinstance(reference, QuantizedTensor) and isinstance(stored, QuantizedTensor):
+        if integers and _coarser(reference, stored):
+            return [("equal", _same_integers), ("requantized", _nearest_integers)]
         if stored.minimum is None or reference.minimum is not None:
             return [("equal", _same_integers)]
         return [("equal", _same_values), ("rounded", _same_integers_rounded_minimum)]
     if isinstance(stored, QuantizedTensor):
-        integers = isinstance(stored.scheme, IntScheme)
         return [("requantized", _nearest_integers if integers else _nearest_levels)]
     return [("equal", _same_values), ("rounded", _nearest_floats)]
+
+
+def _coarser(reference: QuantizedTensor, stored: QuantizedTensor) -> bool:
+    """Whether no build could have kept the reference's numbers: formats that can hold them must."""
+    ours, theirs = stored.scheme, reference.scheme
+    return ours.num_bits < theirs.num_bits or isinstance(theirs, CodebookScheme)
 
 
 def _mismatches(
@@ -162,7 +170,7 @@ def _nearest_floats(reference: Weight, stored: FloatArray) -> list[_Check]:
     return [_Check("value", values, check.stored, check.agree & ~overflowed)]
 
 
-def _nearest_integers(reference: FloatArray, stored: QuantizedTensor) -> list[_Check]:
+def _nearest_integers(reference: Weight, stored: QuantizedTensor) -> list[_Check]:
     """Whatever scale was chosen, an integer is at most half a step from its float, unless it is the
     last one on that side. Writers may divide before they round scale and minimum to 16 bits, which
     moves the quotient by the unit roundoff of those."""

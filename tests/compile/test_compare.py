@@ -232,3 +232,24 @@ def test_floats_that_became_codebook_values_are_the_nearest(name: str) -> None:
     for share, state in ((0.3, "requantized"), (0.7, "different")):
         floats = tensor.dequantize() + (np.float32(share) * step * per_column).astype(np.float32)
         assert compare_weights("w", floats, tensor).state == state
+
+
+@pytest.mark.parametrize("scheme", [IntScheme(8, True, PerChannel()), "e4m3"])
+def test_finer_numbers_may_be_rounded_and_each_must_be_the_nearest(scheme: Any) -> None:
+    """Formats that could hold the reference must hold it, whatever is near."""
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 100, (ROWS, COLUMNS), dtype=np.int8)
+    scale = random.uniform(0.01, 0.1, (ROWS, 1)).astype(np.float32)
+    fine = CodebookScheme("e4m3", PerChannel()) if scheme == "e4m3" else scheme
+    reference = QuantizedTensor(fine, codes, scale)
+    values = reference.dequantize()
+    step = np.abs(values).max(axis=1, keepdims=True) / 7
+    coarse = np.rint(values / step).astype(np.int8)
+    stored = QuantizedTensor(IntScheme(4, True, PerChannel()), coarse, step.astype(np.float32))
+    assert compare_weights("w", reference, stored).state == "requantized"
+    off = changed(coarse, 2, 5, coarse[2, 5] + (1 if coarse[2, 5] < 7 else -1))
+    wrong = compare_weights("w", reference, replace(stored, codes=off))
+    assert (wrong.state, wrong.mismatched) == ("different", 1)
+    assert (wrong.first[0].row, wrong.first[0].column) == (2, 5)
+    scaled = replace(stored, scale=stored.scale * np.float32(1.0001))
+    assert compare_weights("w", stored, scaled).state == "different"
