@@ -15,6 +15,7 @@ from compile.onnx_contract import DATA_FILE, GRAPH_FILE
 from compile.onnx_proto import ExternalTensor
 from compile.open_model import CONFIG, open_model
 from compile.to_onnx.plan import OnnxPlan, OnnxRow, plan_model
+from compile.to_onnx.requantize import requantize
 from compile.to_onnx.rope import rope_table, rope_tables
 from quant.format.errors import UnsupportedModelError
 from quant.format.staging import require_free_bytes, staged_file, write_file_atomically
@@ -82,9 +83,11 @@ def build_model(
 
 def encode(row: OnnxRow, weight: Weight) -> Parts:
     """The arrays of a row's parts, in their order. Raises UnsupportedModelError."""
-    if row.form.group is None:
+    if row.form.group is None or row.form.rounded:
         floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        return [_floats(row, floats)]
+        if not row.form.rounded:
+            return [_floats(row, floats)]
+        weight = requantize(row.tensor, floats, row.form)
     assert isinstance(weight, QuantizedTensor), "its form came from its scheme"
     _check(row, weight)
     order = np.argsort(weight.column_groups(), kind="stable")

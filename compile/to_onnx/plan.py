@@ -1,7 +1,8 @@
 """Every tensor of the ONNX files, its form and its place, before any weight is read."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from compile.onnx_bytes import packed_bytes
 from compile.onnx_contract import DATA_FILE, ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.onnx_proto import ExternalTensor, encode_graph
 from compile.open_model import open_model
-from compile.program import Attend, Embed, Op, Program, Rope
+from compile.program import Attend, Embed, Logits, Moe, Op, Program, Rope
 from compile.to_onnx.lower import lower
 from compile.to_onnx.rope import rope_tables
-from compile.to_onnx.types import TYPE_NAMES, Form, TypeName, choose_form, require_integers
+from compile.to_onnx.types import TYPE_NAMES, Form, Role, TypeName, choose_form
 from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.scheme import FloatScheme
 from quant.format.tensor import QuantizedTensor
 
 TOKENIZER = "tokenizer.json"
@@ -82,9 +84,9 @@ def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
     Reads headers and small JSON files only, but for weights whose config says that their columns
     may be scattered.
 
-    type_name: `auto` keeps every number as it is stored; `int4` and `int8` do the same and insist
-    that the quantized weights are such integers; `fp32` writes every weight's exact value as
-    float32, `fp16` rounds matrices to float16. version: of coldpress.
+    type_name: `auto` keeps every number as it is stored; `int4` and `int8` keep integers that fit
+    and round what does not, with a note; `fp32` writes every weight's exact value as float32,
+    `fp16` rounds matrices to float16. version: of coldpress.
 
     Raises UnsupportedModelError for what the graph cannot hold, InputError for bad usage,
     MissingExtraError without the onnx package.
@@ -103,7 +105,6 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     check_weights(model.program, model.weights)
     _check_ops(model.program)
     forms = _forms(model, known)
-    require_integers(known, forms)
     layout = _Layout()
     rows = tuple(_row(model, name, form, layout) for name, form in forms.items())
     tables = tuple(
@@ -112,7 +113,7 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     )
     tensors = (*(part for row in rows for part in row.parts), *tables)
     graph = lower(model.program, forms, tensors)
-    notes = (*model.notes, *_input_notes(model.program))
+    notes = (*model.notes, *_input_notes(model.program), *_rounding_notes(known, rows))
     return OnnxPlan(model, rows, tables, encode_graph(graph, version), notes)
 
 
@@ -166,14 +167,30 @@ class _Layout:
 
 
 def _forms(model: Model, type_name: TypeName) -> Mapping[str, Form]:
-    gathered = {op.weight for op in model.program.ops if isinstance(op, Embed)}
+    shapes, roles = model.program.weights(), _roles(model.program)
+    schemes = {name: model.weights.scheme(name) for name in shapes}
+    # Floats beside integers were left so by whoever quantized the model.
+    round_floats = all(isinstance(scheme, FloatScheme) for scheme in schemes.values())
     forms = {
-        name: choose_form(name, model.weights.scheme(name), shape, type_name, name in gathered)
-        for name, shape in model.program.weights().items()
+        name: choose_form(
+            name, schemes[name], shape, type_name, roles.get(name, "plain"), round_floats
+        )
+        for name, shape in shapes.items()
     }
     if not _may_scatter(model.config):
         return forms
     return {name: _with_order(model, name, form) for name, form in forms.items()}
+
+
+def _roles(program: Program) -> dict[str, Role]:
+    """Of every matrix but routers, which decide and are small."""
+    routed = {op.logits for op in program.ops if isinstance(op, Moe)}
+    roles: dict[str, Role] = {
+        op.weight: "head" if isinstance(op, Logits) else "linear"
+        for op in program.projections()
+        if op.out not in routed
+    }
+    return roles | {op.weight: "table" for op in program.ops if isinstance(op, Embed)}
 
 
 def _may_scatter(config: Mapping[str, Any]) -> bool:
@@ -188,7 +205,7 @@ def _may_scatter(config: Mapping[str, Any]) -> bool:
 
 def _with_order(model: Model, name: str, form: Form) -> Form:
     """Only the numbers tell: each is read once more, and let go."""
-    if not form.group or form.gathered:
+    if not form.group or form.gathered or form.rounded:
         return form
     weight = model.weights.load(name)
     assert isinstance(weight, QuantizedTensor)
@@ -227,4 +244,15 @@ def _input_notes(program: Program) -> tuple[str, ...]:
     return (
         f"the checkpoint rounds inputs ({rounded}); the ONNX graph does not, and multiplies the "
         "same weights by inputs as they are",
+    )
+
+
+def _rounding_notes(type_name: TypeName, rows: Sequence[OnnxRow]) -> tuple[str, ...]:
+    """Of each number format that is rounded to integers here, how often and to what."""
+    ways = Counter((row.scheme, row.form.dtype, row.form.group) for row in rows if row.form.rounded)
+    return tuple(
+        f"rounded anew from {scheme} to {dtype}, with a scale for each "
+        f"{f'group of {group}' if group else 'row'}, because onnx:{type_name} was asked for: "
+        f"{count} of the weights; --target onnx rounds nothing"
+        for (scheme, dtype, group), count in ways.items()
     )

@@ -119,8 +119,11 @@ def test_it_is_served(artifact: Path) -> None:
     assert answer.usage is not None and answer.usage.completion_tokens >= 1
 
 
-def test_floats_are_no_int4(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
-    out = tmp_path / "out"
-    assert run(["build", str(tiny), "-o", str(out), "--target", "onnx:int4"]) == 2
-    assert "this one has none; quantize it first" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_floats_are_rounded_where_integers_are_asked_for(
+    tiny: Path, tmp_path: Path, run_json: Run
+) -> None:
+    built = run_json("build", tiny, "-o", tmp_path / "out", "--target", "onnx:int4")
+    assert any("rounded anew from bfloat16 to int4" in note for note in built["notes"])
+    report = run_json("verify", tmp_path / "out", "--against", tiny)
+    assert report["passed"] and report["counts"]["requantized"] > 7
+    assert report["logits"]["bound"] is None

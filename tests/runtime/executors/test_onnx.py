@@ -122,6 +122,15 @@ def test_tables_of_integers_follow_the_oracle(scheme: str, tied: bool, tmp_path:
     assert_follows_the_oracle(tmp_path, "llama", weights={TABLE: table}, tied=tied, scheme=INT4)
 
 
+@pytest.mark.parametrize(("scheme", "type_name"), [("int4", "int8"), ("int8-channel", "int4")])
+def test_what_was_made_when_building_follows_its_own_numbers(
+    scheme: str, type_name: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"scheme": SCHEMES[scheme], "type_name": type_name}
+    _, artifact = model_and_artifact(tmp_path, "llama", **options)
+    assert_same(artifact, [random_tokens(20, seed=1)], [[(0, 20)]], NUM_PAGES)
+
+
 def test_integers_as_floats_follow_the_oracle(tmp_path: Path) -> None:
     scheme = SCHEMES["int4-asymmetric"]
     assert_follows_the_oracle(tmp_path, "qwen3", scheme=scheme, type_name="fp32")
