@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.codebooks import codebook_values
+from quant.format.ggml_again import exact_blocks, relative_rms, rounded_again
+from quant.format.gguf_types import TYPE_BY_NAME
 from quant.format.scheme import CodebookScheme, IntScheme
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
@@ -39,7 +41,8 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class TensorState:
-    """What became of one tensor; `reference` and `stored` name its number formats."""
+    """What became of one tensor; `reference` and `stored` name its number formats. rms_error:
+    relative to the reference's numbers, where these were rounded."""
 
     name: str
     reference: str
@@ -47,6 +50,7 @@ class TensorState:
     state: State
     mismatched: int = 0
     first: tuple[Mismatch, ...] = ()
+    rms_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,25 +72,39 @@ def compare_weights(name: str, reference: Weight, stored: Weight) -> TensorState
     for state, checks in _attempts(reference, stored):
         count, first = _mismatches(reference, stored, checks)
         if count == 0:
-            return TensorState(*labels, state)
+            lost = None if state == "equal" else relative_rms(reference, stored)
+            return TensorState(*labels, state, rms_error=lost)
     return TensorState(*labels, "different", count, first)
 
 
 Checks = Callable[[Any, Any], list[_Check]]
 
 
-def _attempts(reference: Weight, stored: Weight) -> list[tuple[State, Checks]]:
+def _attempts(reference: Weight, stored: Weight) -> Iterator[tuple[State, Checks]]:
     """Ways in which the two may agree, the one whose mismatches tell most last."""
-    integers = isinstance(stored, QuantizedTensor) and isinstance(stored.scheme, IntScheme)
-    if isinstance(reference, QuantizedTensor) and isinstance(stored, QuantizedTensor):
-        if integers and _coarser(reference, stored):
-            return [("equal", _same_integers), ("requantized", _nearest_integers)]
-        if stored.minimum is None or reference.minimum is not None:
-            return [("equal", _same_integers)]
-        return [("equal", _same_values), ("rounded", _same_integers_rounded_minimum)]
-    if isinstance(stored, QuantizedTensor):
-        return [("requantized", _nearest_integers if integers else _nearest_levels)]
-    return [("equal", _same_values), ("rounded", _nearest_floats)]
+    if isinstance(stored, QuantizedTensor) and isinstance(reference, QuantizedTensor):
+        yield from _attempts_of_integers(reference, stored)
+    elif isinstance(stored, QuantizedTensor):
+        integers = isinstance(stored.scheme, IntScheme)
+        yield "requantized", _nearest_integers if integers else _nearest_levels
+    else:
+        yield "equal", _same_values
+        yield "rounded", _nearest_floats
+
+
+def _attempts_of_integers(
+    reference: QuantizedTensor, stored: QuantizedTensor
+) -> Iterator[tuple[State, Checks]]:
+    if stored.minimum is None or reference.minimum is not None:
+        yield "equal", _same_integers
+    else:
+        yield "equal", _equal_values
+        yield "rounded", _same_integers_rounded_minimum
+    name = stored.scheme.ggml_type
+    if name is not None and exact_blocks("", TYPE_BY_NAME[name], reference) is None:
+        yield "requantized", _as_we_encode
+    elif name is None and isinstance(stored.scheme, IntScheme) and _coarser(reference, stored):
+        yield "requantized", _nearest_integers
 
 
 def _coarser(reference: QuantizedTensor, stored: QuantizedTensor) -> bool:
@@ -160,6 +178,18 @@ def _same_integers_rounded_minimum(
 
 def _same_values(reference: Weight, stored: Weight) -> list[_Check]:
     return [_bitwise("value", _values(reference), _values(stored))]
+
+
+def _equal_values(reference: QuantizedTensor, stored: QuantizedTensor) -> list[_Check]:
+    """A zero may have another sign: which one it has, the way to add a minimum decides."""
+    return [_exact("value", _values(reference), _values(stored))]
+
+
+def _as_we_encode(reference: QuantizedTensor, stored: QuantizedTensor) -> list[_Check]:
+    """A block depends on its own values alone, so that rows can be encoded again part by part."""
+    assert stored.scheme.ggml_type is not None
+    expected = rounded_again("", TYPE_BY_NAME[stored.scheme.ggml_type], reference)
+    return _same_integers(expected, stored)
 
 
 def _nearest_floats(reference: Weight, stored: FloatArray) -> list[_Check]:

@@ -149,7 +149,12 @@ def _against(
         unexpected=unexpected,
         tensors=tuple(tensors),
         logits=check,
-        notes=(*stored.notes, *reference.notes, *_rounding_notes(stored, reference)),
+        notes=(
+            *stored.notes,
+            *reference.notes,
+            *_rounding_notes(stored, reference),
+            *_again_notes(tensors),
+        ),
     )
 
 
@@ -206,6 +211,17 @@ def _rounding_notes(stored: Model, reference: Model) -> tuple[str, ...]:
         f"inputs that the artifact rounds: {ours or 'none'}; the reference: {theirs or 'none'}; "
         "their logits differ by that",
     )
+
+
+def _again_notes(tensors: Sequence[TensorState]) -> list[str]:
+    again = [t for t in tensors if t.state == "requantized" and t.rms_error is not None]
+    if not again:
+        return []
+    worst = max(again, key=lambda tensor: tensor.rms_error or 0)
+    return [
+        f"{len(again)} tensors were rounded by the build: relative rms error up to "
+        f"{worst.rms_error:.2g} ({worst.name})"
+    ]
 
 
 def probe_tokens(model: Model) -> list[int]:

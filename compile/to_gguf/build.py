@@ -10,6 +10,7 @@ import numpy.typing as npt
 from compile.gguf_names import interleaved_order, rope_heads, take_rows
 from compile.model import Model
 from compile.open_model import open_model
+from compile.to_gguf.again import RoundedAgain
 from compile.to_gguf.plan import GgufPlan, GgufRow, plan_model
 from quant.format.ggml_search import round_blocks
 from quant.format.gguf_blocks import FLOATS, encode
@@ -50,25 +51,31 @@ def build_model(
     model: Model, output_file: Path, type_name: str = "auto", on_progress: Progress | None = None
 ) -> GgufBuild:
     """`build_gguf` of a model that is open already."""
-    plan = plan_model(model, type_name)
+    plan, again = plan_model(model, type_name), RoundedAgain()
     with gguf_writer(output_file, plan.layout) as writer:
         for done, row in enumerate(plan.rows):
             if on_progress is not None:
                 on_progress(done, len(plan.rows), row.tensor)
-            writer.write(row.tensor, _tensor_bytes(plan, row))
+            writer.write(row.tensor, _tensor_bytes(plan, row, again))
     if on_progress is not None:
         on_progress(len(plan.rows), len(plan.rows), str(output_file))
     return GgufBuild(
-        Path(output_file), plan.rows, plan.file_bytes, plan.bits_per_weight, plan.notes
+        Path(output_file),
+        plan.rows,
+        plan.file_bytes,
+        plan.bits_per_weight,
+        (*plan.notes, *again.notes()),
     )
 
 
-def _tensor_bytes(plan: GgufPlan, row: GgufRow) -> npt.NDArray[np.uint8]:
+def _tensor_bytes(plan: GgufPlan, row: GgufRow, again: RoundedAgain) -> npt.NDArray[np.uint8]:
     if row.source is None:
         assert plan.rope_factors is not None, f"{row.tensor} is the only computed tensor"
         return plan.rope_factors.view(np.uint8)
     weight = _in_gguf_order(plan, row.source, plan.model.weights.load(row.source))
     if isinstance(weight, QuantizedTensor) and row.type not in FLOATS:
+        if plan.type_name != "auto":
+            weight = again.blocks(row.source, row.type, weight)
         return encode(row.source, row.type, weight)
     floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
     if plan.mix is not None and row.type not in FLOATS:

@@ -23,11 +23,11 @@ from compile.model import Model
 from compile.open_model import open_model
 from compile.program import Program
 from compile.to_gguf.metadata import model_keys, rope_factors
-from compile.to_gguf.types import MIX_NAMES, TYPE_NAMES, choose_type
+from compile.to_gguf.types import AGAIN, MIX_NAMES, TYPE_NAMES, choose_type
 from compile.to_gguf.vocabulary import vocabulary_keys
 from quant.format.errors import InputError, UnsupportedModelError
-from quant.format.ggml_mix import facts_of, file_type, mix_type
-from quant.format.gguf_types import F16, F32, GgmlType
+from quant.format.ggml_mix import MixedType, facts_of, file_type, mixed_type
+from quant.format.gguf_types import F32, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
 from quant.format.scheme import FloatScheme, QuantizedScheme
 
@@ -54,7 +54,7 @@ class GgufRow:
 @dataclass(frozen=True)
 class GgufPlan:
     """Everything about the file but its tensor data. `file_bytes` is exact. mix: of ggml types, by
-    which floats are rounded; None where each type was asked for by itself."""
+    which floats are rounded; None where each type was asked for by itself. type_name: what was."""
 
     rows: tuple[GgufRow, ...]
     notes: tuple[str, ...]
@@ -63,6 +63,7 @@ class GgufPlan:
     architecture: Architecture
     rope_factors: npt.NDArray[np.float32] | None
     mix: str | None = None
+    type_name: str = "auto"
 
     @property
     def program(self) -> Program:
@@ -112,8 +113,8 @@ def plan_model(model: Model, type_name: str = "auto") -> GgufPlan:
     keys, model_notes = model_keys(program, architecture, model.config, name, _file_type(rows, mix))
     slots = [TensorSlot(row.tensor, row.type, row.shape) for row in rows]
     layout = GgufLayout(keys | vocabulary, slots)
-    notes = [*model.notes, *model_notes, *notes, *_input_notes(program)]
-    return GgufPlan(rows, tuple(notes), layout, model, architecture, factors, mix)
+    notes = [*model.notes, *model_notes, *notes, *_input_notes(program), *_type_notes(rows)]
+    return GgufPlan(rows, tuple(notes), layout, model, architecture, factors, mix, type_name)
 
 
 def _input_notes(program: Program) -> list[str]:
@@ -123,6 +124,22 @@ def _input_notes(program: Program) -> list[str]:
     return [
         f"the checkpoint rounds inputs ({rounded}); a GGUF file cannot say so, and is run without"
     ]
+
+
+def _type_notes(rows: tuple[GgufRow, ...]) -> list[str]:
+    """What a user may not expect of the types that a name stands for."""
+    notes = []
+    narrow = [row for row in rows if " are not whole blocks of " in row.reason]
+    if narrow:
+        counts = Counter(row.reason.rpartition(": ")[2] for row in narrow)
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
+        notes.append(f"{len(narrow)} matrices have rows that blocks do not fill: {kinds}")
+    again = sum(row.reason.startswith(AGAIN) for row in rows)
+    if again:
+        notes.append(
+            f"{again} quantized matrices are rounded again, as asked; type auto would keep them"
+        )
+    return notes
 
 
 def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:
@@ -151,12 +168,12 @@ def _mix_of(model: Model, type_name: str) -> str | None:
 
 def _mixed_type(
     model: Model, mix: str | None, name: str, shape: tuple[int, ...]
-) -> GgmlType | None:
+) -> MixedType | None:
     """What the mix gives a matrix; as with llama.cpp F16 where no block fills its rows."""
     if mix is None or len(shape) == 1:
         return None
     facts = replace(facts_of(model.config), tied=model.program.tied_embeddings)
-    return mix_type(mix, name.removesuffix(".weight"), shape[1], facts) or F16
+    return mixed_type(mix, name.removesuffix(".weight"), shape[1], facts)
 
 
 def _rows(

@@ -80,15 +80,20 @@ class Groups:
         return np.where(usable, s, scale), np.where(usable, m, minimum)
 
 
-def fit_signed(groups: Groups, reaches: Sequence[float], rounds: int) -> Floats:
+def fit_signed(
+    groups: Groups, reaches: Sequence[float], rounds: int, known: Floats | None = None
+) -> Floats:
     """[groups]: a scale of either sign for types without a minimum.
 
     reaches: levels that the largest magnitude is tried at, negative ones for negative scales.
-    rounds: of choosing codes and scale in turn afterwards, around the best scale so far.
+    rounds: of choosing codes and scale in turn afterwards, around the best scale so far. known: a
+    scale, not 0, to begin with; that of its source where the weight was rounded before.
     """
     largest = np.maximum(np.abs(groups.x).max(axis=0), _TINY)
     best: Floats = largest / np.float32(reaches[0])
     error = groups.error(groups.sums(best), best)
+    if known is not None:
+        best, error = _better(known, groups.error(groups.sums(known), known), best, error)
     for reach in reaches:
         scale = largest / np.float32(reach)
         best, error = _refitted(groups, scale, best, error)
@@ -99,9 +104,14 @@ def fit_signed(groups: Groups, reaches: Sequence[float], rounds: int) -> Floats:
 
 
 def fit_affine(
-    groups: Groups, margins: Sequence[tuple[float, float]], rounds: int, below_zero: bool
+    groups: Groups,
+    margins: Sequence[tuple[float, float]],
+    rounds: int,
+    below_zero: bool,
+    known: tuple[Floats, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """(scale, minimum), each [groups]. margins: shares of the range to leave out at either end."""
+    """(scale, minimum), each [groups]. margins: shares of the range to leave out at either end.
+    known: as for `fit_signed`, a scale above 0 with its minimum."""
     low, high = groups.x.min(axis=0), groups.x.max(axis=0)
     if below_zero:
         low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
@@ -109,6 +119,12 @@ def fit_affine(
     top = np.float32(groups.levels.highest)
     best_scale, best_minimum = width / top, low
     error = groups.error(groups.sums(best_scale, best_minimum), best_scale, best_minimum)
+    if known is not None:
+        its_error = groups.error(groups.sums(*known), *known)
+        better = its_error < error
+        best_scale = np.where(better, known[0], best_scale)
+        best_minimum = np.where(better, known[1], best_minimum)
+        error = np.where(better, its_error, error)
     for below, above in margins:
         scale = width * np.float32((1 - below - above) / float(top))
         minimum = low + width * np.float32(below)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.format.errors import RecipeError
-from quant.format.gguf_types import TYPE_BY_NAME, GgmlType
+from quant.format.gguf_types import F16, TYPE_BY_NAME, GgmlType
 
 _FILE_TYPES = {
     "Q4_0": ("Q4_0", 2),
@@ -86,12 +86,27 @@ def file_type(mix: str) -> int:
     return _PURE[mix] if mix in _PURE else _FILE_TYPES[mix][1]
 
 
+@dataclass(frozen=True)
+class MixedType:
+    """What a mix gives a matrix. wanted: if its rows were whole blocks of that; kind: what they are
+    whole blocks of, F16 where of none."""
+
+    wanted: GgmlType
+    kind: GgmlType
+
+
 def mix_type(mix: str, module: str, columns: int, facts: ModelFacts) -> GgmlType | None:
     """The type of a matrix with rows of `columns`; None where no block fills them.
 
     module: its Hugging Face name without `.weight`, e.g. "model.layers.3.mlp.down_proj". Raises
     RecipeError for an unknown mix.
     """
+    kind = mixed_type(mix, module, columns, facts).kind
+    return None if kind == F16 else kind
+
+
+def mixed_type(mix: str, module: str, columns: int, facts: ModelFacts) -> MixedType:
+    """`mix_type`, with what stood aside for it."""
     if mix not in MIXES:
         known = ", ".join(MIXES)
         raise RecipeError(f"scheme.ggml_type '{mix}' is not known; known are {known}")
@@ -100,23 +115,13 @@ def mix_type(mix: str, module: str, columns: int, facts: ModelFacts) -> GgmlType
     found = re.search(r"\.layers\.(\d+)\.", f".{module}")
     layer = int(found[1]) if found else 0
     if role == "head" or (role == "table" and facts.tied):
-        name = _output_type(base, columns)
+        wanted = TYPE_BY_NAME["Q8_0" if base == "Q8_0" else "Q6_K"]
     else:
-        name = base if mix in _PURE else _role_type(mix, base, role, layer, facts)
-    return _fitting(name, columns)
-
-
-def _output_type(base: str, columns: int) -> str:
-    if base == "Q8_0" or columns % TYPE_BY_NAME[base].block:
-        return "Q8_0"
-    return "Q6_K"
-
-
-def _fitting(name: str, columns: int) -> GgmlType | None:
-    if columns % TYPE_BY_NAME[name].block:
-        name = _NARROW.get(name, name)
-    kind = TYPE_BY_NAME[name]
-    return None if columns % kind.block else kind
+        wanted = TYPE_BY_NAME[base if mix in _PURE else _role_type(mix, base, role, layer, facts)]
+    kind = wanted
+    if columns % wanted.block:
+        kind = TYPE_BY_NAME[_NARROW.get(wanted.name, wanted.name)]
+    return MixedType(wanted, F16 if columns % kind.block else kind)
 
 
 def _role_type(mix: str, base: str, role: str, layer: int, facts: ModelFacts) -> str:

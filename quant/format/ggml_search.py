@@ -63,7 +63,17 @@ _EFFORTS = {
 }
 
 
-def search_blocks(kind: GgmlType, weight: Floats, importance: Floats | None = None) -> BlockGrid:
+Known = tuple[Floats, Floats]
+"""Scales (not 0; above 0 for types with a minimum) and minimums, float32 [out, groups], with which
+a weight was rounded before; minimums are not looked at for types without one."""
+
+
+def search_blocks(
+    kind: GgmlType,
+    weight: Floats,
+    importance: Floats | None = None,
+    known: Known | None = None,
+) -> BlockGrid:
     """The grid of `kind` on which rounding to nearest loses little of sum(importance * error**2).
 
     weight: float32 [out, in], whole blocks; importance: float32 [in], not negative, None: all
@@ -75,16 +85,20 @@ def search_blocks(kind: GgmlType, weight: Floats, importance: Floats | None = No
     h = _floored(importance, columns).reshape(-1, levels.group).T
     step = max(1, _CHUNK_ELEMENTS // columns)
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        return joined(
-            [
-                _search_rows(kind, levels, weight[start : start + step], h)
-                for start in range(0, max(rows, 1), step)
-            ]
-        )
+        parts = []
+        for start in range(0, max(rows, 1), step):
+            part = slice(start, start + step)
+            theirs = None if known is None else (known[0][part], known[1][part])
+            parts.append(_search_rows(kind, levels, weight[part], h, theirs))
+        return joined(parts)
 
 
 def round_blocks(
-    name: str, kind: GgmlType, weight: FloatArray, importance: Floats | None = None
+    name: str,
+    kind: GgmlType,
+    weight: FloatArray,
+    importance: Floats | None = None,
+    known: Known | None = None,
 ) -> QuantizedTensor:
     """A float weight [out, in] rounded to nearest on a searched grid of `kind`.
 
@@ -95,7 +109,7 @@ def round_blocks(
         raise UnsupportedModelError(
             f"tensor '{name}' holds numbers that are not finite or too large for {kind}'s scales"
         )
-    grid = search_blocks(kind, wide, importance)
+    grid = search_blocks(kind, wide, importance, known)
     return grid.tensor(nearest_codes(grid, wide))
 
 
@@ -124,17 +138,21 @@ def _floored(importance: Floats | None, columns: int) -> Floats:
     return floored
 
 
-def _search_rows(kind: GgmlType, levels: Levels, weight: Floats, h: Floats) -> BlockGrid:
+def _search_rows(
+    kind: GgmlType, levels: Levels, weight: Floats, h: Floats, known: Known | None
+) -> BlockGrid:
     rows, effort = len(weight), _EFFORTS[kind.name]
     x = np.ascontiguousarray(weight.reshape(-1, levels.group).T, dtype=np.float32)
     groups = Groups(x, np.ascontiguousarray(np.tile(h, (1, rows))), levels)
     if levels.has_minimum:
         below_zero = levels.nested is not None
-        scale, minimum = fit_affine(groups, effort.margins, effort.rounds, below_zero)
+        pair = None if known is None else (known[0].reshape(-1), known[1].reshape(-1))
+        scale, minimum = fit_affine(groups, effort.margins, effort.rounds, below_zero, pair)
         if below_zero:
             return nest_affine(kind, groups, scale, minimum, rows)
         return _plain_affine(kind, groups, scale, minimum, rows)
-    scale = fit_signed(groups, effort.reaches, effort.rounds)
+    alone = None if known is None else known[0].reshape(-1)
+    scale = fit_signed(groups, effort.reaches, effort.rounds, alone)
     if levels.nested is not None:
         return nest_signed(kind, groups, scale, rows)
     return _plain_signed(kind, groups, scale, rows)

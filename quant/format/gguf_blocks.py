@@ -12,7 +12,7 @@ Each run of 32 elements of a row is one block; all numbers are little endian (gg
 Blocks of 256 with nested scales are in ggml_kblocks; `decode` and `encode` take both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -180,7 +180,11 @@ def encode(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Bytes:
     rows, columns = tensor.shape
     if tensor.blocks is not None and tensor.blocks.type_name == kind.name:
         return tensor.blocks.data
+    if kind in LAYOUTS and LAYOUTS[kind].has_minimum and isinstance(tensor.scheme, IntScheme):
+        tensor = _with_minimum(tensor, tensor.scheme)
     plain = kind in LAYOUTS and LAYOUTS[kind].has_minimum == (tensor.minimum is not None)
+    codebook = tensor.scheme.codebook if isinstance(tensor.scheme, CodebookScheme) else None
+    plain &= codebook == ("iq4_nl" if kind == IQ4_NL else None)
     if not plain or columns % BLOCK:
         raise UnsupportedModelError(f"tensor '{name}' ({tensor.scheme}) is not made of {kind}")
     group = _block_groups(name, tensor)
@@ -194,6 +198,17 @@ def encode(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Bytes:
         minimum = _exact_float16(name, "minimum", minimum[:, group], everywhere).reshape(-1)
     packed = pack_blocks(kind, codes.reshape(-1, BLOCK), scale.reshape(-1), minimum)
     return packed.reshape(rows, -1)
+
+
+def _with_minimum(tensor: QuantizedTensor, scheme: IntScheme) -> QuantizedTensor:
+    """The same numbers with codes from 0 and, in float32, what these are added to."""
+    if tensor.minimum is not None:
+        return tensor
+    zero_point = np.float32(0) if tensor.zero_point is None else tensor.zero_point
+    scale = tensor.effective_scale()
+    least = scale * (np.float32(scheme.qmin) - zero_point)
+    codes = (tensor.codes.astype(np.int16) - np.int16(scheme.qmin)).astype(np.uint8)
+    return replace(tensor, codes=codes.view(np.int8), scale=scale, zero_point=None, minimum=least)
 
 
 def _lossless_reason(scheme: IntScheme, columns: int) -> str:

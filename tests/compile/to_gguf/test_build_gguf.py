@@ -302,7 +302,6 @@ def refuse(
 def test_what_gguf_cannot_hold_is_refused_with_the_reason(folder: Path) -> None:
     config = tiny_config("llama")
     asymmetric = quantized_weights(config, IntScheme(4, False, PerGroup(32)))
-    refuse(asymmetric, config, folder, "q4_0 cannot hold without loss; Q5_0 can", type_name="q4_0")
     refuse(asymmetric, config, folder, "'q9_k' is not known", type_name="q9_k")
     wide = quantized_weights(config, IntScheme(4, True, PerGroup(32)), np.float32)
     refuse(wide, config, folder, "does not fit float16")
