@@ -16,7 +16,7 @@ MAX_GRAPH_BYTES = 256 << 20
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4", "int64", "bool")
 _NAMES = {"float32": "FLOAT"}
 
-Attribute = int | float | str
+Attribute = int | float | str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,14 @@ def _read_port(onnx: ModuleType, port: Any) -> Port:
 
 def _read_node(onnx: ModuleType, node: Any) -> Node:
     values = {_text(item.name): onnx.helper.get_attribute_value(item) for item in node.attribute}
-    plain = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    plain: dict[str, Attribute] = {
+        name: value for name, value in values.items() if isinstance(value, int | float)
+    }
+    plain |= {
+        name: tuple(map(int, value))
+        for name, value in values.items()
+        if isinstance(value, list) and all(isinstance(each, int) for each in value)
+    }
     inputs, outputs = tuple(map(_text, node.input)), tuple(map(_text, node.output))
     return Node(_text(node.op_type), inputs, outputs, plain)
 

@@ -22,6 +22,8 @@ class RopeSpec:
     Angle of pair i at position p: p * theta ** (-2 * i / dimension) / factors[i]; cos and sin are
     multiplied by `attention_factor`. `factors` holds every kind of scaling that does not depend on
     the length (linear, llama3, yarn); None means all ones. `scaling` keeps the source's name of it.
+    `long_factors` (longrope) hold beyond the Program's own longest context, where no executor goes:
+    containers keep them for readers that do.
     """
 
     dimension: int
@@ -29,27 +31,31 @@ class RopeSpec:
     factors: tuple[float, ...] | None = None
     attention_factor: float = 1.0
     scaling: str = "default"
+    long_factors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Embed:
-    """out[T, hidden] = table[token_ids[T]]."""
+    """out[T, hidden] = table[token_ids[T]] * scale."""
 
     out: Value
     weight: str
     scheme: Scheme
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class RmsNorm:
     """Each run of `size` elements of a row is divided by its root mean square, then multiplied by
-    `weight` [size]. `size` is smaller than the row for the per-head norms of queries and keys."""
+    `weight` [size] + offset, a sum in float32. `size` is smaller than the row for the per-head
+    norms of queries and keys."""
 
     out: Value
     x: Value
     weight: str
     size: int
     eps: float
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,16 @@ class Linear:
     in_features: int
     out_features: int
     scheme: Scheme
+
+
+@dataclass(frozen=True)
+class Slice:
+    """out[T, size] = x[:, start : start + size]: one of the parts that a fused Linear gives."""
+
+    out: Value
+    x: Value
+    start: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,7 @@ class Logits:
     softcap: float | None = None
 
 
-Op = Embed | RmsNorm | Linear | Rope | Attend | GatedAct | Moe | Add | SelectRows | Logits
+Op = Embed | RmsNorm | Linear | Slice | Rope | Attend | GatedAct | Moe | Add | SelectRows | Logits
 
 
 @dataclass(frozen=True)
@@ -209,6 +225,10 @@ class Program:
                 case _:
                     pass
         return shapes
+
+    def norm_offsets(self) -> dict[str, float]:
+        """What is added to each norm's weight before it multiplies."""
+        return {op.weight: op.offset for op in self.ops if isinstance(op, RmsNorm)}
 
     def projections(self) -> Iterator[Linear | Logits]:
         """Every product with a weight, those of experts too."""

@@ -30,7 +30,11 @@ ARCHITECTURES = {
     "mixtral": "MixtralForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
+GEMMAS = ("gemma2", "gemma3_text")
 EXPERTS = 4
 _GATED = ("gate_proj", "up_proj", "down_proj")
 LLAMA3 = {
@@ -42,6 +46,13 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 """Stretched rotations that begin within the few positions that tests look at."""
+LONGROPE: Mapping[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 13.0],
+    "partial_rotary_factor": 0.75,
+}
+"""For heads of 16 elements, 12 of which are rotated."""
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -133,20 +144,46 @@ def tiny_config(
         config |= {"moe_intermediate_size": 64, "decoder_sparse_step": 1, "mlp_only_layers": []}
     if family == "qwen2_moe":
         config |= {"shared_expert_intermediate_size": 96, "qkv_bias": True}
-    if family in ("llama", "qwen3", "qwen3_moe"):
+    if family in ("llama", "qwen3", "qwen3_moe", *GEMMAS):
         config["attention_bias"] = bool(bias)
     elif bias is not None and bias != family.startswith("qwen2"):
         raise ValueError(f"{family} has no choice about its biases")
     if family == "llama":
         config["mlp_bias"] = bool(bias)
-    if family in ("mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"):
+    if family in ("mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "phi3"):
         config["sliding_window"] = None
+    if family in GEMMAS:
+        config |= _gemma_keys(config)
+    if family == "phi3":
+        config["original_max_position_embeddings"] = 64
+        del config["head_dim"]  # transformers would take the longrope of another head
+        if head_dim not in (None, hidden_size // heads):
+            raise ValueError("phi3 has no heads of another size")
     return config | overrides
+
+
+def _gemma_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Limits low enough to matter, a window that short prompts leave, scales of their own."""
+    keys: dict[str, Any] = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": config["head_dim"],
+        "sliding_window": 7,
+    }
+    del config["hidden_act"]
+    if config["model_type"] == "gemma2":
+        return keys | {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}
+    local = {"rope_type": "default", "rope_theta": 100.0}
+    config["rope_parameters"] = {
+        "full_attention": config["rope_parameters"],
+        "sliding_attention": local,
+    }
+    return keys | {"sliding_window_pattern": 2, "layer_types": None}
 
 
 def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint, in file order."""
-    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    hidden = config["hidden_size"]
+    head_dim = config.get("head_dim", hidden // config["num_attention_heads"])
     q_width = config["num_attention_heads"] * head_dim
     kv_width = config["num_key_value_heads"] * head_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -158,27 +195,27 @@ def tiny_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if bias:
             shapes[f"{name}.bias"] = (rows,)
 
-    all_bias = bool(config.get("attention_bias"))
+    family, all_bias = config["model_type"], bool(config.get("attention_bias"))
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        for name, width in (("q", q_width), ("k", kv_width), ("v", kv_width)):
-            linear(
-                f"{attention}.{name}_proj",
-                width,
-                hidden,
-                all_bias or config["model_type"].startswith("qwen2"),
-            )
+        parts = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
+        if family == "phi3":
+            parts = {"qkv_proj": sum(parts.values())}
+        for name, width in parts.items():
+            linear(f"{attention}.{name}", width, hidden, all_bias or family.startswith("qwen2"))
         linear(f"{attention}.o_proj", hidden, q_width, all_bias)
-        if config["model_type"] in ("qwen3", "qwen3_moe"):
+        if family in ("qwen3", "qwen3_moe", "gemma3_text"):
             shapes[f"{attention}.q_norm.weight"] = shapes[f"{attention}.k_norm.weight"] = (
                 head_dim,
             )
         mlp_bias = bool(config.get("mlp_bias"))
         for name, rows, columns in _mlp_linears(config, mlp, layer):
             linear(name, rows, columns, mlp_bias)
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        if family in GEMMAS:
+            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        shapes |= {f"{prefix}.{norm}.weight": (hidden,) for norm in norms}
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
@@ -193,6 +230,9 @@ def _mlp_linears(config: Mapping[str, Any], mlp: str, layer: int) -> list[tuple[
         gate, up, down = (f"{prefix}.{name}" for name in names)
         return [(gate, inner, hidden), (up, inner, hidden), (down, hidden, inner)]
 
+    if family == "phi3":
+        inner = config["intermediate_size"]
+        return [(f"{mlp}.gate_up_proj", 2 * inner, hidden), (f"{mlp}.down_proj", hidden, inner)]
     dense = layer in config.get("mlp_only_layers", ())
     if dense or family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
         return gated(mlp, config["intermediate_size"], _GATED)
@@ -220,7 +260,8 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, npt.NDAr
         if len(shape) == 2:
             values /= np.sqrt(np.float32(shape[1]))
         else:
-            values = values * np.float32(0.1) + np.float32(name.endswith("norm.weight"))
+            from_one = name.endswith("norm.weight") and config["model_type"] not in GEMMAS
+            values = values * np.float32(0.1) + np.float32(from_one)
         tensors[name] = values.astype(dtype[config["dtype"]])
     return tensors
 

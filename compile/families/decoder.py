@@ -1,10 +1,13 @@
 """From a config to a Program: the decoder that all families of the table share."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from compile.families.rope import rope_spec
+import ml_dtypes
+import numpy as np
+
+from compile.families.rope import reachable_positions, rope_spec, rope_specs_by_window
 from compile.families.settings import Settings
 from compile.families.table import FAMILIES, Family, Mixture
 from compile.program import (
@@ -23,6 +26,7 @@ from compile.program import (
     Rope,
     RopeSpec,
     SelectRows,
+    Slice,
     Value,
 )
 from quant.format.errors import InputError, UnsupportedModelError
@@ -53,29 +57,62 @@ def build_program(
         raise UnsupportedModelError(
             f"model_type {name!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
-    settings = Settings(config, FAMILIES[name].defaults)
+    family = FAMILIES[name]
+    settings = Settings(config, family.defaults)
+    _refuse(name, settings, family.refused)
     sizes = settings.decoder_sizes()
+    rope, local_rope = _ropes(settings, family, sizes)
+    sizes = replace(sizes, max_positions=reachable_positions(settings, rope, sizes.max_positions))
     builder = _Builder(
         name=name,
-        family=FAMILIES[name],
+        family=family,
         settings=settings,
         sizes=sizes,
-        rope=rope_spec(settings, sizes.head_dim, sizes.max_positions),
+        rope=rope,
+        local_rope=local_rope,
         eps=settings.number("rms_norm_eps"),
-        activation=_activation(settings),
+        activation=_activation(settings, family.activation),
         scheme_of=scheme_of,
     )
     tied = settings.flag("tie_word_embeddings") and not has(HEAD)
     return Program(name, sizes, builder.decoder(EMBEDDINGS if tied else HEAD), tied)
 
 
-def _activation(settings: Settings) -> Literal["silu", "gelu_tanh"]:
-    name = settings.get("hidden_act")
+def _activation(settings: Settings, key: str) -> Literal["silu", "gelu_tanh"]:
+    name = settings.get(key)
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"hidden_act {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+            f"{key} {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
+
+
+def _refuse(name: str, settings: Settings, keys: Iterable[str]) -> None:
+    for key in keys:
+        if settings.get(key) not in (None, False):
+            raise UnsupportedModelError(
+                f"'{key}' of the model's config is {settings.get(key)!r}, which is not supported "
+                f"in {name} models"
+            )
+
+
+def _ropes(settings: Settings, family: Family, sizes: DecoderSizes) -> tuple[RopeSpec, RopeSpec]:
+    """(of layers that see everything, of layers with a window)."""
+    given = (settings, sizes.head_dim, sizes.max_positions)
+    if family.local_rope:
+        return rope_specs_by_window(*given)
+    return (rope_spec(*given, family.partial_rope),) * 2
+
+
+def embedding_scale(settings: Settings) -> float:
+    """The square root of the width, rounded to the type of the weights, as transformers does;
+    `embedding_scale` says otherwise."""
+    if settings.get("embedding_scale") is not None:
+        return settings.number("embedding_scale")
+    exact = np.float32(settings.size("hidden_size") ** 0.5)
+    dtype = str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
+    kinds = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+    return float(exact.astype(kinds.get(dtype.removeprefix("torch."), np.float32)))
 
 
 @dataclass
@@ -85,6 +122,7 @@ class _Builder:
     settings: Settings
     sizes: DecoderSizes
     rope: RopeSpec
+    local_rope: RopeSpec
     eps: float
     activation: Literal["silu", "gelu_tanh"]
     scheme_of: Callable[[str], Scheme]
@@ -92,14 +130,16 @@ class _Builder:
 
     def decoder(self, head: str) -> tuple[Op, ...]:
         hidden, vocab = self.sizes.hidden_size, self.sizes.vocab_size
-        self.ops.append(Embed("embeddings", EMBEDDINGS, self.scheme_of(EMBEDDINGS)))
+        scale = embedding_scale(self.settings) if self.family.scaled_embeddings else 1.0
+        self.ops.append(Embed("embeddings", EMBEDDINGS, self.scheme_of(EMBEDDINGS), scale))
         x, layers, mixture = "embeddings", self.sizes.layers, self.family.mixture
         mixed = [False] * layers if mixture is None else mixture.layers(self.settings, layers)
         for layer, window in enumerate(self.family.windows(self.settings, layers)):
             x = self._layer(x, layer, window, mixture if mixed[layer] else None)
         normed = self._norm("normed", x, "model.norm", hidden)
         self.ops.append(SelectRows("selected", normed))
-        self.ops.append(Logits("logits", "selected", head, hidden, vocab, self.scheme_of(head)))
+        scheme, softcap = self.scheme_of(head), self._softcap(self.family.softcaps[1])
+        self.ops.append(Logits("logits", "selected", head, hidden, vocab, scheme, softcap))
         return tuple(self.ops)
 
     def _layer(self, x: Value, layer: int, window: int | None, mixture: Mixture | None) -> Value:
@@ -108,36 +148,44 @@ class _Builder:
             f"{prefix}.attention_in", x, f"model.layers.{layer}.input_layernorm", hidden
         )
         attention = self._attention(norm, prefix, layer, window)
+        before, after = "post_attention_layernorm", "post_feedforward_layernorm"
+        if self.family.sandwich:
+            attention = self._norm(
+                f"{prefix}.attention_out", attention, f"model.{prefix}.{before}", hidden
+            )
+            before = "pre_feedforward_layernorm"
         x = self._add(f"{prefix}.attention_sum", x, attention)
-        norm = self._norm(
-            f"{prefix}.mlp_in", x, f"model.layers.{layer}.post_attention_layernorm", hidden
-        )
+        norm = self._norm(f"{prefix}.mlp_in", x, f"model.{prefix}.{before}", hidden)
         mlp = self._mlp(norm, prefix) if mixture is None else self._moe(norm, prefix, mixture)
+        if self.family.sandwich:
+            mlp = self._norm(f"{prefix}.mlp_out", mlp, f"model.{prefix}.{after}", hidden)
         return self._add(f"{prefix}.mlp_sum", x, mlp)
 
     def _attention(self, x: Value, prefix: str, layer: int, window: int | None) -> Value:
         sizes, module = self.sizes, f"model.{prefix}.self_attn"
         queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        bias, hidden = self._wants(self.family.qkv_bias), sizes.hidden_size
-        q = self._linear(f"{prefix}.q", x, f"{module}.q_proj", hidden, queries, bias)
-        k = self._linear(f"{prefix}.k", x, f"{module}.k_proj", hidden, keys, bias)
-        v = self._linear(f"{prefix}.v", x, f"{module}.v_proj", hidden, keys, bias)
+        hidden, bias = sizes.hidden_size, self._wants(self.family.qkv_bias)
+        widths = {"q": queries, "k": keys, "v": keys}
+        q, k, v = self._parallel(x, prefix, module, "qkv_proj", widths, bias)
         if self.family.query_key_norm:
             q = self._norm(f"{prefix}.q_normed", q, f"{module}.q_norm", sizes.head_dim)
             k = self._norm(f"{prefix}.k_normed", k, f"{module}.k_norm", sizes.head_dim)
-        q = self._rotate(f"{prefix}.q_rotated", q, sizes.heads)
-        k = self._rotate(f"{prefix}.k_rotated", k, sizes.kv_heads)
-        attended, scale = f"{prefix}.attended", sizes.head_dim**-0.5
+        rope = self.rope if window is None else self.local_rope
+        q = self._rotate(f"{prefix}.q_rotated", q, sizes.heads, rope)
+        k = self._rotate(f"{prefix}.k_rotated", k, sizes.kv_heads, rope)
+        key, attended = self.family.query_scalar, f"{prefix}.attended"
+        scale = (sizes.head_dim if key is None else self.settings.number(key)) ** -0.5
         shape = (sizes.heads, sizes.kv_heads, sizes.head_dim)
-        self.ops.append(Attend(attended, q, k, v, layer, *shape, scale, window))
+        softcap = self._softcap(self.family.softcaps[0])
+        self.ops.append(Attend(attended, q, k, v, layer, *shape, scale, window, softcap))
         bias = self._wants(self.family.output_bias)
         return self._linear(f"{prefix}.o", attended, f"{module}.o_proj", queries, hidden, bias)
 
     def _mlp(self, x: Value, prefix: str) -> Value:
         hidden, inner = self.sizes.hidden_size, self.sizes.intermediate_size
         module, bias = f"model.{prefix}.mlp", self._wants(self.family.mlp_bias)
-        gate = self._linear(f"{prefix}.gate", x, f"{module}.gate_proj", hidden, inner, bias)
-        up = self._linear(f"{prefix}.up", x, f"{module}.up_proj", hidden, inner, bias)
+        widths = {"gate": inner, "up": inner}
+        gate, up = self._parallel(x, prefix, module, "gate_up_proj", widths, bias)
         gated = f"{prefix}.gated"
         self.ops.append(GatedAct(gated, gate, up, self.activation))
         return self._linear(f"{prefix}.down", gated, f"{module}.down_proj", inner, hidden, bias)
@@ -168,6 +216,26 @@ class _Builder:
         self.ops.append(Moe(mixed, x, logits, tuple(experts), chosen, normalized, self.activation))
         return mixed
 
+    def _parallel(
+        self, x: Value, prefix: str, module: str, fused: str, widths: Mapping[str, int], bias: bool
+    ) -> list[Value]:
+        """Products of x with several matrices, which a family may store as one, row below row."""
+        hidden = self.sizes.hidden_size
+        if not self.family.fused:
+            return [
+                self._linear(f"{prefix}.{name}", x, f"{module}.{name}_proj", hidden, rows, bias)
+                for name, rows in widths.items()
+            ]
+        whole, start = f"{prefix}.{fused.removesuffix('_proj')}", 0
+        self._linear(whole, x, f"{module}.{fused}", hidden, sum(widths.values()), bias)
+        for name, rows in widths.items():
+            self.ops.append(Slice(f"{prefix}.{name}", whole, start, rows))
+            start += rows
+        return [f"{prefix}.{name}" for name in widths]
+
+    def _softcap(self, key: str | None) -> float | None:
+        return None if key is None or self.settings.get(key) is None else self.settings.number(key)
+
     def _wants(self, choice: bool | str) -> bool:
         return self.settings.flag(choice) if isinstance(choice, str) else choice
 
@@ -184,11 +252,13 @@ class _Builder:
         return Linear(out, x, weight, bias_name, columns, rows, self.scheme_of(weight))
 
     def _norm(self, out: Value, x: Value, module: str, size: int) -> Value:
-        self.ops.append(RmsNorm(out, x, f"{module}.weight", size, self.eps))
+        self.ops.append(
+            RmsNorm(out, x, f"{module}.weight", size, self.eps, self.family.norm_offset)
+        )
         return out
 
-    def _rotate(self, out: Value, x: Value, heads: int) -> Value:
-        self.ops.append(Rope(out, x, heads, self.sizes.head_dim, self.rope))
+    def _rotate(self, out: Value, x: Value, heads: int, rope: RopeSpec) -> Value:
+        self.ops.append(Rope(out, x, heads, self.sizes.head_dim, rope))
         return out
 
     def _add(self, out: Value, a: Value, b: Value) -> Value:

@@ -1,4 +1,10 @@
-"""Rotary settings of a config: every scaling that does not depend on the length, as factors."""
+"""Rotary settings of a config: every scaling as factors, one for each pair of elements.
+
+LongRoPE (Ding et al. 2024) has two lists of factors, for sequences up to the trained length and for
+longer ones. transformers switches when a sequence grows beyond it, and computes all keys again;
+llama.cpp decides by the context that it is opened with. Both take the short list where nothing is
+longer than the trained length, so that this is the longest context of such a Program.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,36 +14,93 @@ from compile.families.settings import Settings, positive_number, whole_number
 from compile.program import RopeSpec
 from quant.format.errors import InputError, UnsupportedModelError
 
-DEFAULT_THETA = 10_000.0
+DEFAULT_THETA = LOCAL_THETA = 10_000.0
 
 
-def rope_spec(settings: Settings, head_dim: int, max_positions: int) -> RopeSpec:
+def rope_spec(
+    settings: Settings, head_dim: int, max_positions: int, partial: bool = False
+) -> RopeSpec:
     """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before it).
 
-    Raises UnsupportedModelError for a scaling that depends on the length (dynamic, longrope), for a
-    partial rotation, and for any name that it does not know.
+    partial: whether the family may rotate a part of each head. Raises UnsupportedModelError for a
+    scaling that changes with the length (dynamic), and for any name that it does not know.
     """
-    parameters = _parameters(settings, max_positions)
+    return _spec(_parameters(settings, max_positions), head_dim, partial)
+
+
+def rope_specs_by_window(
+    settings: Settings, head_dim: int, max_positions: int
+) -> tuple[RopeSpec, RopeSpec]:
+    """(of layers that see everything, of layers with a window), as Gemma 3 has them: a table for
+    each kind of layer, or the older keys `rope_local_base_freq` and those of the former."""
+    given = settings.get("rope_parameters") or {}
+    if not isinstance(given, Mapping) or not (set(given) <= _LAYER_KINDS.keys()):
+        raise InputError(
+            f"'rope_parameters' of the model's config must hold a table for each of "
+            f"{', '.join(_LAYER_KINDS)}, not {given!r}"
+        )
+    specs = []
+    for kind, (theta_key, scaling_key) in _LAYER_KINDS.items():
+        theta = settings.get(theta_key)
+        older = {"rope_theta": LOCAL_THETA if theta is None else theta}
+        older |= _table(settings.get(scaling_key) or {}) if scaling_key else {}
+        flat = Settings({"rope_parameters": older | dict(_table(given.get(kind) or {}))}, {})
+        specs.append(_spec(_parameters(flat, max_positions), head_dim))
+    return specs[0], specs[1]
+
+
+_LAYER_KINDS: Mapping[str, tuple[str, str | None]] = {
+    "full_attention": ("rope_theta", "rope_scaling"),
+    "sliding_attention": ("rope_local_base_freq", None),
+}
+
+
+def reachable_positions(settings: Settings, rope: RopeSpec, max_positions: int) -> int:
+    """The longest context for which `rope` holds."""
+    if rope.scaling != "longrope":
+        return max_positions
+    return min(max_positions, _trained_length(_parameters(settings, max_positions)))
+
+
+def _spec(parameters: Mapping[str, Any], head_dim: int, partial: bool = False) -> RopeSpec:
     kind = parameters["rope_type"]
     if not isinstance(kind, str) or kind not in SCALINGS:
         raise UnsupportedModelError(
             f"rope_type {kind!r} is not supported; supported: {', '.join(sorted(SCALINGS))}"
         )
-    partial = parameters.get("partial_rotary_factor")
-    if partial not in (None, 1):
-        raise UnsupportedModelError(f"partial_rotary_factor {partial!r} is not supported")
+    dimension = _dimension(parameters, head_dim, partial)
     theta = positive_number("rope_theta", parameters["rope_theta"])
     if theta <= 1:
         raise InputError(f"'rope_theta' of the model's config must be above 1, not {theta}")
-    factors, attention_factor = SCALINGS[kind](parameters, theta, head_dim)
-    return RopeSpec(head_dim, theta, factors, attention_factor, kind)
+    factors, attention_factor = SCALINGS[kind](parameters, theta, dimension)
+    beyond = _listed(parameters, "long_factor", dimension) if kind == "longrope" else None
+    return RopeSpec(dimension, theta, factors, attention_factor, kind, beyond)
+
+
+def _dimension(parameters: Mapping[str, Any], head_dim: int, partial: bool) -> int:
+    share = parameters.get("partial_rotary_factor")
+    if share in (None, 1):
+        return head_dim
+    if not partial:
+        raise UnsupportedModelError(f"partial_rotary_factor {share!r} is not supported")
+    dimension = int(head_dim * min(positive_number("partial_rotary_factor", share), 1.0))
+    if dimension < 2 or dimension % 2:
+        raise InputError(
+            f"'partial_rotary_factor' of the model's config is {share}, which rotates {dimension} "
+            f"of a head's {head_dim} elements; rotary needs an even number of them"
+        )
+    return dimension
+
+
+def _table(given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise InputError(f"the rotary settings of the model's config are not a table: {given!r}")
+    return given
 
 
 def _parameters(settings: Settings, max_positions: int) -> dict[str, Any]:
     """One flat table with rope_type, rope_theta and original_max_position_embeddings filled in."""
-    given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    if not isinstance(given, Mapping):
-        raise InputError(f"the rotary settings of the model's config are not a table: {given!r}")
+    given = _table(settings.get("rope_scaling") or settings.get("rope_parameters") or {})
     nested = [key for key, value in given.items() if isinstance(value, Mapping)]
     if nested:
         raise UnsupportedModelError(
@@ -45,6 +108,10 @@ def _parameters(settings: Settings, max_positions: int) -> dict[str, Any]:
         )
     parameters = dict(given)
     parameters["rope_type"] = given.get("rope_type") or given.get("type") or "default"
+    # The first Phi-3 files give longrope other names.
+    if "short_factor" in given and parameters["rope_type"] in ("su", "yarn"):
+        parameters["rope_type"] = "longrope"
+    parameters["max_position_embeddings"] = max_positions
     for key, otherwise in (("rope_theta", DEFAULT_THETA), ("partial_rotary_factor", None)):
         if parameters.get(key) is None:
             outer = settings.get(key)
@@ -123,11 +190,27 @@ def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> floa
 
 def _factors(parameters: Mapping[str, Any], theta: float, dimension: int) -> Scaling:
     """Explicit divisors, as a GGUF file's rope_freqs tensor holds them."""
-    given = parameters.get("factors")
-    if not isinstance(given, list | tuple) or len(given) != dimension // 2:
-        raise InputError(f"the rotary 'factors' must be a list of {dimension // 2} numbers")
-    factors = tuple(positive_number("factors", value) for value in given)
+    factors = _listed(parameters, "factors", dimension)
     return factors, _number(parameters, "attention_factor", 1.0)
+
+
+def _longrope(parameters: Mapping[str, Any], theta: float, dimension: int) -> Scaling:
+    """LongRoPE's short list; the attention factor grows with the ratio of the two lengths."""
+    factors = _listed(parameters, "short_factor", dimension)
+    if parameters.get("attention_factor") is not None:
+        return factors, _number(parameters, "attention_factor")
+    trained = _trained_length(parameters)
+    ratio = _number(parameters, "factor", parameters["max_position_embeddings"] / trained)
+    if ratio <= 1 or trained < 2:
+        return factors, 1.0
+    return factors, math.sqrt(1 + math.log(ratio) / math.log(trained))
+
+
+def _listed(parameters: Mapping[str, Any], key: str, dimension: int) -> tuple[float, ...]:
+    given = parameters.get(key)
+    if not isinstance(given, list | tuple) or len(given) != dimension // 2:
+        raise InputError(f"the rotary '{key}' must be a list of {dimension // 2} numbers")
+    return tuple(positive_number(key, value) for value in given)
 
 
 def _number(parameters: Mapping[str, Any], key: str, otherwise: float | None = None) -> float:
@@ -146,4 +229,5 @@ SCALINGS: dict[str, Callable[[Mapping[str, Any], float, int], Scaling]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "factors": _factors,
+    "longrope": _longrope,
 }

@@ -18,6 +18,9 @@ from compile.onnx_contract import (
 from compile.program import Attend
 from compile.to_onnx.nodes import Nodes
 
+LOWEST = -3.0e38
+"""A score that no key has; finite, so that rows of padding alone stay numbers."""
+
 
 class AttentionNodes:
     """Every layer's attention; layers with the same window share a mask."""
@@ -32,17 +35,45 @@ class AttentionNodes:
         inputs = [nodes.add("Gather", q, QUERY_ROWS, out=f"{op.out}.queries", axis=0)]
         for value, pool, new in zip((k, v), pool_names(op.layer), new_names(op.layer), strict=True):
             inputs.append(self._all_rows(op, value, pool, new))
-        attended = nodes.add(
-            "Attention",
-            *inputs,
-            self._mask(op.window),
-            out=f"{op.out}.padded",
-            q_num_heads=op.heads,
-            kv_num_heads=op.kv_heads,
-            scale=op.scale,
-        )
+        if op.softcap is not None:
+            attended = self._capped(op, op.softcap, *inputs)
+        else:
+            attended = nodes.add(
+                "Attention",
+                *inputs,
+                self._mask(op.window),
+                out=f"{op.out}.padded",
+                q_num_heads=op.heads,
+                kv_num_heads=op.kv_heads,
+                scale=op.scale,
+            )
         rows = nodes.add("Reshape", attended, nodes.integers(-1, width), out=f"{op.out}.rows")
         nodes.add("Gather", rows, TOKEN_PLACES, out=op.out, axis=0)
+
+    def _capped(self, op: Attend, softcap: float, q: str, k: str, v: str) -> str:
+        """[B, kv_heads, shared, Q, head_dim] brought back to [B, Q, heads, head_dim]: spelled out,
+        because ONNX leaves open whether Attention caps scores before or after it masks them."""
+        nodes, shared = self._nodes, op.heads // op.kv_heads
+        sizes = nodes.integers(0, 0, op.kv_heads, shared, op.head_dim)
+        q = nodes.add("Reshape", q, sizes, out=f"{op.out}.q_heads")
+        q = nodes.add("Transpose", q, out=f"{op.out}.q", perm=(0, 2, 3, 1, 4))
+        sizes = nodes.integers(0, 0, op.kv_heads, 1, op.head_dim)
+        k = nodes.add("Reshape", k, sizes, out=f"{op.out}.k_heads")
+        k = nodes.add("Transpose", k, out=f"{op.out}.k", perm=(0, 2, 3, 4, 1))
+        v = nodes.add("Reshape", v, sizes, out=f"{op.out}.v_heads")
+        v = nodes.add("Transpose", v, out=f"{op.out}.v", perm=(0, 2, 3, 1, 4))
+        scores = nodes.add("MatMul", q, k, out=f"{op.out}.products")
+        share = nodes.number(op.scale / softcap)
+        scores = nodes.add("Mul", scores, share, out=f"{op.out}.shares")
+        scores = nodes.add("Tanh", scores, out=f"{op.out}.bounded")
+        scores = nodes.add("Mul", scores, nodes.number(softcap), out=f"{op.out}.scores")
+        mask = nodes.add(
+            "Unsqueeze", self._mask(op.window), nodes.integers(1), out=f"{op.out}.mask"
+        )
+        seen = nodes.add("Where", mask, scores, nodes.number(LOWEST), out=f"{op.out}.seen")
+        weights = nodes.add("Softmax", seen, out=f"{op.out}.weights", axis=-1)
+        mixed = nodes.add("MatMul", weights, v, out=f"{op.out}.mixed")
+        return nodes.add("Transpose", mixed, out=f"{op.out}.padded", perm=(0, 3, 1, 2, 4))
 
     def _all_rows(self, op: Attend, value: str, pool: str, new: str) -> str:
         """[B, M * P + Q, kv_heads * head_dim]: past rows, then the step's own."""

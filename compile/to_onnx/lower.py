@@ -30,6 +30,7 @@ from compile.program import (
     Rope,
     RopeSpec,
     SelectRows,
+    Slice,
 )
 from compile.to_onnx.attention import AttentionNodes
 from compile.to_onnx.experts import add_mixture
@@ -117,11 +118,14 @@ class _Lowering:
         nodes, weights = self.nodes, self.weights
         match op:
             case Embed():
-                weights.rows(op.weight, TOKEN_IDS, op.out)
+                self._embed(op)
             case RmsNorm():
                 self._norm(op)
             case Linear():
                 weights.multiply(op.x, op.weight, op.bias, op.out)
+            case Slice():
+                bounds = (nodes.integers(op.start), nodes.integers(op.start + op.size))
+                nodes.add("Slice", op.x, *bounds, nodes.integers(1), out=op.out)
             case Rope():
                 self._rotate(op)
             case Attend():
@@ -144,6 +148,8 @@ class _Lowering:
                 return self._hidden
             case Linear():
                 return op.out_features
+            case Slice():
+                return op.size
             case Logits():
                 return op.vocab_size
             case Attend():
@@ -155,8 +161,18 @@ class _Lowering:
             case RmsNorm() | Rope() | SelectRows():
                 return self._widths[op.x]
 
+    def _embed(self, op: Embed) -> None:
+        if op.scale == 1:
+            self.weights.rows(op.weight, TOKEN_IDS, op.out)
+            return
+        rows = self.weights.rows(op.weight, TOKEN_IDS, f"{op.out}.rows")
+        self.nodes.add("Mul", rows, self.nodes.number(op.scale), out=op.out)
+
     def _norm(self, op: RmsNorm) -> None:
         nodes, weight, width = self.nodes, self.weights.floats(op.weight), self._widths[op.x]
+        if op.offset:
+            offset = nodes.number(op.offset)
+            weight = nodes.add("Add", weight, offset, out=f"{op.weight}.raised")
         if op.size == width:
             nodes.add("RMSNormalization", op.x, weight, out=op.out, axis=-1, epsilon=op.eps)
             return

@@ -15,7 +15,7 @@ from compile.onnx_bytes import packed_bytes
 from compile.onnx_contract import DATA_FILE, ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.onnx_proto import ExternalTensor, encode_graph
 from compile.open_model import open_model
-from compile.program import Attend, Embed, Logits, Moe, Op, Program, Rope
+from compile.program import Embed, Logits, Moe, Op, Program, Rope
 from compile.to_onnx.lower import lower
 from compile.to_onnx.rope import rope_tables
 from compile.to_onnx.types import TYPE_NAMES, Form, Role, TypeName, choose_form
@@ -229,8 +229,6 @@ def _check_ops(program: Program) -> None:
 
 def _problem(op: Op) -> str | None:
     match op:
-        case Attend() if op.softcap is not None:
-            return f"layer {op.layer} caps its attention scores, in an order that ONNX leaves open"
         case Rope() if op.rope.dimension % 2 or op.rope.dimension > op.head_dim:
             return f"{op.out} rotates {op.rope.dimension} of a head's {op.head_dim} elements"
         case _:

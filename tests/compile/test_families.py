@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
@@ -13,10 +14,19 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from compile.families import FAMILIES, build_program
 from compile.families.rope import rope_spec
 from compile.families.settings import Settings
-from compile.program import Attend, Linear, Program, Rope, RopeSpec, SelectRows
+from compile.program import (
+    Attend,
+    Embed,
+    Linear,
+    Program,
+    Rope,
+    RopeSpec,
+    SelectRows,
+    Slice,
+)
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, Scheme
-from tests.tiny import tiny_config, tiny_shapes
+from tests.tiny import GEMMAS, LONGROPE, tiny_config, tiny_shapes
 
 FLOAT = FloatScheme("bfloat16")
 
@@ -35,11 +45,10 @@ def windows_of(config: dict[str, Any]) -> list[int | None]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("head_dim", [None, 32])
-def test_a_program_reads_the_tensors_of_the_checkpoint(
-    family: str, tied: bool, head_dim: int | None
-) -> None:
-    config = tiny_config(family, tied=tied, head_dim=head_dim)
+@pytest.mark.parametrize("heads", [4, 2])
+def test_a_program_reads_the_tensors_of_the_checkpoint(family: str, tied: bool, heads: int) -> None:
+    head_dim = None if family == "phi3" else 24
+    config = tiny_config(family, tied=tied, heads=heads, head_dim=head_dim)
     program = program_of(config)
     assert program.weights() == tiny_shapes(config)
     assert program.tied_embeddings == tied
@@ -77,7 +86,9 @@ def test_each_linear_carries_the_scheme_of_its_weight() -> None:
 OPTIONAL = (
     "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act", "attention_bias", "mlp_bias",
     "rope_parameters", "tie_word_embeddings", "sliding_window", "use_sliding_window",
-    "max_window_layers", "layer_types",
+    "max_window_layers", "layer_types", "hidden_activation", "query_pre_attn_scalar",
+    "attn_logit_softcapping", "final_logit_softcapping", "sliding_window_pattern",
+    "original_max_position_embeddings",
 )  # fmt: skip
 
 
@@ -184,11 +195,111 @@ def test_layer_types_are_checked() -> None:
         windows_of({**config, "layer_types": both, "use_sliding_window": False})
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope"])
+@pytest.mark.parametrize("kind", ["dynamic", "mrope"])
 def test_scalings_that_depend_on_the_length_are_refused(kind: str) -> None:
     config = Settings({"rope_scaling": {"type": kind, "factor": 2.0}}, {})
     with pytest.raises(UnsupportedModelError, match=kind):
         rope_spec(config, 64, 4096)
+
+
+@settings(max_examples=20)
+@given(
+    layers=st.integers(1, 8),
+    pattern=st.integers(1, 4),
+    explicit=st.booleans(),
+    family=st.sampled_from(GEMMAS),
+)
+def test_patterns_of_windows_are_those_of_transformers(
+    layers: int, pattern: int, explicit: bool, family: str
+) -> None:
+    config = tiny_config(family, layers=layers, sliding_window_pattern=pattern)
+    theirs = AutoConfig.for_model(**config)
+    if explicit:
+        config["layer_types"] = theirs.layer_types
+    expected = [9 if kind == "sliding_attention" else None for kind in theirs.layer_types]
+    assert windows_of({**config, "sliding_window": 9}) == expected
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("bfloat16", 34.0), ("float32", 33.94112549695428)])
+def test_embeddings_grow_by_a_root_that_is_rounded_as_the_weights_are(
+    dtype: str, scale: float
+) -> None:
+    """transformers keeps it in the type of the table: 1152 is Gemma 3 1B's width."""
+    config = tiny_config("gemma3_text", hidden_size=1152, dtype=dtype)
+    embed = program_of(config).ops[0]
+    assert isinstance(embed, Embed) and embed.scale == float(np.float32(scale))
+    theirs = torch.tensor(1152**0.5).to(getattr(torch, dtype))
+    assert embed.scale == theirs.item()
+
+
+@pytest.mark.parametrize("family", GEMMAS)
+def test_gemma_norms_are_offset_from_one(family: str) -> None:
+    offsets = program_of(tiny_config(family)).norm_offsets()
+    assert set(offsets.values()) == {1.0}
+    assert len(offsets) == {"gemma2": 9, "gemma3_text": 13}[family]
+    assert set(program_of(tiny_config("llama")).norm_offsets().values()) == {0.0}
+
+
+def test_layers_with_a_window_have_a_rotation_of_their_own() -> None:
+    config = tiny_config("gemma3_text", rope_scaling={"rope_type": "linear", "factor": 8.0})
+    program = program_of(config)
+    ropes = [op.rope for op in program.ops if isinstance(op, Rope)]
+    local, whole = RopeSpec(16, 100.0), RopeSpec(16, 10_000.0, (8.0,) * 8, scaling="linear")
+    assert ropes == [local, local, whole, whole]
+    older = {**config, "rope_theta": 10_000.0, "rope_local_base_freq": 100.0}
+    older["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    del older["rope_parameters"]
+    assert program_of(older) == program
+    with pytest.raises(InputError, match="a table for each of full_attention, sliding_attention"):
+        program_of({**config, "rope_parameters": {"rope_theta": 10_000.0}})
+
+
+def test_what_no_executor_computes_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="use_bidirectional_attention"):
+        program_of(tiny_config("gemma3_text", use_bidirectional_attention=True))
+    with pytest.raises(UnsupportedModelError, match="attn_logit_softcapping"):
+        program_of(tiny_config("gemma3_text", attn_logit_softcapping=50.0))
+
+
+def test_a_fused_matrix_is_cut_into_what_it_stands_for() -> None:
+    program = program_of(tiny_config("phi3", kv_heads=1))
+    slices = {op.out: (op.x, op.start, op.size) for op in program.ops if isinstance(op, Slice)}
+    assert slices["layers.1.q"] == ("layers.1.qkv", 0, 64)
+    assert slices["layers.1.k"] == ("layers.1.qkv", 64, 16)
+    assert slices["layers.1.v"] == ("layers.1.qkv", 80, 16)
+    assert slices["layers.1.gate"] == ("layers.1.gate_up", 0, 128)
+    assert slices["layers.1.up"] == ("layers.1.gate_up", 128, 128)
+
+
+@pytest.mark.parametrize("attention_factor", [None, 1.5])
+def test_longrope_is_that_of_transformers_within_the_trained_length(
+    attention_factor: float | None,
+) -> None:
+    scaling = {**LONGROPE, "attention_factor": attention_factor}
+    config = tiny_config("phi3", rope_scaling=scaling)
+    program, spec = program_of(config), rope_of(config)
+    for older in ("su", "yarn"):
+        renamed = {**scaling, "rope_type": older}
+        assert program_of(tiny_config("phi3", rope_scaling=renamed)) == program
+    assert program.sizes.max_positions == 64 < config["max_position_embeddings"]
+    assert (spec.dimension, spec.long_factors) == (12, tuple(LONGROPE["long_factor"]))
+    theirs = AutoConfig.for_model(**config)
+    for length, factors in ((64, spec.factors), (65, spec.long_factors)):
+        frequencies, factor = ROPE_INIT_FUNCTIONS["longrope"](theirs, "cpu", seq_len=length)
+        assert factors is not None
+        ours = 10_000.0 ** (-np.arange(0, 12, 2) / 12) / np.array(factors)
+        np.testing.assert_allclose(frequencies.numpy(), ours, rtol=8 * 2.0**-24)
+        assert math.isclose(spec.attention_factor, factor, rel_tol=1e-12)
+    short = program_of({**config, "max_position_embeddings": 48})
+    assert short.sizes.max_positions == 48
+
+
+def test_a_rotation_of_an_odd_part_of_a_head_is_refused() -> None:
+    scaling = {"partial_rotary_factor": 0.7}
+    with pytest.raises(InputError, match="rotates 11 of a head's 16 elements"):
+        program_of(tiny_config("phi3", rope_scaling=scaling))
+    with pytest.raises(UnsupportedModelError, match="partial_rotary_factor"):
+        program_of(tiny_config("llama", rope_scaling=scaling))
 
 
 def test_a_stored_head_is_used_even_when_the_config_ties_it() -> None:
@@ -201,14 +312,27 @@ JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 10**400), st.floats(), st.text(max_size=3),
     st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers()),
 )  # fmt: skip
-ROPE_KEYS = [*LLAMA3, *YARN, "rope_theta", "type", "attention_factor", "beta_fast", "truncate"]
+ROPE_KEYS = [
+    *LLAMA3,
+    *YARN,
+    *LONGROPE,
+    "rope_theta",
+    "type",
+    "attention_factor",
+    "beta_fast",
+    "truncate",
+]
 
 
 @settings(max_examples=150)
 @given(
     family=st.sampled_from(list(FAMILIES)),
-    changes=st.dictionaries(st.sampled_from([*tiny_config("qwen3"), *OPTIONAL]), JUNK, max_size=3),
-    rope_type=st.sampled_from(["default", "linear", "llama3", "yarn", "factors"]),
+    changes=st.dictionaries(
+        st.sampled_from([*tiny_config("qwen3"), *tiny_config("gemma2"), *OPTIONAL]),
+        JUNK,
+        max_size=3,
+    ),
+    rope_type=st.sampled_from(["default", "linear", "llama3", "yarn", "factors", "longrope"]),
     rope=st.dictionaries(st.sampled_from(ROPE_KEYS), JUNK, max_size=3),
 )
 def test_no_config_ends_in_anything_but_a_sentence(

@@ -19,6 +19,7 @@ from compile.program import (
     Rope,
     RopeSpec,
     SelectRows,
+    Slice,
     Value,
 )
 from runtime.executors.cpu.buffers import Buffers
@@ -89,10 +90,13 @@ class _Lowering:
             case Embed():
                 sizes = self.program.sizes
                 table = self.weights.matrix(op.weight, (sizes.vocab_size, sizes.hidden_size))
-                plan.add_embed(buffers.create(op.out, sizes.hidden_size), table.matrix)
+                out = buffers.create(op.out, sizes.hidden_size)
+                plan.add_embed(out, table.matrix, op.scale)
             case RmsNorm():
-                weight = self.weights.vector(op.weight, op.size).tolist()
-                plan.add_rms_norm(self._like(op.out, op.x), buffers[op.x], weight, op.eps)
+                weight = self.weights.vector(op.weight, op.size) + np.float32(op.offset)
+                plan.add_rms_norm(self._like(op.out, op.x), buffers[op.x], weight.tolist(), op.eps)
+            case Slice():
+                plan.add_slice(buffers.create(op.out, op.size), buffers[op.x], op.start)
             case Linear():
                 self._project(op.x, [self._projection(each) for each in ops])
             case Rope():

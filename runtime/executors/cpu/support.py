@@ -12,6 +12,7 @@ from compile.program import (
     RmsNorm,
     Rope,
     SelectRows,
+    Slice,
 )
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, Scheme
@@ -36,7 +37,7 @@ def check_supported(program: Program) -> None:
                     f"a rotary embedding of {op.rope.dimension} of a head's {op.head_dim} elements "
                     "is not an even part of the head; the config is damaged"
                 )
-            case Attend() | Rope() | RmsNorm() | GatedAct() | Add() | SelectRows():
+            case Slice() | Attend() | Rope() | RmsNorm() | GatedAct() | Add() | SelectRows():
                 pass
             case _:
                 raise UnsupportedModelError(

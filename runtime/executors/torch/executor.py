@@ -27,6 +27,7 @@ from compile.program import (
     Rope,
     RopeSpec,
     SelectRows,
+    Slice,
 )
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 from runtime.engine.batch import StepBatch
@@ -115,9 +116,11 @@ class TorchExecutor:
         weights = self._weights
         match op:
             case Embed():
-                return weights[op.weight][self._index(batch.token_ids)]
+                return weights[op.weight][self._index(batch.token_ids)] * op.scale
             case RmsNorm():
-                return rms_norm(values[op.x], weights[op.weight], op.size, op.eps)
+                return rms_norm(values[op.x], weights[op.weight] + op.offset, op.size, op.eps)
+            case Slice():
+                return values[op.x][:, op.start : op.start + op.size]
             case Linear():
                 out = self._project(values[op.x], op.weight)
                 return out if op.bias is None else out + weights[op.bias]

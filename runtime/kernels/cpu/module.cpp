@@ -111,7 +111,9 @@ NB_MODULE(_native, m) {
       .def("add_rope_table", &Plan::add_rope_table, nb::arg("frequencies"),
            nb::arg("attention_factor"))
       .def("add_cache", &Plan::add_cache, nb::arg("kv_heads"), nb::arg("head_dim"))
-      .def("add_embed", &Plan::add_embed, nb::arg("out"), nb::arg("table"))
+      .def("add_embed", &Plan::add_embed, nb::arg("out"), nb::arg("table"),
+           nb::arg("scale") = 1.0F)
+      .def("add_slice", &Plan::add_slice, nb::arg("out"), nb::arg("x"), nb::arg("start"))
       .def("add_rms_norm", &Plan::add_rms_norm, nb::arg("out"), nb::arg("x"), nb::arg("weight"),
            nb::arg("eps"))
       .def("add_gather", &Plan::add_gather, nb::arg("out"), nb::arg("x"), nb::arg("matrix"))

@@ -39,10 +39,23 @@ int Plan::count(const Batch& batch, BufferId out) const {
   return buffers_[out].selected ? batch.selected : batch.tokens;
 }
 
-void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table) {
-  ops_.push_back([this, out, table](const Batch& batch) {
+void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale) {
+  ops_.push_back([this, out, table, scale](const Batch& batch) {
     for_rows(batch.tokens, 8 * static_cast<std::size_t>(table->columns()), [&](int t) {
-      table->dequantize_row(batch.token_ids[t], buffers_[out].row(t));
+      float* row = buffers_[out].row(t);
+      table->dequantize_row(batch.token_ids[t], row);
+      if (scale == 1.0F) return;
+      for (int i = 0; i < buffers_[out].width; ++i) row[i] *= scale;
+    });
+  });
+}
+
+void Plan::add_slice(BufferId out, BufferId x, int start) {
+  if (start < 0 || start + buffers_[out].width > buffers_[x].width)
+    throw std::invalid_argument("a slice reaches beyond its source");
+  ops_.push_back([this, out, x, start](const Batch& batch) {
+    for_rows(count(batch, out), buffers_[out].stride, [&](int row) {
+      std::copy_n(buffers_[x].row(row) + start, buffers_[out].width, buffers_[out].row(row));
     });
   });
 }

@@ -46,8 +46,10 @@ class Plan {
   int add_rope_table(std::vector<double> frequencies, double attention_factor);
   int add_cache(int kv_heads, int head_dim);
 
-  void add_embed(BufferId out, std::shared_ptr<const Matrix> table);
+  void add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale);
   void add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps);
+  // Columns of x from `start` on, as many as `out` is wide.
+  void add_slice(BufferId out, BufferId x, int start);
   // x's columns in the order that `matrix` wants them.
   void add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix);
   void add_round(BufferId out, BufferId x, Rounding rounding);

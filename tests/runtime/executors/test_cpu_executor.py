@@ -20,7 +20,7 @@ from runtime.executors.cpu import CpuExecutor
 from runtime.executors.torch import TorchExecutor
 from runtime.kernels.cpu._native import instruction_sets
 from tests.runtime.kernels.weights import CODEBOOKS, KINDS, codebook_weight, quantized
-from tests.tiny import tiny_config, tiny_model, tiny_shapes
+from tests.tiny import LONGROPE, tiny_config, tiny_model, tiny_shapes
 
 TOKENS = np.random.default_rng(7).integers(3, 384, 45).astype(np.int32)
 PAGE_SIZE = 8
@@ -48,6 +48,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-tied-one-kv-head": ("qwen2", {"tied": True, "kv_heads": 1}),
     "qwen3": ("qwen3", {}),
     "qwen3-bias-wide-heads": ("qwen3", {"bias": True, "head_dim": 32}),
+    "gemma2": ("gemma2", {"layers": 3, "hidden_size": 96, "query_pre_attn_scalar": 40}),
+    "gemma3": ("gemma3_text", {"layers": 3, "hidden_size": 96, "tied": True, "head_dim": 32}),
+    "phi3": ("phi3", {"kv_heads": 1}),
+    "phi3-longrope-window": ("phi3", {"rope_scaling": LONGROPE, "sliding_window": 7}),
 }
 SCHEMES: dict[str, dict[str, Any]] = {
     f"int{bits}-{kind}-{group}": {"num_bits": bits, "kind": kind, "group_size": group}

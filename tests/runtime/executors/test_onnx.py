@@ -34,7 +34,7 @@ from tests.runtime.executors.onnx_models import (
     sequences_of,
     table_of,
 )
-from tests.tiny import LLAMA3, YARN, tiny_model
+from tests.tiny import LLAMA3, LONGROPE, YARN, tiny_model
 
 # Large, so that a graph that forgets it is far outside the bounds.
 EPS = 0.05
@@ -55,6 +55,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {}),
     "qwen3-bias-wide-heads": ("qwen3", {"bias": True, "head_dim": 32}),
+    "gemma2": ("gemma2", {"layers": 3, "hidden_size": 96, "query_pre_attn_scalar": 40}),
+    "gemma2-tied-float16": ("gemma2", {"tied": True, "dtype": "float16", "sliding_window": 2}),
+    "gemma3": ("gemma3_text", {"layers": 3, "hidden_size": 96, "tied": True, "head_dim": 32}),
+    "phi3": ("phi3", {"kv_heads": 1}),
+    "phi3-longrope-window": ("phi3", {"rope_scaling": LONGROPE, "sliding_window": 7}),
     "mixtral": ("mixtral", {}),
     "qwen3_moe": ("qwen3_moe", {}),
     "qwen3_moe-partly": ("qwen3_moe", {"mlp_only_layers": [0], "norm_topk_prob": False}),

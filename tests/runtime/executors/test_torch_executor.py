@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from compile.model import Model
 from runtime.engine.batch import Executor, StepBatch
 from runtime.executors.torch import TorchExecutor, matmul_by_tiles
-from tests.tiny import LLAMA3, YARN, tiny_checkpoint, tiny_model
+from tests.tiny import LLAMA3, LONGROPE, YARN, tiny_checkpoint, tiny_model
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -38,6 +38,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied-bias": ("qwen3", {"tied": True, "bias": True, "head_dim": 32}),
     "qwen3-yarn": ("qwen3", {"rope_scaling": {**YARN, "attention_factor": 1.5}}),
+    "gemma2": ("gemma2", {"layers": 3, "head_dim": 32}),
+    "gemma2-untied": ("gemma2", {"tied": False, "query_pre_attn_scalar": 40, "bias": True}),
+    "gemma2-uncapped": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None},
+    ),
+    "gemma3": ("gemma3_text", {"layers": 3, "head_dim": 32}),
+    "gemma3-linear": ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "gemma3-capped": ("gemma3_text", {"final_logit_softcapping": 2.0, "tied": True}),
+    "phi3": ("phi3", {}),
+    "phi3-tied-window": ("phi3", {"tied": True, "sliding_window": 7, "kv_heads": 1}),
+    "phi3-longrope": ("phi3", {"rope_scaling": LONGROPE}),
     "mixtral": ("mixtral", {}),
     "mixtral-window": ("mixtral", {"sliding_window": 7, "num_experts_per_tok": 1}),
     "qwen3_moe": ("qwen3_moe", {}),

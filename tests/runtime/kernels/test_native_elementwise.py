@@ -33,6 +33,35 @@ def pick(plan: Plan, x: int, width: int, columns: slice) -> int:
     return out
 
 
+@settings(max_examples=30)
+@given(width=st.integers(1, 90), start=st.integers(0, 89), size=st.integers(1, 90))
+def test_a_slice_is_part_of_each_row(width: int, start: int, size: int) -> None:
+    x = random_floats((3, width), seed=width)
+
+    def build(plan: Plan, source: int) -> int:
+        out = plan.add_buffer(size, False)
+        plan.add_slice(out, source, start)
+        return out
+
+    if start + size > width:
+        with pytest.raises(ValueError, match="beyond its source"):
+            run_rows(x, build, ISAS[0])
+    else:
+        found = run_rows(x, build, ISAS[0])
+        np.testing.assert_array_equal(found, x[:, start : start + size])
+
+
+def test_a_looked_up_row_is_scaled_once() -> None:
+    table, scale = random_floats((5, 70), seed=3), np.float32(33.94)
+
+    def build(plan: Plan, source: int) -> int:
+        out = plan.add_buffer(70, False)
+        plan.add_embed(out, Matrix.from_numbers(table, "float32", POOLS[1]), float(scale))
+        return out
+
+    np.testing.assert_array_equal(run_rows(table, build, ISAS[0]), table * scale)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=40)
 @given(size=st.integers(1, 150), runs=st.integers(1, 3), seed=st.integers(0, 99))
