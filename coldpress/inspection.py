@@ -21,7 +21,7 @@ from quant.format.scheme import (
 if TYPE_CHECKING:
     from compile.model import Model
 
-Kind = Literal["huggingface", "gguf", "onnx"]
+Kind = Literal["huggingface", "gguf", "onnx", "tensorrt"]
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def stored_bytes(scheme: Scheme, shape: tuple[int, ...], kind: Kind) -> int:
         return TYPE_BY_NAME[scheme.ggml_type].nbytes(shape)
     rows, columns = shape
     narrow = isinstance(scheme, CodebookScheme) and scheme.scales != "float"
-    scale_bits = 32 if kind == "onnx" else 8 if narrow else 16
+    scale_bits = 32 if kind in ("onnx", "tensorrt") else 8 if narrow else 16
     offset_bits = 0 if scheme.symmetric else 16 if kind == "gguf" else scheme.num_bits
     groups = _rows_of_scales(scheme.granularity, rows) * scheme.groups(columns)
     return (rows * columns * scheme.num_bits + groups * (scale_bits + offset_bits)) // 8

@@ -125,11 +125,12 @@ def default_name(path: Path) -> str:
 
 
 def payload_bytes(path: Path) -> int:
-    """Bytes of the files that hold weights: GGUF, an ONNX graph with its data, or every shard."""
+    """Bytes of the files that hold weights: GGUF, an engine, an ONNX graph with its data, or every
+    shard."""
     if path.suffix == ".onnx":
         path = path.parent
     if path.is_file():
         return path.stat().st_size
-    kinds = ("*.gguf", "*.safetensors", "*.onnx*")
+    kinds = ("*.gguf", "*.safetensors", "*.engine", "*.onnx*")
     found = next(filter(None, (list(path.glob(kind)) for kind in kinds)), [])
     return sum(file.stat().st_size for file in found)

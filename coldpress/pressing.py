@@ -119,6 +119,7 @@ def build(
             modules=built.types,
             tools=tool_versions(),
             evaluation=evaluation,
+            engine=built.engine,
         )
     return {
         "output": str(output),

@@ -9,25 +9,31 @@ from coldpress import __version__
 from quant.format.errors import InputError
 
 Progress = Callable[[int, int, str], None]
-Kind = Literal["gguf", "onnx"]
+Kind = Literal["gguf", "onnx", "tensorrt"]
 
 PAYLOAD = "model.gguf"
 
 
 @dataclass(frozen=True)
 class Target:
-    """type_name: of the container's own; "auto" follows the checkpoint."""
+    """type_name: of the container's own; "auto" follows the checkpoint. cards: compute capabilities
+    that an engine is for, none for the GPU of this machine."""
 
     kind: Kind
     type_name: str
+    cards: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{'+'.join(self.cards)}" if self.cards else self.kind
 
 
 @dataclass(frozen=True)
 class Built:
-    """types: of each tensor in the container, by name."""
+    """types: of each tensor in the container, by name. engine: facts for the manifest."""
 
     types: Mapping[str, str]
     notes: tuple[str, ...]
+    engine: Mapping[str, Any] | None = None
 
 
 def parse_target(target: str) -> Target:
@@ -38,19 +44,30 @@ def parse_target(target: str) -> Target:
     if kind == "onnx":
         return Target("onnx", detail or "auto")
     if kind == "tensorrt":
-        raise InputError(f"target '{target}' is not yet supported; use gguf:TYPE or onnx:TYPE")
-    raise InputError(f"target '{target}' is unknown; use gguf, gguf:TYPE, onnx or onnx:TYPE")
+        from compile.to_tensorrt.cards import parse_cards
+
+        return Target("tensorrt", "auto", parse_cards(detail) if detail else ())
+    raise InputError(
+        f"target '{target}' is unknown; use gguf, gguf:TYPE, onnx, onnx:TYPE, tensorrt:smNN or "
+        "tensorrt"
+    )
 
 
 def write_payload(
     target: Target, checkpoint: Path, directory: Path, on_progress: Progress | None
 ) -> Built:
     """Write the container of `checkpoint` into `directory`; raises what its builder raises."""
+    if target.kind == "tensorrt":
+        return _write_engine(target, checkpoint, directory, on_progress)
     if target.kind == "onnx":
         from compile.to_onnx.build import build_onnx
 
         onnx = build_onnx(
-            checkpoint, directory, target.type_name, version=__version__, on_progress=on_progress
+            checkpoint,
+            directory,
+            target.type_name,
+            version=__version__,
+            on_progress=on_progress,
         )
         return Built({row.tensor: row.form.dtype for row in onnx.rows}, onnx.notes)
     from compile.to_gguf.build import build_gguf
@@ -59,9 +76,34 @@ def write_payload(
     return Built({row.tensor: row.type.name for row in gguf.rows}, gguf.notes)
 
 
+def _write_engine(
+    target: Target, checkpoint: Path, directory: Path, on_progress: Progress | None
+) -> Built:
+    """The ONNX graph with its weights, and the engine that is built from it."""
+    from compile.open_model import open_model
+    from compile.to_onnx.build import build_model
+    from compile.to_tensorrt.api import BuildApi
+    from compile.to_tensorrt.build import build_engine, check_program
+
+    api, model = BuildApi(here=not target.cards), open_model(checkpoint)
+    check_program(model.program)
+    onnx = build_model(model, directory, "auto", version=__version__, on_progress=on_progress)
+    engine = build_engine(
+        directory,
+        model.program,
+        str(target),
+        api,
+        target.cards,
+        version=__version__,
+        on_progress=on_progress,
+    )
+    types = {row.tensor: row.form.dtype for row in onnx.rows}
+    return Built(types, (*onnx.notes, *engine.notes), engine.facts.to_json())
+
+
 def plan_payload(target: Target, checkpoint: Path) -> dict[str, Any]:
     """What `write_payload` would write: exact size, and every tensor's type with its reason."""
-    if target.kind == "onnx":
+    if target.kind != "gguf":
         from compile.to_onnx.plan import plan_onnx
 
         onnx = plan_onnx(checkpoint, target.type_name, __version__)

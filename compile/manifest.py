@@ -38,6 +38,7 @@ class Manifest:
     kind: what the payload is, such as "checkpoint" or "gguf".
     sources, parents: what it was made from, each a table such as `describe_source` returns.
     recipe, calibration, evaluation: what was asked for, shown and measured; empty where not so.
+    engine: what a TensorRT engine was built from, by and for; see `compile.engine_file`.
     modules: state of each module by name. tools: version by package name.
     files: every file of the directory but this one, by path with forward slashes.
     """
@@ -51,6 +52,7 @@ class Manifest:
     modules: Mapping[str, Any] | None = None
     tools: Mapping[str, str] | None = None
     evaluation: Mapping[str, Any] | None = None
+    engine: Mapping[str, Any] | None = None
     created: str | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -75,6 +77,7 @@ def write_manifest(
     modules: Mapping[str, Any] | None = None,
     tools: Mapping[str, str] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
     created: str | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
@@ -92,6 +95,7 @@ def write_manifest(
         modules=modules,
         tools=tools,
         evaluation=evaluation,
+        engine=engine,
         created=created,
     )
     write_file_atomically(directory / MANIFEST, manifest_bytes(manifest))
@@ -207,7 +211,7 @@ def _visible_files(directory: Path) -> Iterator[tuple[str, Path]]:
             yield relative.as_posix(), path
 
 
-_TABLES = ("recipe", "calibration", "modules", "tools", "evaluation")
+_TABLES = ("recipe", "calibration", "modules", "tools", "evaluation", "engine")
 
 
 def _validated(path: Path, fields: Any) -> Manifest:

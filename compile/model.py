@@ -13,6 +13,8 @@ from quant.format.tensor import WeightSource
 class Model:
     """A Program bound to its weights and to the files that its text side needs.
 
+    kind: "tensorrt" is a TensorRT engine beside the ONNX graph and the weights it was built from;
+        these are what `weights` reads.
     config: the Hugging Face config.json (an ONNX artifact keeps it), or its equivalent translated
         from GGUF metadata.
     directory: holds tokenizer.json, generation_config.json and the chat template, where the model
@@ -22,7 +24,7 @@ class Model:
     """
 
     path: Path
-    kind: Literal["huggingface", "gguf", "onnx"]
+    kind: Literal["huggingface", "gguf", "onnx", "tensorrt"]
     program: Program
     weights: WeightSource
     config: Mapping[str, Any]

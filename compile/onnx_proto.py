@@ -1,7 +1,7 @@
 """An ONNX graph as plain data, and its protobuf: the one module that needs the `onnx` package."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,8 +92,8 @@ def encode_graph(graph: Graph, producer_version: str) -> bytes:
     return encoded
 
 
-def read_graph(path: Path) -> Graph:
-    """The graph of a file, without its weights' bytes; `constants` stay empty.
+def read_graph(path: Path, *, constants: bool = False) -> Graph:
+    """The graph of a file, without its weights' bytes; constants: read those too.
 
     Raises FileFormatError for what is no ONNX model, MissingExtraError without the package, and
     InputError for graphs with custom operations, functions or nested graphs: none is ever run.
@@ -111,7 +111,8 @@ def read_graph(path: Path) -> Graph:
         raise FileFormatError(path, "is not an ONNX model, or is damaged") from error
     try:
         _refuse_code(onnx, path, model)
-        return _read(onnx, path, model)
+        found = _read(onnx, path, model)
+        return replace(found, constants=_read_constants(onnx, model)) if constants else found
     except (TypeError, ValueError, UnicodeError) as error:
         # Names that are not UTF-8 arrive as bytes, and attributes may lack a type.
         raise FileFormatError(path, "has names or attributes that are damaged") from error
@@ -130,6 +131,14 @@ def _read(onnx: ModuleType, path: Path, model: Any) -> Graph:
         ),
         metadata={_text(entry.key): _text(entry.value) for entry in model.metadata_props},
     )
+
+
+def _read_constants(onnx: ModuleType, model: Any) -> dict[str, npt.NDArray[Any]]:
+    return {
+        _text(tensor.name): onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_location != onnx.TensorProto.EXTERNAL
+    }
 
 
 def _text(value: str | bytes) -> str:
@@ -198,7 +207,9 @@ def _read_port(onnx: ModuleType, port: Any) -> Port:
 def _read_node(onnx: ModuleType, node: Any) -> Node:
     values = {_text(item.name): onnx.helper.get_attribute_value(item) for item in node.attribute}
     plain: dict[str, Attribute] = {
-        name: value for name, value in values.items() if isinstance(value, int | float)
+        name: _text(value) if isinstance(value, bytes) else value
+        for name, value in values.items()
+        if isinstance(value, int | float | bytes)
     }
     plain |= {
         name: tuple(map(int, value))

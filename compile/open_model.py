@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compile.engine_file import ENGINE_FILE
 from compile.families import build_program, check_weights
 from compile.families.decoder import HEAD
 from compile.from_gguf import open_gguf
@@ -69,6 +70,8 @@ def _open_onnx(path: Path, directory: Path) -> Model:
     config = read_json_object(directory / CONFIG)
     weights = open_onnx(directory / GRAPH_FILE)
     program = _program(path, config, weights)
+    if (directory / ENGINE_FILE).exists():
+        return Model(path, "tensorrt", program, weights, config, directory, None)
     schemes = [op.scheme for op in program.projections()]
     notes = _accuracy_note(sum(isinstance(scheme, QuantizedScheme) for scheme in schemes))
     return Model(path, "onnx", program, weights, config, directory, None, notes)

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("quant", "compile", "runtime", "coldpress")
 HEAVY = {
     "torch", "transformers", "datasets", "accelerate", "pyarrow", "onnx", "onnxruntime",
-    "tensorrt", "triton", "llama_cpp", "compressed_tensors", "gguf", "scipy", "pandas", "lm_eval",
+    "tensorrt", "tensorrt_rtx", "triton", "llama_cpp", "compressed_tensors", "gguf", "scipy",
+    "pandas", "lm_eval",
 }  # fmt: skip
 
 # The longest prefix that fits a module decides which of our own modules it may import.
@@ -31,6 +32,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compile.to_onnx", "compile.onnx_contract", "compile.onnx_proto", "compile.onnx_bytes",
         "compile.program", "compile.model", "compile.families", "compile.open_model",
         "quant.format",
+    ),
+    "compile.to_tensorrt": (
+        "compile.to_tensorrt", "compile.engine_file", "compile.onnx_contract", "compile.onnx_proto",
+        "compile.onnx_bytes", "compile.manifest", "compile.program", "quant.format",
     ),
     "runtime": ("runtime", "compile", "quant.format"),
     "runtime.engine": ("runtime.engine",),

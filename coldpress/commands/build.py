@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--target",
     required=True,
-    help="gguf, onnx, or a type of these: gguf:q8_0, onnx:int4, onnx:fp16.",
+    help="gguf, onnx, or a type of these: gguf:q8_0, onnx:int4; tensorrt:sm89 for a GPU.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @gate_text_option

@@ -1,0 +1,1 @@
+"""TensorRT engines, made ahead of time from the ONNX decoder step."""

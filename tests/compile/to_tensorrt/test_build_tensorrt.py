@@ -1,0 +1,131 @@
+"""Engines of tiny models, built ahead of time for GPUs that are not here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldpress.pressing import build
+from compile.engine_file import ENGINE_FILE, check_engine, ends_sha256, read_facts
+from compile.manifest import file_sha256
+from compile.onnx_contract import GRAPH_FILE
+from compile.open_model import open_model
+from compile.to_tensorrt.sizes import KERNELS
+from compile.verify import verify
+from quant.format.errors import CheckFailedError, InputError, UnsupportedModelError
+from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from tests.tiny import tiny_checkpoint
+
+pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
+
+SCHEMES = {
+    "float": None,
+    "int4": IntScheme(4, True, PerGroup(64)),
+    "int4-zero-points": IntScheme(4, False, PerGroup(32)),
+    "int8": IntScheme(8, True, PerChannel()),
+}
+WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate": 1024, "layers": 2, "heads": 8}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_tensorrt_artifact_holds_the_checkpoints_numbers(tmp_path: Path, name: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", scheme=SCHEMES[name], tied=name == "int8")
+    outcome = build(checkpoint, tmp_path / "out", target="tensorrt:sm120,sm89")
+    report = verify(tmp_path / "out", checkpoint)
+    assert report.passed and report.tensors and set(report.counts) == {"equal"}
+    assert open_model(tmp_path / "out").kind == "tensorrt"
+    facts = read_facts(tmp_path / "out")
+    assert facts.cards == ("sm89", "sm120") and facts.target == "tensorrt:sm89+sm120"
+    assert facts.builder == "tensorrt_rtx" and facts.builder_version
+    assert facts.graph_sha256 == file_sha256(tmp_path / "out" / GRAPH_FILE)
+    assert facts.engine_bytes == outcome["bytes"]
+    assert facts.profile["T"] == (1, 16, 256) and facts.profile["M"] == (1, 2, 8)
+    assert check_engine(tmp_path / "out", facts) == tmp_path / "out" / ENGINE_FILE
+
+
+def test_integers_stay_packed_in_the_engine(tmp_path: Path) -> None:
+    sizes = {}
+    for name in ("float", "int4", "int8"):
+        checkpoint = tiny_checkpoint(tmp_path / name, scheme=SCHEMES[name], **WIDE)
+        build(checkpoint, tmp_path / f"{name}-out", target="tensorrt:sm89")
+        facts = read_facts(tmp_path / f"{name}-out")
+        sizes[name] = (facts.engine_bytes, facts.packed_bytes)
+    # What surrounds the weights is the same in all of them, so it is not in the differences.
+    for name in ("int4", "int8"):
+        saved, expected = (sizes["float"][index] - sizes[name][index] for index in (0, 1))
+        assert expected > 3e6, "the layers are too small to tell"
+        assert 0.9 * expected < saved < 1.2 * expected
+
+
+def test_an_engine_that_unpacks_its_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    monkeypatch.setattr("compile.to_tensorrt.sizes.KERNELS", KERNELS // 16)
+    with pytest.raises(CheckFailedError, match="unpacked"):
+        build(checkpoint, tmp_path / "out", target="tensorrt:sm89")
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", "mixtral")
+    with pytest.raises(UnsupportedModelError, match="NonZero"):
+        build(checkpoint, tmp_path / "out", target="tensorrt:sm89")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(tiny_checkpoint(tmp_path / "model"), out, target="tensorrt:sm89")
+    facts, engine = read_facts(out), out / ENGINE_FILE
+    whole = engine.read_bytes()
+    for damaged in (bytes(100), bytes(len(whole)), whole[:-1], b"\0" + whole[1:], whole + b"\0"):
+        engine.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"build it again with: .*--target tensorrt:sm89"):
+            check_engine(out, facts)
+    engine.write_bytes(whole)
+    assert ends_sha256(engine) == facts.ends_sha256
+    graph = out / GRAPH_FILE
+    graph.write_bytes(graph.read_bytes() + b"\0\0")
+    with pytest.raises(InputError, match="not the graph that the engine was built from"):
+        check_engine(out, facts)
+    engine.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        check_engine(out, facts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"builder": "nobody"},
+        {"engine_bytes": -1},
+        {"engine_bytes": "many"},
+        {"limits": {"context": 1}},
+        {"limits": {"context": 1, "tokens": 1, "sequences": 1, "page_size": 0}},
+        {"profile": {"T": [1, 2]}},
+        {"profile": 3},
+        {"cards": [89]},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_does_not_tell_of_its_engine_is_refused(
+    artifact: Path, change: dict[str, Any]
+) -> None:
+    path = artifact / "manifest.json"
+    whole = path.read_text()
+    fields = json.loads(whole)
+    path.write_text(json.dumps(fields | {"engine": fields["engine"] | change}))
+    try:
+        with pytest.raises(InputError, match="does not tell what the engine was built for"):
+            read_facts(artifact)
+    finally:
+        path.write_text(whole)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tensorrt")
+    build(tiny_checkpoint(directory / "model"), directory / "out", target="tensorrt:sm89")
+    return directory / "out"
