@@ -1,4 +1,4 @@
-"""Integers of other schemes as ggml's blocks: the same numbers where they fit, near ones elsewhere."""
+"""Integers of other schemes as ggml's blocks: the same numbers where they fit, else near ones."""
 
 from dataclasses import replace
 from typing import Any

@@ -10,7 +10,7 @@ from quant.format.errors import UnsupportedModelError
 from quant.format.ggml_grid import Levels, half
 from quant.format.ggml_kblocks import LAYOUTS as NESTED
 from quant.format.ggml_kblocks import quantized_tensor
-from quant.format.ggml_search import nearest_codes, round_blocks, search_blocks
+from quant.format.ggml_search import round_blocks, search_blocks
 from quant.format.gguf_blocks import SCHEMES, decode, encode
 from quant.format.gguf_rounding import round_to
 from quant.format.gguf_types import IQ4_NL, IQ4_XS, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, GgmlType
@@ -178,11 +178,3 @@ def test_half_keeps_signs_and_is_never_zero() -> None:
     assert (rounded != 0).all() and np.isfinite(rounded).all()
     assert np.array_equal(np.signbit(rounded), np.signbit(values))
     assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))
-
-
-def test_nearest_codes_follow_the_grid_given() -> None:
-    weight, importance = random_weight(2, 256, seed=8)
-    for kind in KINDS:
-        grid = search_blocks(kind, weight, importance)
-        tensor = grid.tensor(nearest_codes(grid, weight))
-        assert np.array_equal(tensor.codes, round_blocks("w", kind, weight, importance).codes)

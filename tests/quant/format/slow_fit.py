@@ -1,4 +1,4 @@
-"""Scales of single groups by least weighted error, sum(h * (x - rounded)**2).
+"""Scales of single groups by least weighted error, sum(h * (x - rounded)**2), in NumPy.
 
 Arrays lie with the elements of a group along the first axis, [size, groups], so that every step is
 one sweep over long rows. Only a strict improvement replaces a scale: the result is deterministic.
@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.ggml_grid import Floats, Levels
+from quant.format.ggml_search import NUDGES
 
 _TINY = np.float32(1e-30)
-_NUDGES = (1.0, 0.97, 1.03, 0.985, 1.015, 0.993, 1.007)
-"""What a fitted scale is moved by in search of better codes around it."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,21 @@ class Sums:
     xc: Floats
 
 
+def added(values: Floats) -> Floats:
+    """The sum along the first axis, in its order."""
+    total = np.zeros(values.shape[1:], np.float32)
+    for value in values:
+        total += value
+    return total
+
+
 class Groups:
     """Groups to be fitted: x and h, float32 [size, groups], h above 0."""
 
     def __init__(self, x: Floats, h: Floats, levels: Levels) -> None:
         self.x, self.h, self.levels = x, h, levels
         hx = h * x
-        self.w: Floats = h.sum(axis=0)
-        self.sum_x: Floats = hx.sum(axis=0)
-        self.xx: Floats = np.einsum("sg,sg->g", hx, x)
+        self.w, self.sum_x, self.xx = added(h), added(hx), added(hx * x)
 
     def sums(self, scale: Floats, minimum: Floats | None = None) -> Sums:
         """Of the nearest codes on the grid of `scale` (not 0) and `minimum`, each [groups]."""
@@ -45,9 +50,8 @@ class Groups:
             steps -= minimum * inverse
         codes = self.levels.snap(steps)
         weighted = self.h * codes
-        total = weighted.sum(axis=0) if minimum is not None else self.w
-        cross = np.einsum("sg,sg->g", weighted, self.x)
-        return Sums(np.einsum("sg,sg->g", weighted, codes), total, cross)
+        total = added(weighted) if minimum is not None else self.w
+        return Sums(added(weighted * codes), total, added(weighted * self.x))
 
     def error(self, sums: Sums, scale: Floats, minimum: Floats | None = None) -> Floats:
         """[groups]: the weighted error of those codes with this scale and minimum."""
@@ -98,7 +102,7 @@ def fit_signed(
         scale = largest / np.float32(reach)
         best, error = _refitted(groups, scale, best, error)
     for _ in range(rounds):
-        for nudge in _NUDGES:
+        for nudge in NUDGES:
             best, error = _refitted(groups, best * np.float32(nudge), best, error)
     return best
 
@@ -132,7 +136,7 @@ def fit_affine(
             groups, (scale, minimum), (best_scale, best_minimum), error, below_zero
         )
     for _ in range(rounds):
-        for nudge in _NUDGES:
+        for nudge in NUDGES:
             pair = (best_scale, best_minimum)
             moved = (best_scale * np.float32(nudge), best_minimum)
             best_scale, best_minimum, error = _refitted_affine(

@@ -1,4 +1,4 @@
-"""Factors of nested scales: what a block of 256 can store of the scales that its groups want."""
+"""Factors of nested scales, in NumPy: what a block can store of the scales that its groups want."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from quant.format.ggml_fit import Groups, Sums
 from quant.format.ggml_grid import BlockGrid, Floats, half
+from quant.format.ggml_search import NEST_ROUNDS, SHARES
 from quant.format.gguf_types import GgmlType
+from tests.quant.format.slow_fit import Groups, Sums, added
 
 _Number = TypeVar("_Number", bound=np.generic)
-_ROUNDS = 2
-_SHARES = (1.0, 0.985, 0.97, 0.95, 0.92, 0.89, 0.86, 0.82, 0.78, 0.73, 0.67, 0.6)
-"""Of the largest nested scale: what the group that wants most is tried at."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,7 @@ class _Nest:
 
     def total(self, values: Floats) -> Floats:
         """[blocks]: the sum over the groups of each block."""
-        sums: Floats = self.by_block(values).sum(axis=1)
-        return sums
+        return added(self.by_block(values).T)
 
     def nested(self, wanted: Floats, factor: Floats, lowest: float) -> Floats:
         """Whole numbers [groups] with which the factors [blocks] come next to `wanted`."""
@@ -52,10 +49,10 @@ def nest_signed(kind: GgmlType, groups: Groups, scale: Floats, rows: int) -> Blo
     """The grid for types without a minimum. scale: what each group wants, [groups], either sign."""
     nest = _nest(kind, groups, rows)
     weight = groups.sums(scale).cc
-    ends = [nest.lowest * s for s in _SHARES] + [nest.highest * s for s in _SHARES]
+    ends = [nest.lowest * s for s in SHARES] + [nest.highest * s for s in SHARES]
     d, sub = _start(nest, scale, weight, ends, _nonzero)
     error = _error(nest, nest.spread(d) * sub)
-    for _ in range(_ROUNDS):
+    for _ in range(NEST_ROUNDS):
         sub, error = _better_signed(nest, d, sub, error)
         d, error = _refit_signed(nest, d, sub, error)
     return BlockGrid(kind, nest.array(d), sub_scales=nest.array(sub))
@@ -68,14 +65,14 @@ def nest_affine(
     nest = _nest(kind, groups, rows)
     sums = groups.sums(scale, minimum)
     mean = sums.c / groups.w
-    ends = [nest.highest * share for share in _SHARES]
+    ends = [nest.highest * share for share in SHARES]
     # The minimum makes up for most of what a scale misses: what is left is the variance of codes.
     d, sub = _start(nest, scale, np.maximum(sums.cc - sums.c * mean, 0), ends, _from_one)
     wanted = np.maximum((nest.spread(d) * sub - scale) * mean - minimum, 0)
     m, least = _start(nest, wanted, groups.w, ends, _as_is)
     grid = _Affine(d, m, sub, least, np.empty(0, np.float32))
     grid = grid.scored(nest)
-    for _ in range(_ROUNDS):
+    for _ in range(NEST_ROUNDS):
         grid = _better_affine(nest, grid)
         grid = _refit_affine(nest, grid)
     return BlockGrid(kind, *(nest.array(a) for a in (grid.d, grid.m, grid.sub, grid.least)))

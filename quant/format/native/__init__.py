@@ -1,0 +1,1 @@
+"""The search for the scales of ggml's blocks, compiled: see `_blocks.pyi`."""
