@@ -67,6 +67,7 @@ def write_payload(
             directory,
             target.type_name,
             version=__version__,
+            round_inputs=True,
             on_progress=on_progress,
         )
         return Built({row.tensor: row.form.dtype for row in onnx.rows}, onnx.notes)
@@ -106,7 +107,9 @@ def plan_payload(target: Target, checkpoint: Path) -> dict[str, Any]:
     if target.kind != "gguf":
         from compile.to_onnx.plan import plan_onnx
 
-        onnx = plan_onnx(checkpoint, target.type_name, __version__)
+        onnx = plan_onnx(
+            checkpoint, target.type_name, __version__, round_inputs=target.kind == "onnx"
+        )
         rows = [
             (row.tensor, row.shape, row.scheme, row.form.dtype, row.nbytes, row.form.reason)
             for row in onnx.rows

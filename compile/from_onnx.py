@@ -1,5 +1,6 @@
 """Reads the weights of an ONNX decoder step that coldpress built, the same integers again."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,23 @@ from compile.onnx_contract import (
     CONTRACT,
     CONTRACT_VERSION,
     DATA_FILE,
+    INPUT_SCALE_SUFFIX,
+    INPUTS,
     ORDER_SUFFIX,
     SCALE_SUFFIX,
     ZERO_POINT_SUFFIX,
 )
 from compile.onnx_proto import ExternalTensor, Graph, read_graph
 from quant.format.errors import FileFormatError, InputError
-from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.scheme import (
+    ActivationScheme,
+    FloatScheme,
+    IntScheme,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Scheme,
+)
 from quant.format.tensor import QuantizedTensor, Weight
 
 FLOATS: Mapping[str, Any] = {
@@ -39,6 +50,7 @@ class OnnxWeights:
     graph_path: Path
     graph: Graph
     _tensors: Mapping[str, ExternalTensor]
+    _inputs: Mapping[str, ActivationScheme]
 
     def names(self) -> Collection[str]:
         return [name for name in self._tensors if name.endswith(WEIGHT_SUFFIXES)]
@@ -54,7 +66,7 @@ class OnnxWeights:
         group = self._group(name)
         symmetric = f"{name}{ZERO_POINT_SUFFIX}" not in self._tensors
         grain = PerGroup(group) if group else PerChannel()
-        return IntScheme(BITS[tensor.dtype], symmetric, grain)
+        return IntScheme(BITS[tensor.dtype], symmetric, grain, self._inputs.get(name))
 
     def load(self, name: str) -> Weight:
         scheme = self.scheme(name)
@@ -64,10 +76,23 @@ class OnnxWeights:
         zero_point = None if scheme.symmetric else self._columns(f"{name}{ZERO_POINT_SUFFIX}")
         codes, scale = self._columns(name), self._columns(f"{name}{SCALE_SUFFIX}")
         if f"{name}{ORDER_SUFFIX}" not in self._tensors:
-            return QuantizedTensor(scheme, codes, scale, zero_point)
+            return QuantizedTensor(
+                scheme, codes, scale, zero_point, input_scale=self._input_scale(name)
+            )
         back = np.argsort(self._order(name), kind="stable")
         index = (np.arange(len(back)) // self._group(name)).astype(np.int32)[back]
-        return QuantizedTensor(scheme, codes[:, back], scale, zero_point, group_index=index)
+        return QuantizedTensor(
+            scheme,
+            codes[:, back],
+            scale,
+            zero_point,
+            group_index=index,
+            input_scale=self._input_scale(name),
+        )
+
+    def _input_scale(self, name: str) -> float | None:
+        part = f"{name}{INPUT_SCALE_SUFFIX}"
+        return float(self._read(part)) if part in self._tensors else None
 
     def _order(self, name: str) -> npt.NDArray[np.int64]:
         """int64 [in]: the place in the checkpoint of each stored column."""
@@ -117,7 +142,39 @@ def open_onnx(path: Path) -> OnnxWeights:
         _check_tensor(path, tensor, size)
     tensors = {tensor.name: tensor for tensor in graph.tensors}
     _check_integers(path, tensors)
-    return OnnxWeights(path, graph, tensors)
+    return OnnxWeights(path, graph, tensors, _rounded_inputs(path, graph, tensors))
+
+
+def _rounded_inputs(
+    path: Path, graph: Graph, tensors: Mapping[str, ExternalTensor]
+) -> dict[str, ActivationScheme]:
+    """Of each weight whose input the graph rounds, how. Raises FileFormatError."""
+    said: Any = graph.metadata.get(INPUTS, "{}")
+    found: dict[str, ActivationScheme] = {}
+    try:
+        for words, names in json.loads(said).items():
+            found |= dict.fromkeys(names, _activation(words))
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise FileFormatError(path, f"its metadata {INPUTS} cannot be read") from error
+    for name, activation in found.items():
+        scale = tensors.get(f"{name}{INPUT_SCALE_SUFFIX}")
+        stored = scale is not None and (scale.dtype, scale.shape) == ("float32", ())
+        known = name in tensors and tensors[name].dtype in BITS
+        if not known or stored == activation.dynamic:
+            raise FileFormatError(path, f"the input of tensor {name} is said to be rounded oddly")
+    return found
+
+
+def _activation(words: str) -> ActivationScheme:
+    """Raises ValueError for words that coldpress does not write."""
+    group = words.removeprefix("int8-dynamic-g")
+    if group != words:
+        return ActivationScheme("int8", PerGroup(int(group)))
+    ways = (ActivationScheme("int8"), ActivationScheme("int8", PerTensor(), dynamic=False))
+    way = next((way for way in ways if str(way) == words), None)
+    if way is None:
+        raise ValueError(words)
+    return way
 
 
 def _data_size(path: Path, graph: Graph) -> int:

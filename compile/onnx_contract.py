@@ -11,6 +11,10 @@ CONTRACT = "coldpress.contract"
 """Key of the metadata that says which version of docs/ONNX.md a graph follows."""
 CONTRACT_VERSION = "1"
 
+INPUTS = "coldpress.inputs"
+"""Key of the metadata that says whose inputs the graph rounds: JSON, from how, in the words of
+`ActivationScheme`, to the names of the weights. Absent where it rounds none."""
+
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
@@ -39,6 +43,7 @@ STEP_INPUTS: dict[str, tuple[str, ...]] = {
 SCALE_SUFFIX = ".scale"
 ZERO_POINT_SUFFIX = ".zero_point"
 ORDER_SUFFIX = ".order"
+INPUT_SCALE_SUFFIX = ".input_scale"
 PART_SUFFIXES = (SCALE_SUFFIX, ZERO_POINT_SUFFIX)
 """What the parts of a quantized weight are called after its own name."""
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from compile.input_rounding import input_rounding
 from compile.model import Model
 from compile.onnx_bytes import pack_int4
 from compile.onnx_contract import DATA_FILE, GRAPH_FILE
@@ -42,6 +43,7 @@ def build_onnx(
     type_name: str = "auto",
     *,
     version: str,
+    round_inputs: bool = False,
     on_progress: Progress | None = None,
 ) -> OnnxBuild:
     """Write `model.onnx`, `model.onnx.data` and `config.json`; see `plan_onnx` for the types.
@@ -51,7 +53,12 @@ def build_onnx(
     whose numbers do not fit its form.
     """
     return build_model(
-        open_model(checkpoint_dir), output_dir, type_name, version=version, on_progress=on_progress
+        open_model(checkpoint_dir),
+        output_dir,
+        type_name,
+        version=version,
+        round_inputs=round_inputs,
+        on_progress=on_progress,
     )
 
 
@@ -61,10 +68,11 @@ def build_model(
     type_name: str = "auto",
     *,
     version: str,
+    round_inputs: bool = False,
     on_progress: Progress | None = None,
 ) -> OnnxBuild:
     """`build_onnx` of a model that is open already."""
-    plan = plan_model(model, type_name, version)
+    plan = plan_model(model, type_name, version, round_inputs=round_inputs)
     data = Path(output_dir) / DATA_FILE
     require_free_bytes(data, plan.file_bytes)
     with staged_file(data) as aside, aside.open("xb") as file:
@@ -95,7 +103,13 @@ def encode(row: OnnxRow, weight: Weight) -> Parts:
     parts = [_integers(row, codes), _transposed(row, weight.effective_scale())]
     if weight.zero_point is not None:
         parts.append(_integers(row, weight.zero_point))
-    return [*parts, order.astype(np.int64)] if row.form.ordered else parts
+    if row.form.ordered:
+        parts.append(order.astype(np.int64))
+    if row.form.inputs is not None and not row.form.inputs.dynamic:
+        rounding = input_rounding(row.tensor, weight)
+        assert rounding is not None and rounding.fixed is not None
+        parts.append(np.array(rounding.fixed, np.float32))
+    return parts
 
 
 def _floats(row: OnnxRow, floats: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -39,6 +39,12 @@ class Nodes:
         self.constants[name] = np.array(value, np.int64)
         return name
 
+    def byte(self, value: int) -> str:
+        """A constant uint8 without dimensions."""
+        name = f"byte.{value}"
+        self.constants[name] = np.array(value, np.uint8)
+        return name
+
     def number(self, value: float) -> str:
         """A constant float32 without dimensions."""
         name = f"number.{value!r}"

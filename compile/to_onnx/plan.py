@@ -1,27 +1,32 @@
 """Every tensor of the ONNX files, its form and its place, before any weight is read."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from compile.families import check_weights
 from compile.model import Model
 from compile.onnx_bytes import packed_bytes
-from compile.onnx_contract import DATA_FILE, ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.onnx_contract import (
+    DATA_FILE,
+    INPUT_SCALE_SUFFIX,
+    INPUTS,
+    ORDER_SUFFIX,
+    SCALE_SUFFIX,
+    ZERO_POINT_SUFFIX,
+)
 from compile.onnx_proto import ExternalTensor, encode_graph
 from compile.open_model import open_model
-from compile.program import Embed, Logits, Moe, Op, Program, Rope
+from compile.program import Op, Program, Rope
+from compile.to_onnx.forms import choose_forms
 from compile.to_onnx.lower import lower
 from compile.to_onnx.rope import rope_tables
-from compile.to_onnx.types import TYPE_NAMES, Form, Role, TypeName, choose_form
+from compile.to_onnx.types import TYPE_NAMES, Form, TypeName
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.scheme import FloatScheme
-from quant.format.tensor import QuantizedTensor
 
 TOKENIZER = "tokenizer.json"
 ALIGNMENT = 4096
@@ -78,7 +83,9 @@ class OnnxPlan:
         return 8 * sum(row.nbytes for row in self.rows) / weights
 
 
-def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
+def plan_onnx(
+    checkpoint_dir: Path, type_name: str, version: str, *, round_inputs: bool = False
+) -> OnnxPlan:
     """Plan the ONNX files of a Hugging Face checkpoint, or of a GGUF file beside its tokenizer.
 
     Reads headers and small JSON files only, but for weights whose config says that their columns
@@ -86,15 +93,20 @@ def plan_onnx(checkpoint_dir: Path, type_name: str, version: str) -> OnnxPlan:
 
     type_name: `auto` keeps every number as it is stored; `int4` and `int8` keep integers that fit
     and round what does not, with a note; `fp32` writes every weight's exact value as float32,
-    `fp16` rounds matrices to float16. version: of coldpress.
+    `fp16` rounds matrices to float16. version: of coldpress. round_inputs: whether the graph rounds
+    the inputs that the checkpoint does, where it keeps the weights' integers; TensorRT knows no
+    operation for it.
 
     Raises UnsupportedModelError for what the graph cannot hold, InputError for bad usage,
     MissingExtraError without the onnx package.
     """
-    return plan_model(open_model(checkpoint_dir), type_name, version)
+    model = open_model(checkpoint_dir)
+    return plan_model(model, type_name, version, round_inputs=round_inputs)
 
 
-def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
+def plan_model(
+    model: Model, type_name: str, version: str, *, round_inputs: bool = False
+) -> OnnxPlan:
     """`plan_onnx` of a model that is open already."""
     known = next((name for name in TYPE_NAMES if name == type_name), None)
     if known is None:
@@ -104,7 +116,7 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     _check_source(model)
     check_weights(model.program, model.weights)
     _check_ops(model.program)
-    forms = _forms(model, known)
+    forms = choose_forms(model, known, round_inputs)
     layout = _Layout()
     rows = tuple(_row(model, name, form, layout) for name, form in forms.items())
     tables = tuple(
@@ -113,7 +125,8 @@ def plan_model(model: Model, type_name: str, version: str) -> OnnxPlan:
     )
     tensors = (*(part for row in rows for part in row.parts), *tables)
     graph = lower(model.program, forms, tensors)
-    notes = (*model.notes, *_input_notes(model.program), *_rounding_notes(known, rows))
+    graph = replace(graph, metadata={**graph.metadata, **_inputs_metadata(forms)})
+    notes = (*model.notes, *_input_notes(model, forms), *_rounding_notes(known, rows))
     return OnnxPlan(model, rows, tables, encode_graph(graph, version), notes)
 
 
@@ -150,6 +163,8 @@ def stored_parts(
         parts.append((f"{name}{ZERO_POINT_SUFFIX}", form.dtype, scales))
     if form.ordered:
         parts.append((f"{name}{ORDER_SUFFIX}", "int64", (columns,)))
+    if form.inputs is not None and not form.inputs.dynamic:
+        parts.append((f"{name}{INPUT_SCALE_SUFFIX}", "float32", ()))
     return parts
 
 
@@ -164,58 +179,6 @@ class _Layout:
         nbytes = packed_bytes(dtype, shape)
         self._end = offset + nbytes
         return ExternalTensor(name, dtype, shape, DATA_FILE, offset, nbytes)
-
-
-def _forms(model: Model, type_name: TypeName) -> Mapping[str, Form]:
-    shapes, roles = model.program.weights(), _roles(model.program)
-    schemes = {name: model.weights.scheme(name) for name in shapes}
-    # Floats beside integers were left so by whoever quantized the model.
-    round_floats = all(isinstance(scheme, FloatScheme) for scheme in schemes.values())
-    forms = {
-        name: choose_form(
-            name, schemes[name], shape, type_name, roles.get(name, "plain"), round_floats
-        )
-        for name, shape in shapes.items()
-    }
-    if not _may_scatter(model.config):
-        return forms
-    return {name: _with_order(model, name, form) for name, form in forms.items()}
-
-
-def _roles(program: Program) -> dict[str, Role]:
-    """Of every matrix but routers, which decide and are small."""
-    routed = {op.logits for op in program.ops if isinstance(op, Moe)}
-    roles: dict[str, Role] = {
-        op.weight: "head" if isinstance(op, Logits) else "linear"
-        for op in program.projections()
-        if op.out not in routed
-    }
-    return roles | {op.weight: "table" for op in program.ops if isinstance(op, Embed)}
-
-
-def _may_scatter(config: Mapping[str, Any]) -> bool:
-    """Whether the groups of some weights may have scattered columns: GPTQ's and
-    compressed-tensors' words for it."""
-    said = config.get("quantization_config") or {}
-    groups = (said.get("config_groups") or {}).values()
-    return bool(said.get("desc_act")) or any(
-        (group.get("weights") or {}).get("actorder") for group in groups
-    )
-
-
-def _with_order(model: Model, name: str, form: Form) -> Form:
-    """Only the numbers tell: each is read once more, and let go."""
-    if not form.group or form.gathered or form.rounded:
-        return form
-    weight = model.weights.load(name)
-    assert isinstance(weight, QuantizedTensor)
-    if weight.group_index is None:
-        return form
-    if (np.bincount(weight.group_index) != form.group).any():
-        raise UnsupportedModelError(
-            f"tensor {name} has scattered groups of different sizes; use --target onnx:fp32"
-        )
-    return replace(form, ordered=True)
 
 
 def _check_ops(program: Program) -> None:
@@ -235,13 +198,26 @@ def _problem(op: Op) -> str | None:
             return None
 
 
-def _input_notes(program: Program) -> tuple[str, ...]:
-    rounded = program.rounded_inputs()
-    if not rounded:
-        return ()
-    return (
-        f"the checkpoint rounds inputs ({rounded}); the ONNX graph does not, and multiplies the "
-        "same weights by inputs as they are",
+def _inputs_metadata(forms: Mapping[str, Form]) -> dict[str, str]:
+    ways: dict[str, list[str]] = {}
+    for name, form in forms.items():
+        if form.inputs is not None:
+            ways.setdefault(str(form.inputs), []).append(name)
+    return {INPUTS: json.dumps(ways, sort_keys=True)} if ways else {}
+
+
+def _input_notes(model: Model, forms: Mapping[str, Form]) -> tuple[str, ...]:
+    """What the checkpoint rounds and the graph does not."""
+    ways = Counter(
+        str(op.scheme.activation)
+        for op in model.program.projections()
+        if not isinstance(op.scheme, FloatScheme) and op.scheme.activation is not None
+        if forms[op.weight].inputs is None
+    )
+    return tuple(
+        f"the checkpoint rounds the inputs of {count} linears ({way}); the ONNX graph does not, "
+        "and multiplies by inputs as they are"
+        for way, count in sorted(ways.items())
     )
 
 

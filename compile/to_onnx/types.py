@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.scheme import (
+    ActivationScheme,
+    FloatScheme,
+    IntScheme,
+    PerChannel,
+    PerGroup,
+    Scheme,
+)
 
 TypeName = Literal["auto", "fp32", "fp16", "int4", "int8"]
 TYPE_NAMES: tuple[TypeName, ...] = ("auto", "fp32", "fp16", "int4", "int8")
@@ -26,7 +33,8 @@ class Form:
     for a whole row; None for floats. zero_points: whether the scheme has them. gathered: its rows
     are looked up by token. ordered: columns of a group are scattered (desc_act), so that they are
     stored in the order of their groups, and the input is brought into that order first. rounded:
-    its integers are made here, and are not the checkpoint's."""
+    its integers are made here, and are not the checkpoint's. inputs: how the graph rounds what the
+    weight is multiplied by, None for not at all."""
 
     dtype: str
     reason: str
@@ -35,6 +43,7 @@ class Form:
     gathered: bool = False
     ordered: bool = False
     rounded: bool = False
+    inputs: ActivationScheme | None = None
 
 
 def choose_form(

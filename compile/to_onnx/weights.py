@@ -3,8 +3,10 @@
 from collections.abc import Collection, Mapping
 
 from compile.onnx_contract import ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.to_onnx.inputs import ZERO, InputNodes, has_integers
 from compile.to_onnx.nodes import Nodes
 from compile.to_onnx.types import Form
+from quant.format.scheme import ActivationScheme
 
 FLOAT = 1
 """TensorProto.FLOAT, the type that everything is computed in."""
@@ -13,6 +15,11 @@ FLOAT = 1
 def second_name(part: str) -> str:
     """Of a tensor whose bytes are another's: ONNX Runtime packs none that is looked up as well."""
     return f"{part}.looked_up"
+
+
+def _is_integer_product(form: Form, inputs: ActivationScheme) -> bool:
+    whole = form.dtype == "int8" and form.group == 0 and not form.zero_points
+    return whole and has_integers(inputs)
 
 
 class WeightNodes:
@@ -28,6 +35,7 @@ class WeightNodes:
         self._forms = forms
         self._second_names = second_names
         self._floats: dict[str, str] = {}
+        self._inputs = InputNodes(nodes)
 
     def floats(self, name: str) -> str:
         """The whole weight in float32. Readers fold the Cast of a constant when they load."""
@@ -64,10 +72,28 @@ class WeightNodes:
         added = [] if bias is None else [self.floats(bias)]
         if form.group is None:
             return nodes.add("Gemm", x, self.floats(name), *added, out=out, transB=1)
+        if form.inputs is not None:
+            if _is_integer_product(form, form.inputs):
+                return self._multiply_integers(x, name, form.inputs, added, out)
+            x = self._inputs.floats(x, name, form.inputs)
         if form.ordered:
             x = nodes.add("Gather", x, f"{name}{ORDER_SUFFIX}", out=f"{out}.ordered", axis=1)
         weight = self._dequantize(self._parts(name), form, f"{name}.dequantized")
         return nodes.add("Gemm", x, weight, *added, out=out)
+
+    def _multiply_integers(
+        self, x: str, name: str, inputs: ActivationScheme, added: list[str], out: str
+    ) -> str:
+        """Sums of products of integers are exact, whatever their order."""
+        nodes = self._nodes
+        codes, scale = self._inputs.integers(x, name, inputs)
+        sums = nodes.add("MatMulInteger", codes, name, nodes.byte(ZERO), out=f"{out}.sums")
+        floats = nodes.add("Cast", sums, out=f"{out}.floats", to=FLOAT)
+        rows = nodes.add("Mul", floats, scale, out=f"{out}.rows")
+        if not added:
+            return nodes.add("Mul", rows, f"{name}{SCALE_SUFFIX}", out=out)
+        plain = nodes.add("Mul", rows, f"{name}{SCALE_SUFFIX}", out=f"{out}.plain")
+        return nodes.add("Add", plain, *added, out=out)
 
     def _parts(self, name: str) -> list[str]:
         """Codes [in, out], scales, and zero points where there are any: [groups, out] or [out]."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from compile.same_program import program_differences
 from compile.to_gguf.build import build_gguf
 from compile.verify import check_logits, probe_tokens, verify
 from quant.format.errors import InputError
-from quant.format.scheme import IntScheme, PerGroup
+from quant.format.scheme import ActivationScheme, IntScheme, PerChannel, PerGroup
 from quant.format.tensor import QuantizedTensor
 from tests.tiny import TinySource, tiny_checkpoint, tiny_model
 
@@ -50,12 +51,14 @@ def artifact_of(checkpoint: Path, type_name: str = "auto") -> Path:
     return directory
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"])
 @pytest.mark.parametrize("scheme", [INT4, INT4_ASYMMETRIC, None], ids=str)
 def test_a_gguf_holds_the_integers_of_its_checkpoint(
     family: str, scheme: IntScheme | None, tmp_path: Path
 ) -> None:
-    source = tiny_checkpoint(tmp_path / "checkpoint", family, scheme=scheme)
+    source = tiny_checkpoint(
+        tmp_path / "checkpoint", family, scheme=scheme, tied=family == "gemma2"
+    )
     report = verify(artifact_of(source), source, oracle_logits)
     assert report.failures == []
     assert report.passed
@@ -185,3 +188,21 @@ def test_tiny_checkpoints_are_the_models_in_memory(checkpoint: Path) -> None:
         if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
             a, b = a.dequantize(), b.dequantize()
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(0.0, True), (0.05, True), (2.0, False)])
+def test_two_engines_that_round_inputs_are_held_to_a_divergence(noise: float, passes: bool) -> None:
+    """A single engine twice is held to the same numbers, see `check_logits`."""
+    scheme = IntScheme(8, True, PerChannel(), ActivationScheme("int8"))
+    checkpoint = tiny_model(scheme=scheme)
+    artifact = replace(checkpoint, kind="onnx")
+    logits = np.random.default_rng(0).standard_normal((32, 384)).astype(np.float32)
+
+    def noisy(model: Model, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        change = np.random.default_rng(1).standard_normal(logits.shape).astype(np.float32)
+        return logits + change * np.float32(noise if model.kind == "onnx" else 0)
+
+    check = check_logits(checkpoint, artifact, noisy, {"equal"})
+    assert (check.passed, check.bound) == (passes, None) and check.kld_bound is not None
+    again = check_logits(checkpoint, checkpoint, noisy, {"equal"})
+    assert again.passed and again.bound is not None and again.kld_bound is None

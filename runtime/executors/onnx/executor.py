@@ -134,7 +134,8 @@ def _integer_forms(program: Program) -> set[Form]:
         if isinstance(op.scheme, IntScheme):
             grain, dtype = op.scheme.granularity, f"int{op.scheme.num_bits}"
             group = grain.size if isinstance(grain, PerGroup) else 0
-            forms.add(Form(dtype, "", group, not op.scheme.symmetric))
+            inputs = op.scheme.activation
+            forms.add(Form(dtype, "", group, not op.scheme.symmetric, inputs=inputs))
     return forms
 
 

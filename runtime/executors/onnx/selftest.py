@@ -12,16 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from compile.onnx_contract import SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.onnx_contract import INPUT_SCALE_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.onnx_proto import Graph, Port, encode_graph
 from compile.to_onnx.nodes import Nodes
 from compile.to_onnx.types import Form
 from compile.to_onnx.weights import WeightNodes
 from quant.format.errors import CheckFailedError
+from quant.format.rounding import absmax_scale, code_range, quantize_codes
+from quant.format.scheme import ActivationScheme, PerGroup
 
 ROWS = (1, 5)
 """One token and several: these are different routines."""
 OUT_FEATURES = 24
+INPUT_SCALE = 0.02
 LEAST_GROUP = 32
 """What ONNX Runtime divides whole rows into."""
 Float64 = npt.NDArray[np.float64]
@@ -53,10 +56,23 @@ def worst_error(form: Form, options: "onnxruntime.SessionOptions", exact: bool) 
     for rows in ROWS:
         x = random.standard_normal((rows, len(weight))).astype(np.float32)
         (found,) = session.run(None, {"x": x})
+        if form.inputs is not None:
+            x = _rounded(x, form.inputs)
         error = np.abs(found - x.astype(np.float64) @ weight)
         share = float((error / _bound(np.abs(x), np.abs(weight), exact)).max())
         worst = max(worst, share) if np.isfinite(share) else np.inf
     return worst
+
+
+def _rounded(x: npt.NDArray[np.float32], inputs: ActivationScheme) -> npt.NDArray[np.float32]:
+    grain = inputs.granularity
+    size = grain.size if isinstance(grain, PerGroup) else x.shape[1]
+    groups = x.reshape(len(x), -1, size)
+    scale = np.float32(INPUT_SCALE)
+    if inputs.dynamic:
+        scale = absmax_scale(np.abs(groups).max(-1, keepdims=True), 8)
+    rounded: npt.NDArray[np.float32] = quantize_codes(groups, scale, None, *code_range(8)) * scale
+    return rounded.reshape(x.shape)
 
 
 def _bound(x: npt.NDArray[np.float32], weight: Float64, exact: bool) -> Float64:
@@ -94,12 +110,14 @@ def _model(
     stored = ml_dtypes.int4 if form.dtype == "int4" else np.int8
     nodes = Nodes()
     WeightNodes(nodes, {"weight": form}, ()).multiply("x", "weight", None, "y")
-    constants = {"weight": codes.astype(stored), f"weight{SCALE_SUFFIX}": scale}
+    constants = {**nodes.constants, "weight": codes.astype(stored), f"weight{SCALE_SUFFIX}": scale}
     if form.zero_points:
         constants[f"weight{ZERO_POINT_SUFFIX}"] = zeros.astype(stored)
     for suffix in (SCALE_SUFFIX, ZERO_POINT_SUFFIX):
         if not form.group and f"weight{suffix}" in constants:
             constants[f"weight{suffix}"] = constants[f"weight{suffix}"][0]
+    if form.inputs is not None and not form.inputs.dynamic:
+        constants[f"weight{INPUT_SCALE_SUFFIX}"] = np.array(INPUT_SCALE, np.float32)
     inputs = Port("x", "float32", ("T", len(codes)))
     outputs = Port("y", "float32", ("T", OUT_FEATURES))
     graph = Graph((inputs,), (outputs,), tuple(nodes.nodes), (), constants)

@@ -256,8 +256,10 @@ def test_rounded_inputs_are_told() -> None:
     from quant.format.scheme import ActivationScheme
 
     scheme = IntScheme(8, True, PerChannel(), ActivationScheme("int8"))
-    plan = plan_model(with_weight(scheme), "auto", VERSION)
-    assert any("the checkpoint rounds inputs" in note for note in plan.notes)
+    model = with_weight(scheme)
+    (note,) = plan_model(model, "auto", VERSION).notes
+    assert "rounds the inputs of 1 linears (int8-dynamic-token); the ONNX graph does not" in note
+    assert plan_model(model, "auto", VERSION, round_inputs=True).notes == ()
 
 
 def test_bfloat16_is_no_surprise_to_the_reader(tmp_path: Path) -> None:

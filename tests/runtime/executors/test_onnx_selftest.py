@@ -11,6 +11,7 @@ import pytest
 
 from compile.to_onnx.types import Form
 from quant.format.errors import CheckFailedError
+from quant.format.scheme import ActivationScheme, PerGroup, PerTensor
 from runtime.executors.onnx.executor import ACCURACY_LEVEL
 from runtime.executors.onnx.selftest import check_products, worst_error
 
@@ -19,6 +20,16 @@ FORMS = [
     for dtype in ("int4", "int8")
     for group in (0, 16, 32, 64, 128, 256)
     for zero_points in (False, True)
+]
+INPUTS = [
+    ActivationScheme("int8"),
+    ActivationScheme("int8", PerTensor(), dynamic=False),
+    ActivationScheme("int8", PerGroup(16)),
+]
+FORMS += [
+    Form(dtype, "", group, inputs=inputs)
+    for dtype, group in (("int8", 0), ("int8", 32), ("int4", 64))
+    for inputs in INPUTS
 ]
 Array = npt.NDArray[np.float32]
 
