@@ -70,7 +70,7 @@ def build_engine(
     with staged_file(directory / ENGINE_FILE) as aside:
         fused = _build(api, directory / GRAPH_FILE, graph, _shapes(graph, sizes), cards, aside)
         packed = packed_bytes_of(graph)
-        check_size(aside.stat().st_size, packed, len(cards))
+        check_size(aside.stat().st_size, packed, len(graph.nodes))
     facts = EngineFacts(
         target=target,
         builder=api.name,

@@ -7,9 +7,9 @@ from compile.onnx_contract import SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.onnx_proto import ExternalTensor, Graph
 from quant.format.errors import CheckFailedError
 
-KERNELS = 16 << 20
-"""Bytes of an engine that are no weights, for each card: four MB were measured for small models,
-and they grow with the number of layers."""
+ENGINE_BYTES, NODE_BYTES = 4 << 20, 16 << 10
+"""What an engine holds beside weights, however large these are and for however many cards: 1 MB and
+9 to 13 KB for each node of the graph were measured."""
 SHARE = 8
 """Padding of scales and small tensors: one part of this many; seven in a hundred were measured."""
 
@@ -28,14 +28,12 @@ def _held(tensor: ExternalTensor) -> int:
     return packed_bytes(tensor.dtype, tensor.shape)
 
 
-def largest_engine(packed: int, cards: int) -> int:
-    """Bytes above which some weight is held twice, or unpacked."""
-    return packed + packed // SHARE + KERNELS * cards
+def check_size(engine: int, packed: int, nodes: int) -> None:
+    """Raises CheckFailedError for an engine that has unpacked or doubled its weights.
 
-
-def check_size(engine: int, packed: int, cards: int) -> None:
-    """Raises CheckFailedError for an engine that has unpacked or doubled its weights."""
-    if engine > largest_engine(packed, cards):
+    packed: see `packed_bytes_of`. nodes: of the graph it was built from.
+    """
+    if engine > packed + packed // SHARE + ENGINE_BYTES + NODE_BYTES * nodes:
         raise CheckFailedError(
             f"the engine has {engine:,} bytes and its weights, packed, {packed:,}: TensorRT has "
             "unpacked some of them or holds them twice; report the model, and use --target onnx"

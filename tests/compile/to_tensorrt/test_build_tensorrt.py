@@ -11,7 +11,6 @@ from compile.engine_file import ENGINE_FILE, check_engine, ends_sha256, read_fac
 from compile.manifest import file_sha256
 from compile.onnx_contract import GRAPH_FILE
 from compile.open_model import open_model
-from compile.to_tensorrt.sizes import KERNELS
 from compile.verify import verify
 from quant.format.errors import CheckFailedError, InputError, UnsupportedModelError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
@@ -62,7 +61,8 @@ def test_an_engine_that_unpacks_its_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model")
-    monkeypatch.setattr("compile.to_tensorrt.sizes.KERNELS", KERNELS // 16)
+    monkeypatch.setattr("compile.to_tensorrt.sizes.packed_bytes", lambda *_: 0)
+    monkeypatch.setattr("compile.to_tensorrt.sizes.ENGINE_BYTES", 0)
     with pytest.raises(CheckFailedError, match="unpacked"):
         build(checkpoint, tmp_path / "out", target="tensorrt:sm89")
     assert not (tmp_path / "out").exists()
