@@ -1,11 +1,9 @@
 """From a config to a Program: the decoder that all families of the table share."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-import ml_dtypes
-import numpy as np
 
 from compile.families.rope import reachable_positions, rope_spec, rope_specs_by_window
 from compile.families.settings import Settings
@@ -38,6 +36,7 @@ ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh"]] = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+MANTISSA_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
@@ -109,10 +108,10 @@ def embedding_scale(settings: Settings) -> float:
     `embedding_scale` says otherwise."""
     if settings.get("embedding_scale") is not None:
         return settings.number("embedding_scale")
-    exact = np.float32(settings.size("hidden_size") ** 0.5)
     dtype = str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
-    kinds = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-    return float(exact.astype(kinds.get(dtype.removeprefix("torch."), np.float32)))
+    bits = MANTISSA_BITS.get(dtype.removeprefix("torch."), MANTISSA_BITS["float32"])
+    fraction, exponent = math.frexp(settings.size("hidden_size") ** 0.5)
+    return math.ldexp(round(fraction * 2**bits), exponent - bits)
 
 
 @dataclass
