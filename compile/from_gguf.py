@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from compile.gguf_names import (
+    ARCHITECTURES,
     EMBEDDINGS,
     HEAD,
+    LONG_FACTORS,
     ROPE_FACTORS,
+    SHORT_FACTORS,
     halves_order,
     hugging_face_name,
     rope_heads,
@@ -23,14 +26,21 @@ from quant.format.gguf_blocks import FLOATS, SCHEMES, decode, scheme_of
 from quant.format.gguf_file import GgufFile, GgufTensor
 from quant.format.gguf_types import GgmlType
 from quant.format.scheme import FloatScheme, Scheme
-from quant.format.tensor import Weight
+from quant.format.tensor import QuantizedTensor, Weight
 
-MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+MODEL_TYPES = {
+    architecture.name: family for family, architecture in reversed(ARCHITECTURES.items())
+}
 """Hugging Face model_type by GGUF architecture; Mistral files call themselves llama."""
+
+COMPUTED = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
+ACTIVATION_KEYS = {"silu": "hidden_act", "gelu_tanh": "hidden_activation"}
+ACTIVATION_NAMES = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
 class GgufWeights:
-    """WeightSource over a GGUF file. Rows of q and k come back in Hugging Face's order.
+    """WeightSource over a GGUF file. Rows of q and k come back in Hugging Face's order, and weights
+    of norms as the offset that Hugging Face stores.
 
     Types that have no QuantizedTensor form are dequantized to float32 as they are loaded.
     """
@@ -38,12 +48,12 @@ class GgufWeights:
     def __init__(self, file: GgufFile, config: Mapping[str, Any]) -> None:
         self._file = file
         self._heads = (config["num_attention_heads"], config["num_key_value_heads"])
-        self._interleaved = config["model_type"] == "llama"
+        self._architecture = ARCHITECTURES[config["model_type"]]
         self._tensors: dict[str, GgufTensor] = {}
         for tensor in file.tensors.values():
-            if tensor.name == ROPE_FACTORS:
+            if tensor.name in COMPUTED:
                 continue
-            name = hugging_face_name(tensor.name)
+            name = hugging_face_name(tensor.name, self._architecture)
             if name is None:
                 problem = f"tensor '{tensor.name}' belongs to no supported model family"
                 raise UnsupportedModelError(f"{file.path}: {problem}")
@@ -70,10 +80,14 @@ class GgufWeights:
             weight = take_rows(weight, halves_order(tensor.shape[0], heads))
         if tensor.type not in FLOATS:
             self._file.forget(tensor.name)
+        offset = self._architecture.norm_offset
+        if offset and name.endswith("norm.weight"):
+            assert not isinstance(weight, QuantizedTensor), "a vector has no blocks"
+            weight = weight.astype(np.float32) - np.float32(offset)
         return weight
 
     def _reordered_heads(self, name: str) -> int | None:
-        return rope_heads(name, *self._heads) if self._interleaved else None
+        return rope_heads(name, *self._heads) if self._architecture.interleaved_rope else None
 
     def _checked(self, name: str, tensor: GgufTensor) -> GgufTensor:
         heads = self._reordered_heads(name)
@@ -106,10 +120,11 @@ class _Keys:
     def __init__(self, file: GgufFile) -> None:
         self.file = file
         self.arch = file.metadata.get("general.architecture")
-        if self.arch not in MODEL_TYPES:
+        if not isinstance(self.arch, str) or self.arch not in MODEL_TYPES:
             supported = ", ".join(MODEL_TYPES)
             problem = f"architecture {self.arch!r} is not supported; supported: {supported}"
             raise UnsupportedModelError(f"{file.path}: {problem}")
+        self.architecture = ARCHITECTURES[MODEL_TYPES[self.arch]]
         if self.optional_integer("split.count", 1) > 1:
             problem = "is one part of a split model; join the parts with llama-gguf-split --merge"
             raise UnsupportedModelError(f"{file.path}: {problem}")
@@ -118,10 +133,10 @@ class _Keys:
 
     def config(self) -> dict[str, Any]:
         hidden, heads = self.integer("embedding_length"), self.integer("attention.head_count")
-        head_dim = self._head_dim(hidden, heads)
+        head_dim, activation = self._head_dim(hidden, heads), self.architecture.activation
         config: dict[str, Any] = {
             "model_type": MODEL_TYPES[str(self.arch)],
-            "hidden_act": "silu",
+            ACTIVATION_KEYS[activation]: ACTIVATION_NAMES[activation],
             "hidden_size": hidden,
             "intermediate_size": self.integer("feed_forward_length"),
             "num_hidden_layers": self.integer("block_count"),
@@ -131,12 +146,63 @@ class _Keys:
             "rms_norm_eps": self.number("attention.layer_norm_rms_epsilon"),
             "vocab_size": self._vocab_size(),
             "max_position_embeddings": self.integer("context_length"),
-            "rope_parameters": self._rope(head_dim),
             "attention_bias": "blk.0.attn_q.bias" in self.file.tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in self.file.tensors,
             "tie_word_embeddings": HEAD not in self.file.tensors,
         }
+        config |= self._rotations(head_dim)
+        if self.architecture.window_period is not None:
+            config |= self._gemma(config)
         return config | self._token_ids()
+
+    def _gemma(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Scales, caps and windows, with llama.cpp's defaults."""
+        sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim")
+        windows = self._windows(config["num_hidden_layers"])
+        found: dict[str, Any] = {
+            "query_pre_attn_scalar": self.architecture.query_scalar(*(config[s] for s in sizes)),
+            "layer_types": [f"{'sliding' if has else 'full'}_attention" for has in windows],
+            "embedding_scale": self.number("embedding_scale", math.sqrt(config["hidden_size"])),
+        }
+        if any(windows):
+            default = 4096 if self.architecture.softcaps == "both" else None
+            found["sliding_window"] = self.integer("attention.sliding_window", default)
+        defaults = {"attn": 50.0, "final": 30.0} if self.architecture.softcaps == "both" else {}
+        for kind in ("attn", "final"):
+            key = f"{kind}_logit_softcapping"
+            given = f"{self.arch}.{key}" in self.file.metadata or kind in defaults
+            found[key] = self.number(key, defaults.get(kind)) if given else None
+        return found
+
+    def _windows(self, layers: int) -> list[bool]:
+        """Whether each layer has a window: a key tells all, or their period."""
+        key = "attention.sliding_window_pattern"
+        given = self.file.metadata.get(f"{self.arch}.{key}")
+        if isinstance(given, np.ndarray):
+            if len(given) < layers or not np.isin(given, (0, 1)).all():
+                raise self.error(f"key '{self.arch}.{key}' must say yes or no for {layers} layers")
+            return [bool(has) for has in given[:layers]]
+        if self.architecture.softcaps != "both" and not self.optional_integer(
+            f"{self.arch}.attention.sliding_window", 0
+        ):
+            return [False] * layers
+        period = self.integer(key, self.architecture.window_period)
+        return [(layer + 1) % period != 0 for layer in range(layers)]
+
+    def _rotations(self, head_dim: int) -> dict[str, Any]:
+        """rope_parameters as in transformers 5, and what goes with them."""
+        rope = self._rope(self.integer("rope.dimension_count", head_dim))
+        if self.architecture.local_rope:
+            local = {"rope_theta": self.number("rope.freq_base_swa", 10_000.0)} | _PLAIN
+            return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
+        found: dict[str, Any] = {"rope_parameters": rope}
+        dimension = self.integer("rope.dimension_count", head_dim)
+        if dimension != head_dim:
+            # The share is rounded up, because it is cut off where it is used.
+            rope["partial_rotary_factor"] = math.nextafter(dimension / head_dim, 2.0)
+        if rope["rope_type"] == "longrope":
+            found["original_max_position_embeddings"] = self._trained_length()
+        return found
 
     def error(self, problem: str) -> FileFormatError:
         return FileFormatError(self.file.path, problem)
@@ -186,7 +252,9 @@ class _Keys:
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         head_dim = self.integer("attention.key_length", hidden // heads)
-        for key in ("attention.value_length", "rope.dimension_count"):
+        whole = ["attention.value_length"]
+        whole += [] if self.architecture.longrope else ["rope.dimension_count"]
+        for key in whole:
             if self.integer(key, head_dim) != head_dim:
                 problem = f"{key} differs from the head's {head_dim} elements"
                 raise UnsupportedModelError(f"{self.file.path}: {self.arch}.{problem}")
@@ -198,8 +266,8 @@ class _Keys:
             raise self.error(f"tensor '{EMBEDDINGS}' is missing")
         return table.shape[0]
 
-    def _rope(self, head_dim: int) -> dict[str, Any]:
-        """rope_parameters as in transformers 5."""
+    def _rope(self, dimension: int) -> dict[str, Any]:
+        """One rotation's parameters as in transformers 5."""
         rope: dict[str, Any] = {"rope_theta": self.number("rope.freq_base", 10_000.0)}
         kind = self.file.metadata.get(f"{self.arch}.rope.scaling.type", "none")
         if ROPE_FACTORS in self.file.tensors:
@@ -207,7 +275,10 @@ class _Keys:
                 raise UnsupportedModelError(
                     f"{self.file.path}: {ROPE_FACTORS} together with rope scaling {kind!r}"
                 )
-            return rope | {"rope_type": "factors", "factors": self._factors(head_dim)}
+            factors = self._factors(ROPE_FACTORS, dimension)
+            return rope | {"rope_type": "factors", "factors": factors}
+        if self.architecture.longrope and SHORT_FACTORS in self.file.tensors:
+            return rope | self._longrope(dimension)
         if kind == "linear":
             factor = self.number("rope.scaling.factor", 1.0)
             return rope | ({"rope_type": "linear", "factor": factor} if factor != 1 else _PLAIN)
@@ -217,6 +288,17 @@ class _Keys:
             raise UnsupportedModelError(f"{self.file.path}: rope scaling {kind!r} is not supported")
         return rope | _PLAIN
 
+    def _longrope(self, dimension: int) -> dict[str, Any]:
+        return {
+            "rope_type": "longrope",
+            "short_factor": self._factors(SHORT_FACTORS, dimension),
+            "long_factor": self._factors(LONG_FACTORS, dimension),
+            "attention_factor": self.number("rope.scaling.attn_factor", 1.0),
+        }
+
+    def _trained_length(self) -> int:
+        return self.integer("rope.scaling.original_context_length", self.integer("context_length"))
+
     def _yarn(self) -> dict[str, Any]:
         factor = self.number("rope.scaling.factor")
         # llama.cpp multiplies its own attention factor with the one in the file.
@@ -224,20 +306,20 @@ class _Keys:
         return {
             "rope_type": "yarn",
             "factor": factor,
-            "original_max_position_embeddings": self.integer(
-                "rope.scaling.original_context_length", self.integer("context_length")
-            ),
+            "original_max_position_embeddings": self._trained_length(),
             "beta_fast": self.number("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": self.number("rope.scaling.yarn_beta_slow", 1.0),
             "attention_factor": own * self.number("rope.scaling.attn_factor", 1.0),
         }
 
-    def _factors(self, head_dim: int) -> list[float]:
-        tensor = self.file.tensors[ROPE_FACTORS]
-        if tensor.type.name != "F32" or tensor.shape != (head_dim // 2,):
+    def _factors(self, name: str, dimension: int) -> list[float]:
+        tensor = self.file.tensors.get(name)
+        if tensor is None:
+            raise self.error(f"tensor '{name}' is missing")
+        if tensor.type.name != "F32" or tensor.shape != (dimension // 2,):
             found = f"{tensor.type} {list(tensor.shape)}"
-            raise self.error(f"tensor '{ROPE_FACTORS}' must be F32 [{head_dim // 2}], not {found}")
-        return [float(value) for value in self.file.raw(ROPE_FACTORS).view("<f4")]
+            raise self.error(f"tensor '{name}' must be F32 [{dimension // 2}], not {found}")
+        return [float(value) for value in self.file.raw(name).view("<f4")]
 
 
 _PLAIN = {"rope_type": "default"}

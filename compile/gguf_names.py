@@ -4,7 +4,9 @@ Name table: github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mappin
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ import numpy.typing as npt
 from quant.format.tensor import QuantizedTensor, Weight
 
 ROPE_FACTORS = "rope_freqs.weight"
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 EMBEDDINGS = "token_embd.weight"
 HEAD = "output.weight"
 
@@ -30,7 +33,12 @@ _LAYER_MODULES = {
     "mlp.down_proj": "ffn_down",
 }
 _HF_MODULES = {gguf: hf for hf, gguf in _MODULES.items()}
-_HF_LAYER_MODULES = {gguf: hf for hf, gguf in _LAYER_MODULES.items()}
+_SANDWICH = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,15 @@ class Architecture:
 
     interleaved_rope: llama.cpp rotates neighbouring elements (2i, 2i + 1), so that the rows of q
         and k are re-ordered per head. rope_factors: it reads the tensor rope_freqs.weight.
+    longrope: it reads rope_factors_short.weight and rope_factors_long.weight, and takes the long
+        ones where its context is longer than rope.scaling.original_context_length.
+    renamed: modules of a layer that have other names than in most architectures.
+    norm_offset: is added to the weights of norms before they are stored.
+    window_period: it knows windows, which all layers but each such one have unless the file tells;
+        None: it ignores them. local_rope: layers with a window have a rotation of their own.
+    softcaps: "both" are always there, "logits" may have one. scaled_embeddings: by the square root
+        of their width. own_head: a head beside the token table is read.
+    large_layers: with so many layers, attention is scaled by the root of hidden_size / heads.
     """
 
     name: str
@@ -46,35 +63,79 @@ class Architecture:
     rope_factors: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    longrope: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    norm_offset: float = 0.0
+    window_period: int | None = None
+    local_rope: bool = False
+    softcaps: Literal["none", "logits", "both"] = "none"
+    scaled_embeddings: bool = False
+    own_head: bool = True
+    large_layers: int | None = None
+
+    @property
+    def layer_modules(self) -> dict[str, str]:
+        """GGUF's name of each module of a layer."""
+        taken = set(self.renamed.values())
+        common = {hf: gguf for hf, gguf in _LAYER_MODULES.items() if gguf not in taken}
+        return common | dict(self.renamed)
+
+    def query_scalar(self, layers: int, hidden: int, heads: int, head_dim: int) -> float:
+        """Attention's scores are multiplied by its inverse square root: no key tells it."""
+        return hidden // heads if layers == self.large_layers else head_dim
 
 
 _LLAMA = Architecture("llama", True, True, attention_bias=True, mlp_bias=True)
+_GEMMA2 = Architecture(
+    "gemma2",
+    renamed=_SANDWICH,
+    activation="gelu_tanh",
+    norm_offset=1.0,
+    window_period=2,
+    softcaps="both",
+    scaled_embeddings=True,
+    own_head=False,
+    large_layers=46,
+)
 ARCHITECTURES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": Architecture("qwen2", attention_bias=True),
     "qwen3": Architecture("qwen3"),
+    "gemma2": _GEMMA2,
+    "gemma3_text": replace(
+        _GEMMA2,
+        name="gemma3",
+        window_period=6,
+        local_rope=True,
+        softcaps="logits",
+        own_head=True,
+        large_layers=62,
+    ),
+    "phi3": Architecture("phi3", longrope=True, renamed=_FUSED),
 }
 """By Hugging Face model_type."""
 
 
-def gguf_name(name: str) -> str | None:
+def gguf_name(name: str, architecture: Architecture = _LLAMA) -> str | None:
     """`model.layers.0.self_attn.q_proj.weight` -> `blk.0.attn_q.weight`; None when unknown."""
     module, _, kind = name.rpartition(".")
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
-    found = _MODULES.get(module)
-    if layer is not None and layer[2] in _LAYER_MODULES:
-        found = f"blk.{layer[1]}.{_LAYER_MODULES[layer[2]]}"
+    found, modules = _MODULES.get(module), architecture.layer_modules
+    if layer is not None and layer[2] in modules:
+        found = f"blk.{layer[1]}.{modules[layer[2]]}"
     return None if found is None or kind not in ("weight", "bias") else f"{found}.{kind}"
 
 
-def hugging_face_name(name: str) -> str | None:
+def hugging_face_name(name: str, architecture: Architecture = _LLAMA) -> str | None:
     """The inverse of `gguf_name`."""
     module, _, kind = name.rpartition(".")
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
     found = _HF_MODULES.get(module)
-    if layer is not None and layer[2] in _HF_LAYER_MODULES:
-        found = f"model.layers.{layer[1]}.{_HF_LAYER_MODULES[layer[2]]}"
+    modules = {gguf: hf for hf, gguf in architecture.layer_modules.items()}
+    if layer is not None and layer[2] in modules:
+        found = f"model.layers.{layer[1]}.{modules[layer[2]]}"
     return None if found is None or kind not in ("weight", "bias") else f"{found}.{kind}"
 
 

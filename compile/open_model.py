@@ -55,13 +55,15 @@ def _open_directory(path: Path) -> Model:
     checkpoint = open_checkpoint(path)
     program = _program(path, checkpoint.config, checkpoint)
     notes = (*_head_note(checkpoint.config, program), *_kv_cache_note(checkpoint))
+    notes += _length_note(checkpoint.config, program)
     return Model(path, "huggingface", program, checkpoint, checkpoint.config, path, None, notes)
 
 
 def _open_gguf(path: Path, payload: Path, directory: Path | None) -> Model:
     config, weights, metadata, notes = open_gguf(payload)
     program = _program(payload, config, weights)
-    return Model(path, "gguf", program, weights, config, directory, metadata, tuple(notes))
+    told = (*notes, *_length_note(config, program))
+    return Model(path, "gguf", program, weights, config, directory, metadata, told)
 
 
 def _open_onnx(path: Path, directory: Path) -> Model:
@@ -101,6 +103,16 @@ def _program(path: Path, config: Mapping[str, Any], weights: WeightSource) -> Pr
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
     return program
+
+
+def _length_note(config: Mapping[str, Any], program: Program) -> tuple[str, ...]:
+    reached, longest = program.sizes.max_positions, config["max_position_embeddings"]
+    if reached >= longest:
+        return ()
+    return (
+        f"contexts of up to {reached} tokens are served, not {longest}: beyond, the rotary "
+        "embedding (longrope) has other factors, with which all keys were to be computed again",
+    )
 
 
 def _kv_cache_note(checkpoint: Checkpoint) -> tuple[str, ...]:

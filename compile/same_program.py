@@ -4,7 +4,11 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+
+from compile.model import Model
 from compile.program import Attend, Expert, Linear, Op, Program, RopeSpec
+from quant.format.tensor import QuantizedTensor, Weight
 
 RELATIVE_TOLERANCE = 1e-6
 """Containers keep real numbers in float32, whose relative rounding is below 1.2e-7."""
@@ -31,6 +35,16 @@ def program_differences(reference: Program, stored: Program, most: int = 8) -> l
             elif not _same(a, b):
                 sentences.append(f"op {ours.out} has {name} {b} instead of {a}")
     return sentences[:most]
+
+
+def multiplied_weight(model: Model, name: str) -> Weight:
+    """The weight `name` as the program multiplies with it: what a norm adds to its own is added,
+    as some containers store the sum and some the offset."""
+    weight, offset = model.weights.load(name), model.program.norm_offsets().get(name, 0.0)
+    if offset == 0:
+        return weight
+    assert not isinstance(weight, QuantizedTensor), "norms are vectors, and stay floats"
+    return weight.astype(np.float32) + np.float32(offset)
 
 
 def _compared(item: Op | Expert) -> list[str]:

@@ -70,8 +70,7 @@ def build_model(
 
 def _tensor_bytes(plan: GgufPlan, row: GgufRow, again: RoundedAgain) -> npt.NDArray[np.uint8]:
     if row.source is None:
-        assert plan.rope_factors is not None, f"{row.tensor} is the only computed tensor"
-        return plan.rope_factors.view(np.uint8)
+        return plan.rope_factors[row.tensor].view(np.uint8)
     weight = _in_gguf_order(plan, row.source, plan.model.weights.load(row.source))
     if isinstance(weight, QuantizedTensor) and row.type not in FLOATS:
         if plan.type_name != "auto":
@@ -80,6 +79,9 @@ def _tensor_bytes(plan: GgufPlan, row: GgufRow, again: RoundedAgain) -> npt.NDAr
     floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
     if plan.mix is not None and row.type not in FLOATS:
         return encode(row.source, row.type, round_blocks(row.source, row.type, floats))
+    offset = plan.program.norm_offsets().get(row.source, 0.0)
+    if offset:
+        floats = floats.astype(np.float32) + np.float32(offset)
     return round_to(row.source, row.type, floats)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compile.gguf_names import Architecture
-from compile.program import Attend, GatedAct, Program, RmsNorm, Rope, RopeSpec
+from compile.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, Architecture
+from compile.program import Attend, Logits, Program, RmsNorm, RopeSpec
+from compile.to_gguf.limits import embedding_root, embedding_scale, layer_ropes, ropes
 from quant.format.errors import UnsupportedModelError
 from quant.format.gguf_writer import TypedValue
 
@@ -29,9 +30,8 @@ def model_keys(
     Raises UnsupportedModelError for what GGUF cannot say.
     """
     sizes, arch = program.sizes, architecture.name
-    context, notes = _context(program)
-    if any(isinstance(op, GatedAct) and op.activation != "silu" for op in program.ops):
-        raise UnsupportedModelError(f"llama.cpp computes {arch} models with silu only")
+    whole, local = ropes(program, architecture)
+    context, notes = _context(program, architecture, config)
     keys: Keys = {
         "general.architecture": arch,
         "general.type": "model",
@@ -50,40 +50,77 @@ def model_keys(
         "attention.head_count_kv": sizes.kv_heads,
         "attention.key_length": sizes.head_dim,
         "attention.value_length": sizes.head_dim,
-        "rope.dimension_count": sizes.head_dim,
+        "rope.dimension_count": whole.dimension,
     }
     keys |= {f"{arch}.{key}": np.uint32(count) for key, count in counts.items()}
     keys[f"{arch}.attention.layer_norm_rms_epsilon"] = np.float32(_epsilon(program))
-    rope = _rope(rope_of(program), architecture, config, sizes.max_positions)
+    keys |= {f"{arch}.{key}": value for key, value in _extras(program, architecture).items()}
+    rope = _rope(whole, config, sizes.max_positions)
+    if architecture.local_rope:
+        rope["freq_base_swa"] = np.float32(local.theta)
+    notes += _embedding_notes(program, architecture)
     return keys | {f"{arch}.rope.{key}": value for key, value in rope.items()}, notes
 
 
-def rope_of(program: Program) -> RopeSpec:
-    """The one rotary embedding of all layers."""
-    specs = {op.rope for op in program.ops if isinstance(op, Rope)}
-    if len(specs) != 1:
-        raise UnsupportedModelError("GGUF holds one kind of rotary embedding for all layers")
-    return specs.pop()
-
-
-def rope_factors(program: Program, architecture: Architecture) -> npt.NDArray[np.float32] | None:
-    """float32 [head_dim / 2] for rope_freqs.weight, None where keys say it all."""
-    spec = rope_of(program)
-    if spec.factors is None or spec.scaling in ("linear", "yarn"):
-        return None
+def rope_factors(
+    program: Program, architecture: Architecture
+) -> dict[str, npt.NDArray[np.float32]]:
+    """float32 [dimension / 2] by tensor name; empty where keys say it all."""
+    spec, _ = ropes(program, architecture)
+    known = ("linear",) if architecture.local_rope else ("linear", "yarn")
+    if spec.factors is None or spec.scaling in known:
+        return {}
+    if spec.scaling == "longrope" and architecture.longrope:
+        lists = {LONG_FACTORS: spec.long_factors, SHORT_FACTORS: spec.factors}
+        return {name: np.array(factors, np.float32) for name, factors in lists.items()}
     if not architecture.rope_factors:
         raise UnsupportedModelError(
             f"llama.cpp cannot scale the rotary embedding of {architecture.name} models by "
-            f"'{spec.scaling}'; it knows linear and yarn there"
+            f"'{spec.scaling}'; it knows {' and '.join(known)} there"
         )
-    return np.array(spec.factors, np.float32)
+    return {ROPE_FACTORS: np.array(spec.factors, np.float32)}
 
 
-def _rope(
-    spec: RopeSpec, architecture: Architecture, config: Mapping[str, Any], max_positions: int
-) -> Keys:
+def _extras(program: Program, architecture: Architecture) -> Keys:
+    """Windows, caps and scales, where the architecture has them."""
+    keys: Keys = {}
+    windows = [window for _, window in layer_ropes(program)]
+    found = {window for window in windows if window is not None}
+    period = architecture.window_period
+    if period is not None and found:
+        keys["attention.sliding_window"] = np.uint32(found.pop())
+    usual = [(layer + 1) % (period or 1) != 0 for layer in range(len(windows))]
+    having = [window is not None for window in windows]
+    if period is not None and having != usual:
+        keys["attention.sliding_window_pattern"] = np.array(having, np.uint32)
+    for op in program.ops:
+        if isinstance(op, Attend | Logits) and op.softcap is not None:
+            kind = "attn" if isinstance(op, Attend) else "final"
+            keys[f"{kind}_logit_softcapping"] = np.float32(op.softcap)
+    if _embedding_notes(program, architecture):
+        keys["embedding_scale"] = np.float32(embedding_scale(program))
+    return keys
+
+
+def _embedding_notes(program: Program, architecture: Architecture) -> list[str]:
+    scale, root = embedding_scale(program), embedding_root(program)
+    if not architecture.scaled_embeddings or math.isclose(scale, root, rel_tol=1e-6):
+        return []
+    return [
+        f"llama.cpp multiplies embeddings by {root:.6g}, which the checkpoint's own type rounds to "
+        f"{scale:.6g}: its logits differ by that; a key of the file tells other readers"
+    ]
+
+
+def _rope(spec: RopeSpec, config: Mapping[str, Any], max_positions: int) -> Keys:
     keys: Keys = {"freq_base": np.float32(spec.theta)}
-    if spec.scaling == "linear" and spec.factors is not None:
+    if spec.scaling == "longrope":
+        keys |= {
+            "scaling.type": "longrope",
+            "scaling.original_context_length": np.uint32(max_positions),
+            "scaling.attn_factor": np.float32(spec.attention_factor),
+        }
+    elif spec.scaling == "linear" and spec.factors is not None:
         keys |= {"scaling.type": "linear", "scaling.factor": np.float32(spec.factors[0])}
     elif spec.scaling == "yarn":
         keys |= _yarn(spec, config, max_positions)
@@ -115,10 +152,16 @@ def _yarn(spec: RopeSpec, config: Mapping[str, Any], max_positions: int) -> Keys
     return keys
 
 
-def _context(program: Program) -> tuple[int, list[str]]:
+def _context(
+    program: Program, architecture: Architecture, config: Mapping[str, Any]
+) -> tuple[int, list[str]]:
     """The longest context in which full attention gives the same as the model's own windows."""
     windows = {op.window for op in program.ops if isinstance(op, Attend)}
     longest = program.sizes.max_positions
+    if ropes(program, architecture)[0].scaling == "longrope":
+        longest = int(config["max_position_embeddings"])
+    if architecture.window_period is not None:
+        return longest, []
     shortest = min((window for window in windows if window is not None), default=longest)
     if shortest >= longest:
         return longest, []

@@ -15,13 +15,13 @@ from compile.gguf_names import (
     ARCHITECTURES,
     EMBEDDINGS,
     HEAD,
-    ROPE_FACTORS,
     Architecture,
     gguf_name,
 )
 from compile.model import Model
 from compile.open_model import open_model
 from compile.program import Program
+from compile.to_gguf.limits import check_program
 from compile.to_gguf.metadata import model_keys, rope_factors
 from compile.to_gguf.types import AGAIN, MIX_NAMES, TYPE_NAMES, choose_type
 from compile.to_gguf.vocabulary import vocabulary_keys
@@ -54,14 +54,15 @@ class GgufRow:
 @dataclass(frozen=True)
 class GgufPlan:
     """Everything about the file but its tensor data. `file_bytes` is exact. mix: of ggml types, by
-    which floats are rounded; None where each type was asked for by itself. type_name: what was."""
+    which floats are rounded; None where each type was asked for by itself. type_name: what was.
+    rope_factors: the tensors that are computed, by name."""
 
     rows: tuple[GgufRow, ...]
     notes: tuple[str, ...]
     layout: GgufLayout
     model: Model
     architecture: Architecture
-    rope_factors: npt.NDArray[np.float32] | None
+    rope_factors: Mapping[str, npt.NDArray[np.float32]]
     mix: str | None = None
     type_name: str = "auto"
 
@@ -105,6 +106,7 @@ def plan_model(model: Model, type_name: str = "auto") -> GgufPlan:
     architecture = ARCHITECTURES.get(program.family)
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {program.family} models are not supported")
+    check_program(program, architecture)
     factors = rope_factors(program, architecture)
     mix = _mix_of(model, type_name)
     rows = _rows(model, architecture, type_name, mix, factors)
@@ -181,7 +183,7 @@ def _rows(
     architecture: Architecture,
     type_name: str,
     mix: str | None,
-    factors: npt.NDArray[np.float32] | None,
+    factors: Mapping[str, npt.NDArray[np.float32]],
 ) -> tuple[GgufRow, ...]:
     weights, source = model.program.weights(), model.weights
     quantized = any(isinstance(source.scheme(name), QuantizedScheme) for name in weights)
@@ -192,16 +194,21 @@ def _rows(
         mixed = _mixed_type(model, mix, name, shape)
         kind, reason = choose_type(tensor, name, scheme, shape, type_name, quantized, mixed)
         rows.append(GgufRow(tensor, name, str(scheme), kind, shape, reason))
-    if factors is not None:
-        computed = (str(FloatScheme("float32")), F32, factors.shape, "rotary scaling")
-        rows.append(GgufRow(ROPE_FACTORS, None, *computed))
+    for tensor, values in factors.items():
+        computed = (str(FloatScheme("float32")), F32, values.shape, "rotary scaling")
+        rows.append(GgufRow(tensor, None, *computed))
     return tuple(rows)
 
 
 def _checked_name(name: str, architecture: Architecture) -> str:
-    tensor = gguf_name(name)
+    tensor = gguf_name(name, architecture)
     if tensor is None or len(tensor) > MAX_NAME_LENGTH:
         raise UnsupportedModelError(f"tensor '{name}' has no place in a GGUF file")
+    if tensor == HEAD and not architecture.own_head:
+        raise UnsupportedModelError(
+            f"tensor '{name}' cannot be written: llama.cpp multiplies by the token table in "
+            f"{architecture.name} models"
+        )
     if tensor.endswith(".bias"):
         allowed = architecture.mlp_bias if ".mlp." in name else architecture.attention_bias
         if not allowed:

@@ -12,14 +12,14 @@ import pytest
 
 from compile.families import build_program
 from compile.from_gguf import open_gguf
-from compile.gguf_names import gguf_name, hugging_face_name
+from compile.gguf_names import ARCHITECTURES, gguf_name, hugging_face_name
 from compile.model import Model
 from compile.to_gguf import build_gguf, build_model, plan_gguf, plan_model
 from quant.format.errors import InputError
 from quant.format.gguf_file import GgufFile
 from quant.format.scheme import FloatScheme, IntScheme, PerChannel, PerGroup, Scheme
 from quant.format.tensor import QuantizedTensor, Weight
-from tests.tiny import LLAMA3, tiny_checkpoint, tiny_config, tiny_tensors, write_tokenizer
+from tests.tiny import GEMMAS, LLAMA3, tiny_checkpoint, tiny_config, tiny_tensors, write_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -114,7 +114,9 @@ def expected_tensors(
                 values = llama_rows(values, config["num_attention_heads"])
             if ".k_proj." in name:
                 values = llama_rows(values, config["num_key_value_heads"])
-        renamed = gguf_name(name)
+        if config["model_type"] in GEMMAS and name.endswith("norm.weight"):
+            values = values + np.float32(1)
+        renamed = gguf_name(name, ARCHITECTURES[config["model_type"]])
         assert renamed is not None
         expected[renamed] = values
     return expected
@@ -127,10 +129,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_floats_are_kept_bit_for_bit(family: str, dtype: str, tmp_path: Path) -> None:
-    directory = tiny_checkpoint(tmp_path / "model", family, dtype=dtype, head_dim=32)
+    options: dict[str, Any] = {} if family == "phi3" else {"head_dim": 32}
+    tied = family == "gemma2"
+    directory = tiny_checkpoint(tmp_path / "model", family, dtype=dtype, tied=tied, **options)
     config = json.loads((directory / "config.json").read_text())
     built = build_gguf(directory, tmp_path / "model.gguf")
     assert built.file_bytes == (tmp_path / "model.gguf").stat().st_size
@@ -342,12 +348,13 @@ def plan_gguf_context(header: bytes) -> int:
 
 
 def test_names_are_those_of_gguf_and_invert() -> None:
-    for family, arch in (("llama", "LLAMA"), ("qwen2", "QWEN2"), ("qwen3", "QWEN3")):
-        table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], 2)
-        for name in tiny_tensors(tiny_config(family)):
+    for family in ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"):
+        architecture = ARCHITECTURES[family]
+        table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name.upper()], 2)
+        for name in tiny_tensors(tiny_config(family, tied=family == "gemma2")):
             theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
-            assert gguf_name(name) == theirs
-            assert hugging_face_name(gguf_name(name) or "") == name
+            assert gguf_name(name, architecture) == theirs
+            assert hugging_face_name(theirs, architecture) == name
     assert gguf_name("model.layers.0.mlp.experts.weight") is None
     assert gguf_name("model.norm.scale") is None
     assert hugging_face_name("blk.0.ffn_gate_exps.weight") is None
