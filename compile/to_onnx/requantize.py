@@ -59,4 +59,5 @@ def _scales(groups: Float32, scheme: IntScheme, reaches: Sequence[float]) -> Flo
         better = cross * cross / square > gain
         best = np.where(better, cross / square, best)
         gain = np.where(better, cross * cross / square, gain)
-    return best.astype(np.float32, copy=False)
+    found: Float32 = best.astype(np.float32, copy=False)
+    return found
