@@ -114,7 +114,7 @@ def round_blocks(
     job = partial(_rounded, name, kind, weight, floored(importance), known)
     if len(parts) == 1:
         return job(parts[0])
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         return _joined(list(pool.map(job, parts)))
 
 
