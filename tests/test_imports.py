@@ -42,8 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "runtime.text": ("runtime.text", "runtime.engine.request", "compile.model", "quant.format"),
     "runtime.kernels": ("runtime.kernels",),
     "runtime.executors": (
-        "runtime.executors", "runtime.kernels", "runtime.machine", "runtime.engine.batch",
-        "compile", "quant.format",
+        "runtime.executors", "runtime.kernels", "runtime.machine", "runtime.graph_step",
+        "runtime.engine.batch", "compile", "quant.format",
     ),
     "runtime.server": (
         "runtime.server", "runtime.service", "runtime.generation", "runtime.text",

@@ -13,7 +13,7 @@ from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import IntScheme, PerGroup
 from runtime.engine.batch import StepBatch
 from runtime.executors.onnx.selftest import check_products
-from runtime.executors.onnx.step import PartOfStep, split
+from runtime.graph_step import PartOfStep, split
 from runtime.machine import available_threads
 
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"

@@ -16,8 +16,8 @@ from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import IntScheme
 from runtime.engine.batch import Executor, StepBatch
 from runtime.executors.onnx import OnnxExecutor
-from runtime.executors.onnx.step import split
 from runtime.executors.torch import TorchExecutor
+from runtime.graph_step import split
 from tests.runtime.executors.onnx_models import (
     INT4,
     MIXED,

@@ -1,4 +1,5 @@
-"""What the graph is fed for a batch, and where its new keys and values go."""
+"""What the decoder step of docs/ONNX.md is fed for a batch, and where its new keys and values go:
+whoever runs the graph feeds it the same."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,17 @@ from compile.onnx_contract import (
 from runtime.engine.batch import StepBatch
 
 Int64 = npt.NDArray[np.int64]
+MANY = 1 << 31
 FREE_PADDING = 64
 """Padded rows of attention that cost less than reading the weights a second time."""
 
 
-def split(lengths: Int64) -> list[Int64]:
+def split(lengths: Int64, max_tokens: int = MANY, max_sequences: int = MANY) -> list[Int64]:
     """Sequences that run together, by index; none without tokens. Attention pads each to the
     longest of its part: that may double the rows of a part, and no more than that.
 
     A chunk of a prompt beside many single tokens is the usual case, and becomes two parts.
+    max_tokens, max_sequences: of a part; no sequence may have more tokens than that.
     """
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
@@ -33,7 +36,8 @@ def split(lengths: Int64) -> list[Int64]:
     for sequence in order.tolist():
         length = int(lengths[sequence])
         padded = longest * (len(parts[-1]) + 1) if parts else 0
-        if not parts or padded > 2 * (tokens + length) + FREE_PADDING:
+        full = tokens + length > max_tokens or len(parts[-1]) == max_sequences if parts else True
+        if full or padded > 2 * (tokens + length) + FREE_PADDING:
             parts.append([])
             tokens, longest = 0, length
         parts[-1].append(sequence)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engine.batch import StepBatch
-from runtime.executors.onnx.step import FREE_PADDING, PartOfStep, split
+from runtime.graph_step import FREE_PADDING, PartOfStep, split
 from tests.runtime.executors.onnx_models import PAGE_SIZE
 
 
@@ -55,3 +55,15 @@ def test_padding_at_most_doubles_a_part(lengths: list[int]) -> None:
     for part in parts:
         taking = [lengths[sequence] for sequence in part]
         assert max(taking) * len(taking) <= 2 * sum(taking) + FREE_PADDING
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(30, 90), st.integers(1, 9)
+)
+def test_a_part_is_within_its_limits(lengths: list[int], tokens: int, sequences: int) -> None:
+    parts = split(np.array(lengths, np.int64), tokens, sequences)
+    ran = sorted(sequence for part in parts for sequence in part.tolist())
+    assert ran == [sequence for sequence, length in enumerate(lengths) if length]
+    for part in parts:
+        assert len(part) <= sequences
+        assert sum(lengths[sequence] for sequence in part) <= tokens
