@@ -134,7 +134,10 @@ def _build_on_meta(directory: Path, config: Mapping[str, Any], dtype: torch.dtyp
             parsed.__dict__.pop("quantization_config", None)
         with torch.random.fork_rng(devices=[]), accelerate.init_empty_weights():
             model = transformers.AutoModelForCausalLM.from_config(
-                parsed, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+                parsed,
+                dtype=dtype,
+                attn_implementation=_attention_kind(parsed),
+                trust_remote_code=False,
             )
     except Exception as error:  # what a bad config raises differs from family to family
         raise UnsupportedModelError(
@@ -144,6 +147,12 @@ def _build_on_meta(directory: Path, config: Mapping[str, Any], dtype: torch.dtyp
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model
+
+
+def _attention_kind(config: Any) -> str:
+    """torch's fused attention drops a limit to the scores without a word."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if capped else "sdpa"
 
 
 def _first_line(error: Exception) -> str:

@@ -59,6 +59,13 @@ _LINEARS = (_VALUES, _UP)
 _DENSE = (_ATTENTION, NormPoint("post_attention_layernorm", _GATE_UP, "mlp"))
 _SANDWICHED = (_ATTENTION, NormPoint("pre_feedforward_layernorm", _GATE_UP, "mlp"))
 
+# The rows of values and of the MLP's upper half share a matrix with others, so that no scale can
+# move from them to their readers alone.
+_FUSED = (
+    NormPoint("input_layernorm", ("self_attn.qkv_proj",), "self_attn"),
+    NormPoint("post_attention_layernorm", ("mlp.gate_up_proj",), "mlp"),
+)
+
 _PLAIN = Layout(_DENSE, _LINEARS)
 _SANDWICH = Layout(_SANDWICHED, _LINEARS, offset=True, rotatable=False)
 
@@ -84,6 +91,7 @@ _LAYOUTS: Mapping[str, Layout] = {
     "gemma": Layout(_DENSE, _LINEARS, offset=True),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
+    "phi3": Layout(_FUSED, ()),
     "mixtral": _mixture(EXPERT_NAMES["mixtral"]),
     "qwen3_moe": _mixture(EXPERT_NAMES["qwen3_moe"]),
 }

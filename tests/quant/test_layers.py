@@ -30,6 +30,9 @@ FAMILIES = [
     ("qwen2", {"tied": False}),
     ("qwen3", {"tied": True}),
     ("mistral", {"sliding_window": 8}),
+    ("gemma2", {"tied": True}),
+    ("gemma3_text", {"tied": True}),
+    ("phi3", {"sliding_window": 8}),
 ]
 SETTINGS = RoundingSettings(first_token_share=0.0)
 
@@ -89,7 +92,7 @@ def test_activations_carried_forward_equal_the_model_with_rounded_weights(
     results = run(prepared, tokens)
     assert results.keys() == prepared.resolution.tasks.keys()
     whole = transformers.AutoModelForCausalLM.from_pretrained(
-        prepared.source.path, dtype=torch.float32
+        prepared.source.path, dtype=torch.float32, attn_implementation="eager"
     )
     for module, result in results.items():
         whole.get_submodule(module).weight.data.copy_(result.dequantized)

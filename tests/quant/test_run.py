@@ -35,6 +35,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("qwen2", {"tied": False}, "w4a16"),
         ("qwen3", {"tied": True, "dtype": "float16"}, "w4a16"),
         ("mistral", {"dtype": "float32"}, "w4a16"),
+        ("gemma2", {"tied": True, "dtype": "float32"}, "w4a16"),
+        ("gemma2", {"tied": True}, "rtn-w4a16"),
+        ("gemma3_text", {"tied": True}, "w4a16"),
+        ("gemma3_text", {"tied": True}, "rtn-w4a16"),
+        ("phi3", {"tied": False}, "w4a16"),
+        ("phi3", {"tied": True, "dtype": "float32"}, "rtn-w4a16"),
     ],
 )
 def test_transformers_loads_the_same_numbers(
@@ -59,7 +65,7 @@ def test_transformers_loads_the_same_numbers(
         else:
             expected = to_torch(value).float()
         assert torch.equal(state[name].float(), expected), name
-    assert quantized == 2 * 7
+    assert quantized == 2 * (4 if family == "phi3" else 7)
     assert ("lm_head.weight" in ours.names()) == (not options.get("tied", False))
 
 

@@ -34,6 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {"tie_word_embeddings": True},
     "gemma2": {"tie_word_embeddings": True},
     "gemma3_text": {"tie_word_embeddings": True},
+    "phi3": {},
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
 }
