@@ -19,8 +19,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs a model. backend: "cpu", "torch", "onnx", or "auto" for the one that is made for
-    it. threads: None for all cores. exact: see `load_executor`."""
+    """What runs a model. backend: "cpu", "torch", "onnx", "tensorrt", or "auto" for the one that is
+    made for it. threads: None for all cores. exact: see `load_executor`."""
 
     backend: str = AUTO
     threads: int | None = None

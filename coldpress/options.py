@@ -92,11 +92,11 @@ def machine_options(function: F) -> F:
 
     decorate = click.option(
         "--backend",
-        type=click.Choice(["auto", "cpu", "torch", "onnx"]),
+        type=click.Choice(["auto", "cpu", "torch", "onnx", "tensorrt"]),
         default="auto",
         show_default=True,
-        help="Executor: native CPU kernels, the slow reference in torch, or ONNX Runtime; auto is "
-        "ONNX Runtime for ONNX artifacts, and native kernels for everything else.",
+        help="Executor: native CPU kernels, the slow reference in torch, ONNX Runtime or TensorRT; "
+        "auto is the one that an artifact is made for, and native kernels for everything else.",
     )
     more = click.option(
         "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."

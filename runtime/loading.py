@@ -8,10 +8,10 @@ from quant.format.errors import InputError
 from runtime.engine.batch import Executor
 from runtime.machine import available_memory_bytes
 
-Backend = Literal["cpu", "torch", "onnx"]
-BACKENDS: tuple[Backend, ...] = ("cpu", "torch", "onnx")
+Backend = Literal["cpu", "torch", "onnx", "tensorrt"]
+BACKENDS: tuple[Backend, ...] = ("cpu", "torch", "onnx", "tensorrt")
 AUTO = "auto"
-"""ONNX Runtime for its own artifacts, the cpu executor for everything else."""
+"""ONNX Runtime and TensorRT for their own artifacts, the cpu executor for everything else."""
 DEFAULT_CONTEXTS = 16
 """Full contexts that the pool holds by default, memory permitting."""
 DEFAULT_SHARE = 4
@@ -54,6 +54,8 @@ def load_executor(
     missing.
     """
     backend = resolve_backend(model, backend)
+    if backend == "tensorrt":
+        return _tensorrt(model, num_pages, context_tokens, kv_cache_bytes, page_size)
     if num_pages is None:
         num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size)
     if num_pages < 2:
@@ -82,10 +84,21 @@ def load_executor(
     )
 
 
+def _tensorrt(
+    model: Model, pages: int | None, tokens: int | None, size: int | None, page_size: int
+) -> LoadedExecutor:
+    """Its pages lie in the GPU's memory, of which only the executor knows how much there is."""
+    from runtime.executors.tensorrt import TensorRTExecutor
+
+    if pages is None and tokens is not None:
+        pages = -(-tokens // page_size) + 1
+    return TensorRTExecutor(model, num_pages=pages, kv_cache_bytes=size, page_size=page_size)
+
+
 def resolve_backend(model: Model, backend: str) -> Backend:
     """The backend that runs `model`. Raises InputError for one that does not exist."""
     if backend == AUTO:
-        return "onnx" if model.kind == "onnx" else "cpu"
+        return model.kind if model.kind in ("onnx", "tensorrt") else "cpu"
     known = next((name for name in BACKENDS if name == backend), None)
     if known is None:
         raise InputError(f"backend {backend!r} does not exist; choose {', '.join(BACKENDS)}")

@@ -30,8 +30,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compile.to_onnx": (
         "compile.to_onnx", "compile.onnx_contract", "compile.onnx_proto", "compile.onnx_bytes",
-        "compile.program", "compile.model", "compile.families", "compile.open_model",
-        "quant.format",
+        "compile.input_rounding", "compile.program", "compile.model", "compile.families",
+        "compile.open_model", "quant.format",
     ),
     "compile.to_tensorrt": (
         "compile.to_tensorrt", "compile.engine_file", "compile.onnx_contract", "compile.onnx_proto",
@@ -68,7 +68,6 @@ NEEDS_HEAVY = {
     "runtime.executors.torch",
     "runtime.executors.cuda",
     "runtime.executors.onnx",
-    "runtime.executors.tensorrt",
     "runtime.kernels.triton",
     "coldpress.lm_eval",
 }

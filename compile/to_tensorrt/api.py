@@ -26,7 +26,7 @@ class BuildApi:
         self.name: Builder = "tensorrt" if here else "tensorrt_rtx"
         self._trt = load_package(self.name)
         self.version: str = self._trt.__version__
-        self._logger = _logger(self._trt)
+        self._logger = error_keeper(self._trt)
 
     def parse(self, graph: Path) -> "Network":
         """The network of an ONNX file, strongly typed: nothing is computed in other types than the
@@ -61,10 +61,8 @@ class BuildApi:
         self._logger.problems.clear()
         memory = network.builder.build_serialized_network(network.network, config)
         if memory is None:
-            said = self._logger.problems[0] if self._logger.problems else "it says nothing"
-            raise UnsupportedModelError(
-                f"{self.name} {self.version} builds no engine: {_one_line(said)}"
-            )
+            said = self._logger.first() or "it says nothing"
+            raise UnsupportedModelError(f"{self.name} {self.version} builds no engine: {said}")
         with engine.open("xb") as file:
             file.write(memory)
 
@@ -119,7 +117,9 @@ def load_package(name: Builder) -> ModuleType:
     return tensorrt_rtx  # type: ignore[no-any-return]
 
 
-def _logger(trt: ModuleType) -> Any:
+def error_keeper(trt: ModuleType) -> Any:
+    """A logger whose `first()` is the first error since `problems` was cleared, None without."""
+
     class Problems(trt.ILogger):  # type: ignore[name-defined, misc]
         """Keeps errors, which are raised, and lets the rest go."""
 
@@ -130,6 +130,9 @@ def _logger(trt: ModuleType) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.problems.append(message)
+
+        def first(self) -> str | None:
+            return _one_line(self.problems[0]) if self.problems else None
 
     return Problems()
 
