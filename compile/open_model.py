@@ -11,6 +11,7 @@ from compile.from_gguf import open_gguf
 from compile.model import Model
 from compile.onnx_contract import GRAPH_FILE
 from compile.program import Program
+from compile.text_part import text_part
 from quant.format.checkpoint import Checkpoint, open_checkpoint, read_json_object
 from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
@@ -53,10 +54,11 @@ def _open_directory(path: Path) -> Model:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: holds neither a {CONFIG} nor a .gguf file")
     checkpoint = open_checkpoint(path)
-    program = _program(path, checkpoint.config, checkpoint)
-    notes = (*_head_note(checkpoint.config, program), *_kv_cache_note(checkpoint))
-    notes += _length_note(checkpoint.config, program)
-    return Model(path, "huggingface", program, checkpoint, checkpoint.config, path, None, notes)
+    config, weights, left_out = text_part(checkpoint.config, checkpoint)
+    program = _program(path, config, weights)
+    notes = (*left_out, *_head_note(config, program), *_kv_cache_note(checkpoint))
+    notes += _length_note(config, program)
+    return Model(path, "huggingface", program, weights, config, path, None, notes)
 
 
 def _open_gguf(path: Path, payload: Path, directory: Path | None) -> Model:

@@ -200,7 +200,13 @@ FAMILIES: Mapping[str, Family] = {
         softcaps=(None, "final_logit_softcapping"),
         refused=("use_bidirectional_attention", "attn_logit_softcapping"),
         windows=windows_by_pattern,
-        defaults={**_GEMMA, "sliding_window_pattern": 6, "rope_theta": 1e6},
+        defaults={
+            **_GEMMA,
+            "sliding_window_pattern": 6,
+            "rope_theta": 1e6,
+            "vocab_size": 262_208,
+            "max_position_embeddings": 131_072,
+        },
     ),
     "phi3": Family(
         fused=True,

@@ -1,0 +1,71 @@
+"""The language model of a checkpoint that reads pictures too."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quant.format.errors import InputError
+from quant.format.scheme import Scheme
+from quant.format.tensor import Weight, WeightSource
+
+TEXT_MODELS = {"gemma3": "gemma3_text"}
+"""model_type of the whole, and of the part that `text_config` describes."""
+RENAMED = {"language_model.": "", "model.language_model.": "model."}
+"""Prefixes of the part's tensors, in files of today and of transformers' own modules."""
+PICTURES = tuple(
+    f"{outer}{inner}"
+    for outer in ("", "model.")
+    for inner in ("vision_tower.", "multi_modal_projector.")
+)
+SHARED = ("dtype", "torch_dtype", "quantization_config", "bos_token_id", "eos_token_id")
+"""Keys that the whole's config may hold for the part's."""
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """A WeightSource over some tensors of another, under the names that the text model gives them.
+    `stored`: the other's names by these."""
+
+    source: WeightSource
+    stored: Mapping[str, str]
+
+    def names(self) -> Collection[str]:
+        return self.stored.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(self.stored[name])
+
+    def scheme(self, name: str) -> Scheme:
+        return self.source.scheme(self.stored[name])
+
+    def load(self, name: str) -> Weight:
+        return self.source.load(self.stored[name])
+
+
+def text_part(
+    config: Mapping[str, Any], source: WeightSource
+) -> tuple[Mapping[str, Any], WeightSource, tuple[str, ...]]:
+    """(config, weights, notes) of the text model: the arguments, unless they are of a whole that
+    also reads pictures. Tensors that belong to neither keep their names, and will be refused.
+
+    Raises InputError when such a config holds no text_config.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in TEXT_MODELS:
+        return config, source, ()
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        raise InputError(f"the config of a {kind} model must hold a table 'text_config'")
+    shared = {key: config[key] for key in SHARED if config.get(key) is not None}
+    names = [name for name in source.names() if not name.startswith(PICTURES)]
+    weights = TextWeights(source, {_renamed(name): name for name in names})
+    left = len(source.names()) - len(names)
+    note = f"{left} tensors that read pictures are left out: the text model alone is run"
+    return shared | dict(inner) | {"model_type": TEXT_MODELS[kind]}, weights, (note,)
+
+
+def _renamed(name: str) -> str:
+    for prefix, other in RENAMED.items():
+        if name.startswith(prefix):
+            return other + name.removeprefix(prefix)
+    return name
