@@ -49,10 +49,11 @@ PART_SUFFIXES = (SCALE_SUFFIX, ZERO_POINT_SUFFIX)
 
 
 def pool_names(layer: int) -> tuple[str, str]:
-    """Inputs float32 [N, P, kv_heads, head_dim]: keys and values of a layer, only read."""
+    """Inputs [N, P, kv_heads, head_dim]: keys and values of a layer, only read; float32, or float16
+    in the graph that TensorRT is given."""
     return f"pool_k.{layer}", f"pool_v.{layer}"
 
 
 def new_names(layer: int) -> tuple[str, str]:
-    """Outputs float32 [T, kv_heads, head_dim]: what the caller writes into the pool."""
+    """Outputs [T, kv_heads, head_dim]: what the caller writes into the pool, in its type."""
     return f"new_k.{layer}", f"new_v.{layer}"

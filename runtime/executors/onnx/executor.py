@@ -29,8 +29,9 @@ class OnnxExecutor:
     the inputs of quantized linears to int8, which is many times faster. threads: None uses every
     core that this process may use.
 
-    Keys and values are float32. A row's numbers depend on who shares its step as far as ONNX
-    Runtime's sums do: their order follows the shapes of the step.
+    Keys and values are float32, or float16 where the graph is the one of a TensorRT engine. A row's
+    numbers depend on who shares its step as far as ONNX Runtime's sums do: their order follows the
+    shapes of the step.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class OnnxExecutor:
         check_products(_integer_forms(model.program), options, exact)
         self._session = _session(model.weights, options)
         self._outputs = [LOGITS, *(name for op in layers for name in new_names(op.layer))]
+        types = {port.name: port.dtype for port in model.weights.graph.inputs}
         self._pools = {
-            name: np.zeros((num_pages, page_size, op.kv_heads, op.head_dim), np.float32)
+            name: np.zeros((num_pages, page_size, op.kv_heads, op.head_dim), types[name])
             for op in layers
             for name in pool_names(op.layer)
         }

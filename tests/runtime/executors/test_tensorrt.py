@@ -170,11 +170,15 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(
 
 
 def test_the_numbers_beside_an_engine_run_on_the_cpu_as_well(artifact: Model) -> None:
-    executor = load_executor(artifact, backend="cpu", num_pages=NUM_PAGES, page_size=PAGE_SIZE)
-    oracle = TorchExecutor(tiny_model(), num_pages=NUM_PAGES, page_size=PAGE_SIZE)
-    found, expected = (run_schedule(e, MIXED, sequences_of(MIXED)) for e in (executor, oracle))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert np.allclose(ours, theirs, atol=1e-4)
+    options: Any = {"num_pages": NUM_PAGES, "page_size": PAGE_SIZE}
+    oracle = TorchExecutor(tiny_model(), **options)
+    expected = run_schedule(oracle, MIXED, sequences_of(MIXED))
+    engine = run_schedule(executor_of(artifact, HostPlatform()), MIXED, sequences_of(MIXED))
+    for backend, others, tolerance in (("cpu", expected, 1e-4), ("onnx", engine, 1e-3)):
+        executor = load_executor(artifact, backend=backend, exact=True, **options)
+        found = run_schedule(executor, MIXED, sequences_of(MIXED))
+        for ours, theirs in zip(found, others, strict=True):
+            assert np.allclose(ours, theirs, atol=tolerance)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 12))
