@@ -1,24 +1,24 @@
 """Verification with logits: `compile` may not import the runtime, so it is handed an executor."""
 
+import importlib.util
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import accumulate, cycle, pairwise, takewhile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from coldpress.loading import AUTO, DEFAULT_MACHINE, Machine, open_executor
+from coldpress.loading import AUTO, DEFAULT_MACHINE, Machine
+from coldpress.schedule import PAGE_SIZE, ScheduleFacts, probe_of, run_mixed, run_plain
 from quant.format.errors import UnsupportedModelError
+from runtime.loading import load_executor
+from runtime.machine import available_memory_bytes
 
 if TYPE_CHECKING:
     from compile.model import Model
     from compile.verify import VerifyReport
-
-
-CHUNKS = (11, 1, 1, 8)
-"""Tokens of the steps in which a prompt is run, over and over."""
 
 
 def verify(
@@ -26,32 +26,64 @@ def verify(
     *,
     against: Path | None = None,
     logits: bool = True,
+    record: bool = False,
     machine: Machine = DEFAULT_MACHINE,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> "VerifyReport":
-    """Digests; with `against`, every integer and, if `logits`, the logits of a fixed prompt."""
+    """Digests; with `against`, every integer and, if `logits`, the logits of a fixed probe.
+
+    The artifact runs the probe in its own engine as a server would, in a mixed schedule; the
+    reference plainly, in the oracle where that is at hand (see `_reference_backend`). record: keep
+    the report in the artifact, listed in its manifest, if it has passed.
+    """
+    from compile.parity import record_parity
     from compile.verify import verify as check
 
-    def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        from runtime.evaluation.protocol import chunk_batch
+    engines: dict[str, str] = {}
+    facts: list[ScheduleFacts] = []
 
-        chosen = replace(machine, backend=_backend(model, machine), exact=True)
-        executor = open_executor(model, chosen, tokens=len(tokens))
+    def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        probe, ours = probe_of(tokens), model.path == artifact
+        backend = _backend(model, machine) if ours else _reference_backend(model, machine)
+        engines["artifact" if ours else "reference"] = backend
+        executor = load_executor(
+            model,
+            backend=backend,
+            num_pages=probe.pages,
+            page_size=PAGE_SIZE,
+            threads=machine.threads,
+            exact=True,
+        )
         try:
-            ids = np.asarray(tokens, np.int32)
-            steps = [chunk_batch(executor, ids, *span) for span in spans(len(ids))]
-            return np.concatenate([executor.step(step).copy() for step in steps])
+            if not ours:
+                return run_plain(executor, probe)
+            found, ran = run_mixed(executor, probe)
+            facts.append(ran)
+            return found
         finally:
             executor.close()
 
-    return check(artifact, against, logits_of if logits else None, on_progress)
+    report = check(artifact, against, logits_of if logits else None, on_progress)
+    if report.logits is not None and facts:
+        told = replace(report.logits, schedule=asdict(facts[-1]), engines=engines)
+        report = replace(report, logits=told)
+    if record:
+        record_parity(artifact, report)
+    return report
 
 
-def spans(count: int) -> list[tuple[int, int]]:
-    """How a prompt of `count` tokens is cut: chunks and single tokens, as a server's steps are, so
-    that what is read back from the pages is compared too."""
-    ends = list(takewhile(lambda end: end < count, accumulate(cycle(CHUNKS))))
-    return list(pairwise([0, *ends, count]))
+def _reference_backend(model: "Model", machine: Machine) -> str:
+    """The oracle, where torch is installed and half of the free memory holds its float32 weights.
+
+    Not where inputs are rounded: there two engines differ by whole steps, and only the same one
+    tells whether the numbers are the same.
+    """
+    own = _backend(model, machine)
+    floats = 4 * sum(math.prod(shape) for shape in model.program.weights().values())
+    fits = 2 * floats <= (available_memory_bytes() or 0)
+    installed = importlib.util.find_spec("torch") is not None
+    chosen = machine.backend == AUTO and installed and fits
+    return "torch" if chosen and not model.program.rounded_inputs() else own
 
 
 def _backend(model: "Model", machine: Machine) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from compile.digest import tensor_digest
 from quant.format.codebooks import codebook_values
 from quant.format.ggml_again import exact_blocks, relative_rms, rounded_again
 from quant.format.gguf_types import TYPE_BY_NAME
@@ -42,7 +43,8 @@ class Mismatch:
 @dataclass(frozen=True)
 class TensorState:
     """What became of one tensor; `reference` and `stored` name its number formats. rms_error:
-    relative to the reference's numbers, where these were rounded."""
+    relative to the reference's numbers, where these were rounded. digest, reference_digest: of the
+    integers, scales and zero points of either side, see `compile.digest`."""
 
     name: str
     reference: str
@@ -51,6 +53,8 @@ class TensorState:
     mismatched: int = 0
     first: tuple[Mismatch, ...] = ()
     rms_error: float | None = None
+    digest: str = ""
+    reference_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,13 @@ def compare_weights(name: str, reference: Weight, stored: Weight) -> TensorState
     if reference.shape != stored.shape:
         shapes = f"{list(reference.shape)} and {list(stored.shape)}"
         return TensorState(name, f"{labels[1]} {shapes}", labels[2], "different", 1)
+    digests = {"digest": tensor_digest(stored), "reference_digest": tensor_digest(reference)}
     for state, checks in _attempts(reference, stored):
         count, first = _mismatches(reference, stored, checks)
         if count == 0:
             lost = None if state == "equal" else relative_rms(reference, stored)
-            return TensorState(*labels, state, rms_error=lost)
-    return TensorState(*labels, "different", count, first)
+            return TensorState(*labels, state, rms_error=lost, **digests)
+    return TensorState(*labels, "different", count, first, **digests)
 
 
 Checks = Callable[[Any, Any], list[_Check]]

@@ -1,6 +1,6 @@
 """The proof that an artifact means the same numbers as the checkpoint it was built from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ LogitsOf = Callable[[Model, Sequence[int]], npt.NDArray[np.float32]]
 Progress = Callable[[int, int, str], None]
 """Called with done, total and what: bytes while files are digested, then tensors."""
 
-PROBE_TOKENS = 32
+PROBE_TOKENS = 96
 SAME_NUMBERS_BOUND = 0.01
 ROUNDED_NUMBERS_BOUND = 0.05
 CHAOTIC_KLD_BOUND = 0.1
@@ -36,7 +36,8 @@ class LogitsCheck:
     bound: the largest `max_difference` that passes, None where integers were made at build time,
     one side alone rounds inputs, or rounded inputs amplify what else differs: what that costs is
     for an evaluation to say. kld_bound: the largest `mean_kld` that passes, where two engines round
-    the inputs of the same integers. top1: share of tokens with the same argmax.
+    the inputs of the same integers. top1: share of tokens with the same argmax. schedule: in which
+    steps the artifact ran them; engines: which executor ran either side; None where not told.
     """
 
     tokens: int
@@ -45,6 +46,8 @@ class LogitsCheck:
     top1: float
     bound: float | None
     kld_bound: float | None = None
+    schedule: Mapping[str, Any] | None = None
+    engines: Mapping[str, str] | None = None
 
     @property
     def passed(self) -> bool:

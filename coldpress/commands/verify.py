@@ -16,15 +16,20 @@ SHOWN = 3
 @click.argument("artifact", type=PATH)
 @click.option("--against", type=PATH, help="Checkpoint that the artifact was built from.")
 @click.option("--logits/--no-logits", default=True, help="Compare logits too (needs --against).")
+@click.option("--record", is_flag=True, help="Keep the report, once passed, as parity.json in it.")
 @json_option
 @pass_console
-def command(console: Console, artifact: Path, against: Path | None, logits: bool) -> None:
+def command(
+    console: Console, artifact: Path, against: Path | None, logits: bool, record: bool
+) -> None:
     """Check ARTIFACT: digests of its files; with --against, every integer, then the logits."""
     from coldpress.proving import verify
     from coldpress.tables import verify_table
 
     with console.progress("verifying") as on_progress:
-        report = verify(artifact, against=against, logits=logits, on_progress=on_progress)
+        report = verify(
+            artifact, against=against, logits=logits, record=record, on_progress=on_progress
+        )
     console.result(report.to_json(), lambda: verify_table(report))
     if not report.passed:
         problems = "; ".join(report.failures[:SHOWN])

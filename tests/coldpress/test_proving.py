@@ -1,37 +1,89 @@
-"""How the probe of `verify` is run."""
+"""How the probe of `verify` is run, and how its report travels."""
 
+import json
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from coldpress.proving import spans, verify
+from coldpress.pressing import build
+from coldpress.proving import verify
+from compile.manifest import read_manifest
+from compile.parity import PARITY
+from compile.verify import PROBE_TOKENS
+from quant.format.errors import InputError
+from quant.format.scheme import IntScheme, PerGroup
 from runtime.engine.batch import StepBatch
 from runtime.executors.cpu import CpuExecutor
 from tests.tiny import tiny_checkpoint
 
-
-@given(st.integers(1, 200))
-def test_spans_cover_every_token_once(count: int) -> None:
-    found = spans(count)
-    assert [n for start, stop in found for n in range(start, stop)] == list(range(count))
-    assert count <= 11 or any(stop - start == 1 for start, stop in found)
+INT4 = IntScheme(4, True, PerGroup(32))
 
 
-def test_the_probe_reads_back_what_it_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("source") / "model", scheme=INT4)
+
+
+@pytest.fixture
+def artifact(checkpoint: Path, tmp_path: Path) -> Path:
+    build(checkpoint, tmp_path / "artifact", target="gguf")
+    return tmp_path / "artifact"
+
+
+def test_the_artifact_is_run_as_a_server_runs_it(artifact: Path, checkpoint: Path) -> None:
+    report = verify(artifact, against=checkpoint)
+    assert report.passed and report.logits is not None and report.logits.schedule is not None
+    assert report.logits.tokens == PROBE_TOKENS
+    assert report.logits.schedule["preemptions"] >= 1
+    assert report.logits.schedule["shared_tokens"] >= 8
+    assert report.logits.engines is not None
+    assert report.logits.engines["artifact"] == "cpu"
+    assert report.logits.engines["reference"] in ("torch", "cpu")
+    assert report.logits.bound is not None and report.logits.max_difference < report.logits.bound
+
+
+def test_a_cache_that_is_not_kept_is_found(
+    artifact: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "model")
-    firsts: list[int] = []
+    """Every step but the first sees another past than it should."""
     step = CpuExecutor.step
 
-    def noted(self: CpuExecutor, batch: StepBatch) -> object:
-        firsts.append(int(batch.positions[0]))
+    def forgetful(self: CpuExecutor, batch: StepBatch) -> npt.NDArray[np.float32]:
+        table = np.roll(batch.page_table, 1, axis=0) if len(batch.page_table) > 1 else None
+        if table is not None:
+            batch = StepBatch(
+                *(batch.token_ids, batch.positions, batch.query_starts, table, batch.logit_rows)
+            )
         return step(self, batch)
 
-    monkeypatch.setattr(CpuExecutor, "step", noted)
-    report = verify(checkpoint, against=checkpoint)
-    assert report.passed and report.logits is not None and report.logits.tokens == 32
-    assert report.logits.max_difference == 0
-    assert firsts == [0, 11, 12, 13, 21] * 2
+    monkeypatch.setattr(CpuExecutor, "step", forgetful)
+    report = verify(artifact, against=checkpoint)
+    assert not report.passed and "logits differ by" in report.failures[-1]
+
+
+def test_the_report_travels_with_the_artifact(artifact: Path, checkpoint: Path) -> None:
+    assert verify(artifact, against=checkpoint, record=True).passed
+    kept = json.loads((artifact / PARITY).read_text())
+    assert kept["passed"] and (kept["artifact"], kept["against"]) == ("artifact", "model")
+    assert kept["logits"]["schedule"]["preemptions"] >= 1
+    equal = [tensor for tensor in kept["tensors"] if tensor["state"] == "equal"]
+    assert equal and all(t["digest"] == t["reference_digest"] != "" for t in equal)
+    assert PARITY in read_manifest(artifact).files
+    first = (artifact / PARITY).read_bytes()
+    assert verify(artifact).passed and verify(artifact, against=checkpoint, record=True).passed
+    again = json.loads((artifact / PARITY).read_bytes())
+    assert again["files_checked"] == json.loads(first)["files_checked"] + 1
+    (artifact / PARITY).write_bytes(first.replace(b"equal", b"qeual"))
+    assert "parity.json is changed" in " ".join(verify(artifact).failures)
+
+
+def test_only_a_proof_is_kept(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--against"):
+        verify(artifact, record=True)
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        verify(artifact / "model.gguf", against=checkpoint, logits=False, record=True)
+    other = tiny_checkpoint(tmp_path / "other", scheme=INT4, rope_theta=5e5)
+    assert not verify(artifact, against=other, record=True).passed
+    assert not (artifact / PARITY).exists()

@@ -128,7 +128,7 @@ def alone(tokens: npt.NDArray[np.int32]) -> StepBatch:
 
 
 def native(model: Model, **options: Any) -> CpuExecutor:
-    return CpuExecutor(model, num_pages=50, page_size=8, **options)
+    return CpuExecutor(model, num_pages=100, page_size=8, **options)
 
 
 def oracle(model: Model) -> TorchExecutor:
