@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from compile.gguf_names import gguf_name
+from compile.gguf_names import ARCHITECTURES, gguf_name
 from compile.open_model import open_model
 from compile.to_gguf import build_gguf
 from quant.format.ggml_mix import facts_of, file_type, mix_type
@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "kv_heads": 1,
         "tied": True,
     },
+    "fused": {"family": "phi3", "hidden_size": 256, "intermediate": 256, "kv_heads": 2},
 }
 
 
@@ -49,8 +50,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp("small"), layers=1, **MODELS["grouped"])
 
 
-def built(folder: Path, **options: Any) -> Path:
-    tiny_checkpoint(folder / "model", "llama", vocab=320, **options)
+def built(folder: Path, family: str = "llama", **options: Any) -> Path:
+    tiny_checkpoint(folder / "model", family, vocab=320, **options)
     build_gguf(folder / "model", folder / "f32.gguf", "f32")
     return folder
 
@@ -82,7 +83,8 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
         expected = "F32"
         if len(shape) == 2:
             expected = str(mix_type(mix, name.removesuffix(".weight"), shape[1], facts))
-        assert expected == theirs.tensors[str(gguf_name(name))].type.name, name
+        tensor = gguf_name(name, ARCHITECTURES[model.program.family])
+        assert expected == theirs.tensors[str(tensor)].type.name, name
     assert file_type(mix) == theirs.metadata["general.file_type"]
 
 
