@@ -77,7 +77,8 @@ def _open_onnx(path: Path, directory: Path) -> Model:
     if (directory / ENGINE_FILE).exists():
         return Model(path, "tensorrt", program, weights, config, directory, None)
     schemes = [op.scheme for op in program.projections()]
-    notes = _accuracy_note(sum(isinstance(scheme, QuantizedScheme) for scheme in schemes))
+    quantized = [scheme for scheme in schemes if isinstance(scheme, QuantizedScheme)]
+    notes = _accuracy_note(sum(scheme.activation is None for scheme in quantized))
     return Model(path, "onnx", program, weights, config, directory, None, notes)
 
 
