@@ -256,6 +256,27 @@ def test_every_token_that_ends_an_answer_is_kept(tmp_path: Path) -> None:
     assert config["bos_token_id"] == 0 and config["eos_token_id"] == [1, 2]
 
 
+def test_defaults_of_gemma_are_those_of_llama_cpp(tmp_path: Path) -> None:
+    config, *_ = open_gguf(write(tmp_path / "2.gguf", "gemma2", {"block_count": 3}))
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert (config["sliding_window"], config["layer_types"]) == (4096, kinds)
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (50.0, 30.0)
+    assert (config["hidden_activation"], config["query_pre_attn_scalar"]) == (
+        "gelu_pytorch_tanh",
+        64,
+    )
+    config, *_ = open_gguf(write(tmp_path / "3.gguf", "gemma3", {"block_count": 2}))
+    assert config["layer_types"] == ["full_attention"] * 2 and "sliding_window" not in config
+    assert config["final_logit_softcapping"] is None
+    keys = {"block_count": 6, "attention.sliding_window": 512}
+    config, *_ = open_gguf(write(tmp_path / "3w.gguf", "gemma3", keys))
+    assert config["layer_types"] == ["sliding_attention"] * 5 + ["full_attention"]
+    assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 10_000.0
+    keys |= {"attention.sliding_window_pattern": 3}
+    config, *_ = open_gguf(write(tmp_path / "3p.gguf", "gemma3", keys))
+    assert config["layer_types"][2::3] == ["full_attention"] * 2
+
+
 def test_equal_values_per_layer_are_one_value(tmp_path: Path) -> None:
     config, *_ = open_gguf(write(tmp_path / "m.gguf", keys={"attention.head_count": [4, 4]}))
     assert config["num_attention_heads"] == 4
@@ -279,6 +300,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown tensor": (
         {"extra": {"blk.0.ffn_gate_exps.weight": np.zeros((2, 2), np.float32)}},
         "'blk.0.ffn_gate_exps.weight' belongs to no supported model family",
+    ),
+    "windows of some layers": (
+        {"arch": "gemma3", "keys": {"attention.sliding_window_pattern": [2]}},
+        "'gemma3.attention.sliding_window_pattern' must say yes or no for 1 layers",
+    ),
+    "window missing": (
+        {"arch": "gemma3", "keys": {"attention.sliding_window_pattern": [1]}},
+        "'gemma3.attention.sliding_window' is missing",
+    ),
+    "cap of zero": (
+        {"arch": "gemma2", "keys": {"attn_logit_softcapping": 0.0}},
+        "'gemma2.attn_logit_softcapping' must be a number above 0",
+    ),
+    "one list of factors": (
+        {"arch": "phi3", "extra": {"rope_factors_short.weight": np.ones(32, np.float32)}},
+        "tensor 'rope_factors_long.weight' is missing",
     ),
     "factors": ({"extra": {"rope_freqs.weight": np.zeros(3, np.float32)}}, "must be F32 [32]"),
     "integer type": (
