@@ -83,11 +83,14 @@ def _write_engine(
     """The ONNX graph with its weights, and the engine that is built from it."""
     from compile.open_model import open_model
     from compile.to_onnx.build import build_model
+    from compile.to_onnx.plan import plan_model
     from compile.to_tensorrt.api import BuildApi
-    from compile.to_tensorrt.build import build_engine, check_program
+    from compile.to_tensorrt.build import build_engine
+    from compile.to_tensorrt.cards import check_types
 
     api, model = BuildApi(here=not target.cards), open_model(checkpoint)
-    check_program(model.program)
+    rows = plan_model(model, "auto", __version__).rows
+    check_types(target.cards, {row.tensor: row.form.dtype for row in rows})
     onnx = build_model(model, directory, "auto", version=__version__, on_progress=on_progress)
     engine = build_engine(
         directory,

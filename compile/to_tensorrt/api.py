@@ -79,6 +79,11 @@ class Network:
         found = [self.network.get_input(index) for index in range(self.network.num_inputs)]
         return {tensor.name: tuple(tensor.shape) for tensor in found}
 
+    def values_used_as_shapes(self) -> list[str]:
+        """Inputs whose numbers decide the shape of something: TensorRT reads those on the host."""
+        found = [self.network.get_input(index) for index in range(self.network.num_inputs)]
+        return [tensor.name for tensor in found if tensor.is_shape_tensor]
+
     def outputs(self) -> list[str]:
         return [self.network.get_output(i).name for i in range(self.network.num_outputs)]
 

@@ -12,6 +12,7 @@ from compile.onnx_proto import Graph, encode_graph, read_graph
 from compile.program import Moe, Program
 from compile.to_tensorrt.api import NO_KERNEL, BuildApi, Shapes, Sizes
 from compile.to_tensorrt.check import check_network
+from compile.to_tensorrt.experts import with_all_rows
 from compile.to_tensorrt.halves import in_halves
 from compile.to_tensorrt.sizes import check_size, packed_bytes_of
 from quant.format.errors import UnsupportedModelError
@@ -29,15 +30,6 @@ class EngineBuild:
 
     facts: EngineFacts
     notes: tuple[str, ...]
-
-
-def check_program(program: Program) -> None:
-    """Raises UnsupportedModelError for what no engine computes, before anything is written."""
-    if any(isinstance(op, Moe) for op in program.ops):
-        raise UnsupportedModelError(
-            f"{program.family} models send tokens to experts by NonZero, which TensorRT-RTX has no "
-            "implementation of; use --target onnx or --target gguf"
-        )
 
 
 def engine_limits(program: Program) -> EngineLimits:
@@ -62,7 +54,7 @@ def build_engine(
     CheckFailedError where it would compute something else or has unpacked the weights.
     """
     limits = engine_limits(program)
-    graph = in_halves(read_graph(directory / GRAPH_FILE, constants=True))
+    graph = in_halves(with_all_rows(read_graph(directory / GRAPH_FILE, constants=True)))
     write_file_atomically(directory / GRAPH_FILE, encode_graph(graph, version))
     if on_progress is not None:
         on_progress(0, 1, ENGINE_FILE)
@@ -148,6 +140,8 @@ def _notes(program: Program, limits: EngineLimits, fused: bool) -> tuple[str, ..
             f"the engine takes contexts of {limits.context} tokens, and the model "
             f"{program.sizes.max_positions}"
         )
+    if any(isinstance(op, Moe) for op in program.ops):
+        notes.append("every expert runs for every token, because TensorRT-RTX has no NonZero")
     if not fused:
         notes.append("TensorRT has no single kernel for attention of these heads; several run")
     return tuple(notes)

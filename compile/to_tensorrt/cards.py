@@ -1,5 +1,7 @@
 """Compute capabilities that engines are made for ahead of time, and why others are refused."""
 
+from collections.abc import Mapping
+
 from quant.format.errors import InputError
 
 CARDS: dict[str, str] = {
@@ -11,6 +13,8 @@ CARDS: dict[str, str] = {
     "sm121": "Blackwell: GB10",
 }
 """What tensorrt_rtx builds for on a machine without a GPU."""
+LACKING: dict[str, tuple[str, ...]] = {"sm75": ("int4", "bfloat16")}
+"""Types of stored numbers for which a card's engine is refused by the builder."""
 REFUSED: dict[str, str] = {
     "sm87": "Orin",
     "sm90": "Hopper: H100, H200",
@@ -36,3 +40,17 @@ def parse_cards(detail: str) -> tuple[str, ...]:
                 f"{', '.join(CARDS)}, and several as in tensorrt:sm80+sm89"
             )
     return tuple(card for card in CARDS if card in asked)
+
+
+def check_types(cards: tuple[str, ...], types: Mapping[str, str]) -> None:
+    """Raises InputError naming a tensor whose type a card has no instructions for.
+
+    types: of each tensor as it is stored, by name.
+    """
+    for card in cards:
+        name = next((name for name, dtype in types.items() if dtype in LACKING.get(card, ())), None)
+        if name is not None:
+            raise InputError(
+                f"{card} ({CARDS[card]}) computes nothing with {types[name]}, which tensor {name} "
+                "is stored in; leave it out, or use --target onnx"
+            )

@@ -14,6 +14,7 @@ class ParsedNetwork(Protocol):
     """What `compile.to_tensorrt.api.Network` answers."""
 
     def inputs(self) -> dict[str, tuple[int, ...]]: ...
+    def values_used_as_shapes(self) -> list[str]: ...
     def outputs(self) -> list[str]: ...
     def consumed(self) -> set[str]: ...
     def attentions(self) -> list[Any]: ...
@@ -40,6 +41,9 @@ def _ports(network: ParsedNetwork, inputs: set[str], outputs: set[str]) -> str |
     unread = sorted(inputs - network.consumed())
     if unread:
         return f"its parser dropped the input {unread[0]}, which no layer reads"
+    shaping = network.values_used_as_shapes()
+    if shaping:
+        return f"the numbers of the input {shaping[0]} decide shapes, so it would lie on the host"
     return None
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from compile.onnx_proto import Attribute, Node
 
-CODES = {"float32": 1, "float16": 10}
+CODES = {"float32": 1, "bool": 9, "float16": 10}
 """TensorProto's numbers of the types."""
 
 

@@ -12,6 +12,7 @@ from compile.model import Model
 from compile.onnx_contract import GRAPH_FILE
 from compile.onnx_proto import Graph, encode_graph, read_graph
 from compile.to_onnx.build import build_model
+from compile.to_tensorrt.experts import with_all_rows
 from compile.to_tensorrt.halves import in_halves
 from tests.tiny import tiny_model
 
@@ -33,7 +34,7 @@ def both_graphs(directory: Path, family: str = "llama", **options: Any) -> Graph
     model = tiny_model(family, **options)
     build_model(model, directory, version="test")
     portable = read_graph(directory / GRAPH_FILE, constants=True)
-    halves = in_halves(portable)
+    halves = in_halves(with_all_rows(portable))
     (directory / HALVES).write_bytes(encode_graph(halves, "test"))
     return Graphs(directory, model, portable, halves)
 

@@ -12,9 +12,9 @@ from compile.manifest import file_sha256
 from compile.onnx_contract import GRAPH_FILE
 from compile.open_model import open_model
 from compile.verify import verify
-from quant.format.errors import CheckFailedError, InputError, UnsupportedModelError
+from quant.format.errors import CheckFailedError, InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
-from tests.tiny import tiny_checkpoint
+from tests.tiny import ARCHITECTURES, tiny_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
 
@@ -24,6 +24,8 @@ SCHEMES = {
     "int4-zero-points": IntScheme(4, False, PerGroup(32)),
     "int8": IntScheme(8, True, PerChannel()),
 }
+FAMILIES = [family for family in ARCHITECTURES if family != "qwen2_moe"]
+"""Those that coldpress runs."""
 WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate": 1024, "layers": 2, "heads": 8}
 
 
@@ -68,11 +70,24 @@ def test_an_engine_that_unpacks_its_weights_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_experts_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "model", "mixtral")
-    with pytest.raises(UnsupportedModelError, match="NonZero"):
-        build(checkpoint, tmp_path / "out", target="tensorrt:sm89")
-    assert not (tmp_path / "out").exists()
+def test_turing_takes_bytes_and_halves_alone(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"scheme": SCHEMES["int8"], "dtype": "float16"}
+    build(tiny_checkpoint(tmp_path / "int8", **options), tmp_path / "out", target="tensorrt:sm75")
+    assert read_facts(tmp_path / "out").cards == ("sm75",)
+    for options in ({"dtype": "bfloat16"}, {"dtype": "float16", "scheme": SCHEMES["int4"]}):
+        checkpoint = tiny_checkpoint(tmp_path / str(len(options)), **options)
+        with pytest.raises(InputError, match=r"sm75 \(Turing.*(int4|bfloat16), which tensor model"):
+            build(checkpoint, tmp_path / "other", target="tensorrt:sm75+sm89")
+        assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_becomes_an_engine(tmp_path: Path, family: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", family, scheme=SCHEMES["int4-zero-points"])
+    outcome = build(checkpoint, tmp_path / "out", target="tensorrt:sm80+sm121")
+    assert verify(tmp_path / "out", checkpoint).passed
+    told = any("every expert runs for every token" in note for note in outcome["notes"])
+    assert told == (family in ("mixtral", "qwen3_moe"))
 
 
 def test_an_engine_of_other_bytes_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("qwen3", {"scheme": IntScheme(8, True, PerChannel())}),
     "int8-zero-points": ("llama", {"scheme": IntScheme(8, False, PerGroup(16)), "bias": True}),
     "window": ("mistral", {"sliding_window": 3}),
+    "experts": ("mixtral", {"scheme": IntScheme(4, True, PerGroup(32))}),
+    "capped": ("gemma2", {"scheme": IntScheme(4, True, PerGroup(32))}),
+    "gemma3": ("gemma3_text", {}),
+    "slices": ("phi3", {}),
 }
 
 

@@ -24,6 +24,7 @@ from compile.onnx_contract import DATA_FILE, GRAPH_FILE
 from compile.onnx_proto import encode_graph, read_graph
 from compile.open_model import open_model
 from compile.to_onnx.build import build_model
+from compile.to_tensorrt.experts import with_all_rows
 from compile.to_tensorrt.halves import in_halves
 from runtime.executors.tensorrt.interface import Device, EngineContext
 
@@ -34,7 +35,7 @@ LIMITS = EngineLimits(context=256, tokens=32, sequences=4, page_size=4)
 def artifact_of(directory: Path, model: Model, limits: EngineLimits = LIMITS) -> Model:
     """What a build leaves behind, with bytes in the engine's place that nobody loads."""
     build_model(model, directory, version="test")
-    graph = in_halves(read_graph(directory / GRAPH_FILE, constants=True))
+    graph = in_halves(with_all_rows(read_graph(directory / GRAPH_FILE, constants=True)))
     (directory / GRAPH_FILE).write_bytes(encode_graph(graph, "test"))
     (directory / ENGINE_FILE).write_bytes(bytes(range(256)) * 20)
     facts = EngineFacts(
