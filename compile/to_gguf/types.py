@@ -3,11 +3,11 @@
 from compile.gguf_names import EMBEDDINGS, HEAD
 from quant.format.ggml_mix import MIXES, MixedType
 from quant.format.gguf_blocks import lossless_type
-from quant.format.gguf_types import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q8_0, GgmlType
+from quant.format.gguf_types import BF16, F16, F32, MXFP4, Q4_0, Q4_1, Q5_0, Q8_0, GgmlType
 from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 
 FLOAT_TYPES = {"f32": F32, "f16": F16, "bf16": BF16}
-BLOCK_TYPES = {"q8_0": Q8_0, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0}
+BLOCK_TYPES = {"q8_0": Q8_0, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0, "mxfp4": MXFP4}
 MIX_NAMES = {mix.lower(): mix for mix in MIXES if mix.lower() not in BLOCK_TYPES}
 TYPE_NAMES = ("auto", *FLOAT_TYPES, *BLOCK_TYPES, *MIX_NAMES)
 

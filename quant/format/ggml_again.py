@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
 from quant.format.ggml_grid import Floats, Levels
-from quant.format.ggml_search import Known, round_blocks
+from quant.format.ggml_search import EFFORTS, Known, round_blocks
 from quant.format.gguf_blocks import decode, encode
+from quant.format.gguf_rounding import round_to
 from quant.format.gguf_types import GgmlType
 from quant.format.scheme import IntScheme
 from quant.format.tensor import QuantizedTensor, Weight
@@ -37,6 +38,10 @@ def rounded_again(name: str, kind: GgmlType, weight: QuantizedTensor) -> Quantiz
     Rows do not influence each other. Raises UnsupportedModelError naming the tensor where a value
     is not finite or too large.
     """
+    if kind.name not in EFFORTS:
+        tensor = decode(kind, round_to(name, kind, weight.dequantize()), weight.shape)
+        assert isinstance(tensor, QuantizedTensor)
+        return tensor
     return round_blocks(name, kind, weight.dequantize(), known=known_scales(kind, weight))
 
 

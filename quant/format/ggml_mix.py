@@ -33,6 +33,8 @@ _FILE_TYPES = {
 }
 _PURE = {"Q3_K": 11, "Q4_K": 14, "Q5_K": 16}
 """Types that are no mix: every matrix gets them. The number is of the mix that is nearest."""
+_FLOAT4 = {"MXFP4": 38, "NVFP4": 39}
+"""Types that a recipe does not ask for here: their checkpoints have formats of their own."""
 MIXES = (*_FILE_TYPES, *_PURE)
 """What a recipe may ask for: a mix of types, or one type for all."""
 
@@ -83,7 +85,7 @@ def facts_of(config: Mapping[str, Any]) -> ModelFacts:
 
 def file_type(mix: str) -> int:
     """`general.file_type` of a file made by `mix` (llama.h, enum llama_ftype)."""
-    return _PURE[mix] if mix in _PURE else _FILE_TYPES[mix][1]
+    return (_PURE | _FLOAT4).get(mix) or _FILE_TYPES[mix][1]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ Each run of 32 elements of a row is one block; all numbers are little endian (gg
     Q8_0  f16 d, 32 int8                                                         w = d * q
     IQ4_NL is Q4_0 with d times the q-th of 16 levels
 
-Blocks of 256 with nested scales are in ggml_kblocks; `decode` and `encode` take both.
+Blocks of 256 with nested scales are in ggml_kblocks, of 4-bit floats in ggml_fp4; `decode` and
+`encode` take all of them.
 """
 
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
+from quant.format.ggml_fp4 import SCHEMES as FP4_SCHEMES
+from quant.format.ggml_fp4 import decode_fp4, encode_fp4, holds
 from quant.format.ggml_kblocks import LAYOUTS as NESTED_LAYOUTS
 from quant.format.ggml_kblocks import decode_kblocks
 from quant.format.gguf_types import (
@@ -26,6 +29,7 @@ from quant.format.gguf_types import (
     F16,
     F32,
     IQ4_NL,
+    MXFP4,
     Q4_0,
     Q4_1,
     Q5_0,
@@ -79,6 +83,7 @@ SCHEMES: dict[GgmlType, QuantizedScheme] = {
 }
 SCHEMES[IQ4_NL] = CodebookScheme("iq4_nl", PerGroup(BLOCK), ggml_type=IQ4_NL.name)
 SCHEMES |= {kind: nested.scheme for kind, nested in NESTED_LAYOUTS.items()}
+SCHEMES[MXFP4] = FP4_SCHEMES[MXFP4]
 """The scheme of every type that is read as the integers it holds."""
 
 FLOATS = {F32: np.dtype("<f4"), F16: np.dtype("<f2"), BF16: np.dtype(ml_dtypes.bfloat16)}
@@ -99,6 +104,8 @@ def decode(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Weight:
     rows, columns = shape
     if kind in NESTED_LAYOUTS:
         return decode_kblocks(kind, data, (rows, columns))
+    if kind in FP4_SCHEMES:
+        return decode_fp4(kind, data, (rows, columns))
     layout = LAYOUTS[kind]
     blocks = data.reshape(rows * columns // BLOCK, kind.block_bytes)
     scale = _float16_column(blocks, 0).reshape(rows, columns // BLOCK)
@@ -155,6 +162,8 @@ def lossless_type(scheme: Scheme, columns: int) -> tuple[GgmlType, str]:
         return kind, "as stored"
     if scheme.ggml_type is not None:
         return TYPE_BY_NAME[scheme.ggml_type], "the same blocks"
+    if holds(MXFP4, scheme) and columns % MXFP4.block == 0:
+        return MXFP4, "the same codes and scales"
     if isinstance(scheme, CodebookScheme):
         return F32, f"no block holds {scheme}: dequantized"
     if columns % BLOCK:
@@ -180,6 +189,8 @@ def encode(name: str, kind: GgmlType, tensor: QuantizedTensor) -> Bytes:
     rows, columns = tensor.shape
     if tensor.blocks is not None and tensor.blocks.type_name == kind.name:
         return tensor.blocks.data
+    if holds(kind, tensor.scheme) and columns % kind.block == 0:
+        return encode_fp4(name, kind, tensor)
     if kind in LAYOUTS and LAYOUTS[kind].has_minimum and isinstance(tensor.scheme, IntScheme):
         tensor = _with_minimum(tensor, tensor.scheme)
     plain = kind in LAYOUTS and LAYOUTS[kind].has_minimum == (tensor.minimum is not None)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
+from quant.format.ggml_fp4 import round_mxfp4
 from quant.format.gguf_blocks import BLOCK, FLOATS, LAYOUTS, Bytes, Codes, pack_blocks
-from quant.format.gguf_types import Q8_0, GgmlType
+from quant.format.gguf_types import MXFP4, Q8_0, GgmlType
 from quant.format.tensor import FloatArray
 
 Floats = npt.NDArray[np.float32]
@@ -47,6 +48,9 @@ def _cast(name: str, kind: GgmlType, rows: FloatArray) -> Bytes:
 
 def _blocks(name: str, kind: GgmlType, rows: FloatArray) -> Bytes:
     blocks = rows.astype(np.float32).reshape(-1, BLOCK)
+    if kind == MXFP4:
+        _require_finite(name, kind, blocks)
+        return round_mxfp4(blocks).reshape(rows.shape[0], -1)
     codes, scale, minimum = _rounder(kind)(blocks)
     with np.errstate(over="ignore", under="ignore"):
         narrow = scale.astype(np.float16)
@@ -58,6 +62,13 @@ def _blocks(name: str, kind: GgmlType, rows: FloatArray) -> Bytes:
             "float16 scales"
         )
     return pack_blocks(kind, codes, narrow, least).reshape(rows.shape[0], -1)
+
+
+def _require_finite(name: str, kind: GgmlType, blocks: Floats) -> None:
+    if not np.isfinite(blocks).all():
+        raise UnsupportedModelError(
+            f"tensor '{name}' holds numbers that are not finite, which {kind} cannot represent"
+        )
 
 
 def _rounder(kind: GgmlType) -> Callable[[Floats], Rounded]:

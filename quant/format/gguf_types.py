@@ -40,6 +40,8 @@ Q5_K = GgmlType("Q5_K", 13, 256, 176)
 Q6_K = GgmlType("Q6_K", 14, 256, 210)
 IQ4_NL = GgmlType("IQ4_NL", 20, 32, 18)
 IQ4_XS = GgmlType("IQ4_XS", 23, 256, 136)
+MXFP4 = GgmlType("MXFP4", 39, 32, 17)
+NVFP4 = GgmlType("NVFP4", 40, 64, 36)
 
 ALL_TYPES = (
     *(F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0),
@@ -63,8 +65,7 @@ ALL_TYPES = (
     BF16,
     GgmlType("TQ1_0", 34, 256, 54),
     GgmlType("TQ2_0", 35, 256, 66),
-    GgmlType("MXFP4", 39, 32, 17),
-    GgmlType("NVFP4", 40, 64, 36),
+    *(MXFP4, NVFP4),
     GgmlType("Q1_0", 41, 128, 18),
 )
 

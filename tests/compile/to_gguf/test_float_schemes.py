@@ -18,7 +18,7 @@ TYPES = {
     "fp8-dynamic": "F32",
     "fp8-block": "F32",
     "nvfp4": "F32",
-    "mxfp4": "F32",
+    "mxfp4": "MXFP4",
 }
 
 

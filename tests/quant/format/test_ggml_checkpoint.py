@@ -23,7 +23,7 @@ from quant.format.layout import stored_bytes
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, Scheme
 from quant.format.tensor import QuantizedTensor
 
-KINDS = list(SCHEMES)
+KINDS = [kind for kind, scheme in SCHEMES.items() if scheme.ggml_type]
 MODULE = "model.layers.0.mlp.up_proj"
 
 

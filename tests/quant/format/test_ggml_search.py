@@ -10,7 +10,7 @@ from quant.format.errors import UnsupportedModelError
 from quant.format.ggml_grid import Levels, half
 from quant.format.ggml_kblocks import LAYOUTS as NESTED
 from quant.format.ggml_kblocks import quantized_tensor
-from quant.format.ggml_search import round_blocks, search_blocks
+from quant.format.ggml_search import EFFORTS, round_blocks, search_blocks
 from quant.format.gguf_blocks import SCHEMES, decode, encode
 from quant.format.gguf_rounding import round_to
 from quant.format.gguf_types import IQ4_NL, IQ4_XS, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, GgmlType
@@ -18,7 +18,7 @@ from quant.format.tensor import QuantizedTensor
 from tests.quant.format.slow_ggml import reference_block, reference_signed
 
 Floats = npt.NDArray[np.float32]
-KINDS = list(SCHEMES)
+KINDS = [kind for kind in SCHEMES if kind.name in EFFORTS]
 PLAIN = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0]
 
 
