@@ -22,6 +22,11 @@ _TEKKEN = (
     rf"{_OPENING}{_UPPER}*{_LOWER}+|{_OPENING}{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDING = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    rf"{_OPENING}{_UPPER}*{_LOWER}+{_ENDING}|{_OPENING}{_UPPER}+{_LOWER}*{_ENDING}|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SYNONYMS = {"'(?:[sdmt]|ll|ve|re)" + _GPT2_TAIL: _GPT2, "[0-9]": _DIGIT, r"\d": _DIGIT}
 
 NAMES: Mapping[tuple[Rule, bool], str] = {
@@ -31,13 +36,15 @@ NAMES: Mapping[tuple[Rule, bool], str] = {
     ((_CASELESS + r"\p{N}{1,3}" + _TAIL,), False): "smaug-bpe",
     ((_CASELESS + r"\p{N}" + _TAIL,), False): "qwen2",
     ((_TEKKEN,), True): "tekken",
+    ((_GPT4O,), False): "gpt-4o",
 }
 """By the regular expressions applied in turn, and by whether whole-word tokens skip merging."""
 
-APPROXIMATE = {
-    "tekken": "llama.cpp splits words at combining marks where this tokenizer does not: text in "
+_MARKS = (
+    "llama.cpp splits words at combining marks where this tokenizer does not: text in "
     "scripts that use them, such as Devanagari, gets other tokens there"
-}
+)
+APPROXIMATE = {"tekken": _MARKS, "gpt-4o": _MARKS}
 """Names whose rule in llama.cpp is not quite the original, with what that means."""
 
 

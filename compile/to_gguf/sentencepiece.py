@@ -81,15 +81,22 @@ def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
     for step in steps:
         parts = step.get("normalizers", [step]) if step else []
         flat += [part for part in parts if part is not None]
-    adds = False
+    adds = replaced = False
     for part in flat:
         if part["type"] == "Prepend" and part["prepend"] == SPACE:
             adds = True
         elif part["type"] == "Metaspace" and part["replacement"] == SPACE and not part.get("split"):
             adds = part.get("prepend_scheme", "always") != "never"
-        elif part["type"] != "Replace" or part != _REPLACE_SPACE:
+        elif part == _REPLACE_SPACE:
+            replaced = True
+        elif not (replaced and _splits_at_spaces(part)):
             raise UnsupportedModelError(f"tokenizer.json has the step {part}, unknown to GGUF")
     return adds
+
+
+def _splits_at_spaces(part: Mapping[str, Any]) -> bool:
+    """Gemma's, of which none are left: they have been replaced."""
+    return part["type"] == "Split" and part["pattern"] == {"String": " "}
 
 
 _REPLACE_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}

@@ -86,10 +86,34 @@ def sentencepiece(vocab: int = 500) -> dict[str, Any]:
     }
 
 
+def gemma(longest: int = 31) -> dict[str, Any]:
+    """The same pieces with Gemma's steps: no space before text, and runs of spaces and of newlines
+    as tokens of their own, which merge first."""
+    tokenizer = sentencepiece(512 - 2 * longest)
+    pieces, merges = tokenizer["model"]["vocab"], []
+    for unit in (SPACE, "\n"):
+        for length in range(1 if unit == "\n" else 2, longest + 1):
+            run = unit * length
+            pieces[run] = len(pieces)
+            merges += [[unit * cut, unit * (length - cut)] for cut in range(1, length)]
+            token = {"id": pieces[run], "content": run, "single_word": False, "lstrip": False}
+            token |= {"rstrip": False, "normalized": False, "special": False}
+            tokenizer["added_tokens"].append(token)
+    tokenizer["model"]["merges"] = [*merges, *tokenizer["model"]["merges"]]
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    tokenizer["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    return tokenizer
+
+
 def tokenizer_named(name: str) -> dict[str, Any]:
-    """`sentencepiece`, or a byte-level tokenizer by its llama.cpp name."""
-    if name == "sentencepiece":
-        return sentencepiece()
+    """`sentencepiece`, `gemma`, or a byte-level tokenizer by its llama.cpp name."""
+    if name in ("sentencepiece", "gemma"):
+        return sentencepiece() if name == "sentencepiece" else gemma()
     rule, ignore_merges = next(key for key, value in NAMES.items() if value == name)
     return byte_level(rule, ignore_merges)
 
@@ -98,9 +122,9 @@ def put_tokenizer(directory: Path, tokenizer: dict[str, Any]) -> None:
     """Replace a tiny checkpoint's tokenizer by another one."""
     text = json.dumps(tokenizer, ensure_ascii=False)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-    special = [token["content"] for token in tokenizer["added_tokens"]]
+    special = [token["content"] for token in tokenizer["added_tokens"] if token["special"]]
     settings = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-TOKENIZER_NAMES = (*NAMES.values(), "sentencepiece")
+TOKENIZER_NAMES = (*NAMES.values(), "sentencepiece", "gemma")
