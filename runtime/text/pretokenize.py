@@ -20,6 +20,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 
 
@@ -69,6 +74,7 @@ RULES: dict[str, PreTokenizerRule] = {
     "olmo": _GPT2_RULE,
     "mpt": _GPT2_RULE,
     "tekken": PreTokenizerRule((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "gpt-4o": PreTokenizerRule((_GPT4O,)),
     "default": PreTokenizerRule((_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 

@@ -152,6 +152,7 @@ def test_sentence_piece_starts_with_bos_unless_told_otherwise() -> None:
         ("smollm", "a 12", ["a", "Ġ", "1", "2"]),
         ("default", "a$b 1234", ["a", "$", "b", "Ġ", "123", "4"]),
         ("tekken", "HelloWorld 12", ["Hello", "World", "Ġ", "1", "2"]),
+        ("gpt-4o", "HelloWorld it'S 1234", ["Hello", "World", "Ġit'S", "Ġ", "123", "4"]),
     ],
 )
 def test_families_cut_words_by_their_own_rules(pre: str, text: str, words: Sequence[str]) -> None:
