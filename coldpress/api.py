@@ -9,7 +9,7 @@ from typing import Any
 
 from coldpress import evaluation, pressing
 from coldpress.llm import LLM, Completion
-from coldpress.loading import Machine
+from coldpress.loading import Activations, Machine
 from coldpress.texts import read_text
 from runtime.evaluation.protocol import ProtocolName
 
@@ -77,10 +77,12 @@ def evaluate(
     cache: bool = False,
     backend: str = "auto",
     threads: int | None = None,
+    activations: Activations = "float32",
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate on a text file; returns the report of `coldpress eval --json`.
 
+    activations: what integer weights are multiplied by; "int8" measures what serving does.
     cache: keep what the baseline predicts in the user's cache, and read it there the next time.
     """
     from coldpress.baseline_cache import BaselineCache
@@ -92,7 +94,7 @@ def evaluate(
         protocol=protocol,
         window=window,
         cache=BaselineCache() if cache else None,
-        machine=Machine(backend, threads),
+        machine=Machine.of(backend, threads, activations),
         on_progress=on_progress,
     )
 

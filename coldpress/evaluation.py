@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coldpress.jsonable import to_jsonable
 from coldpress.loading import (
-    DEFAULT_MACHINE,
+    EXACT_MACHINE,
     Machine,
     OnNote,
     default_name,
@@ -39,7 +40,7 @@ def evaluate_files(
     window: int | None = None,
     max_tokens: int | None = None,
     cache: "BaselineCache | None" = None,
-    machine: Machine = DEFAULT_MACHINE,
+    machine: Machine = EXACT_MACHINE,
     name: str | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     on_note: OnNote | None = None,
@@ -117,7 +118,7 @@ def _baseline(
         if kept is not None:
             yield kept
             return
-    executor = open_executor(model, machine, tokens=protocol.window)
+    executor = open_executor(model, replace(machine, exact=True), tokens=protocol.window)
     try:
         live = LiveBaseline(executor, protocol)
         if cache is None or key is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from coldpress.loading import Machine, OnNote, open_service
+from coldpress.loading import Activations, Machine, OnNote, open_service
 from runtime.engine.request import FinishReason, SamplingParams
 from runtime.generation import Generation, GenerationParams
 
@@ -42,15 +42,18 @@ class LLM:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        activations: Activations = "int8",
         context: int | None = None,
         max_running: int = 16,
         on_note: OnNote | None = None,
     ) -> None:
-        """`context`: longest prompt and answer together, in tokens; the model's own by default.
-        `on_note` is told what of the artifact is not used as it is stored."""
+        """`activations`: what integer weights are multiplied by: inputs rounded to int8, or with
+        "float32", several times slower, inputs as they are. `context`: longest prompt and answer
+        together, in tokens; the model's own by default. `on_note` is told what of the artifact is
+        not used as it is stored."""
         self._service, self._close = open_service(
             Path(artifact),
-            Machine(backend, threads),
+            Machine.of(backend, threads, activations),
             context=context,
             max_running=max_running,
             max_waiting=MAX_WAITING,

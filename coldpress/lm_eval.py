@@ -64,7 +64,7 @@ class ColdpressLM(LM):  # type: ignore[misc]
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self._path, self._machine = Path(artifact), Machine(backend, threads)
+        self._path, self._machine = Path(artifact), Machine(backend, threads, exact=True)
         self._model, self._tokenizer = open_artifact(self._path)
         self._template = load_template(self._model)
         longest = self._model.program.sizes.max_positions

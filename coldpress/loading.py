@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from quant.format.errors import InputError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 32
 AUTO = "auto"
+Activations = Literal["int8", "float32"]
+"""What integer weights are multiplied by: inputs rounded to int8, or inputs as they are."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,18 @@ class Machine:
     threads: int | None = None
     exact: bool = False
 
+    @classmethod
+    def of(cls, backend: str, threads: int | None, activations: str) -> "Machine":
+        """Raises InputError for activations that do not exist."""
+        if activations not in get_args(Activations):
+            known = " or ".join(get_args(Activations))
+            raise InputError(f"activations {activations!r} do not exist; choose {known}")
+        return cls(backend, threads, activations == "float32")
+
 
 DEFAULT_MACHINE = Machine()
+EXACT_MACHINE = Machine(exact=True)
+"""What quality is measured with: nothing is rounded but what the artifact rounds."""
 OnNote = Callable[[str], None]
 
 

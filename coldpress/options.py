@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from coldpress.console import Console
-from coldpress.loading import Machine
+from coldpress.loading import Activations, Machine
 
 if TYPE_CHECKING:
     from coldpress.baseline_cache import BaselineCache
@@ -83,25 +83,49 @@ def gate_text_option(function: F) -> F:
     )(function)
 
 
-def machine_options(function: F) -> F:
-    """`--backend` and `--threads`; the command gets them as one `machine`."""
+def machine_options(activations: Activations) -> Callable[[F], F]:
+    """`--backend`, `--threads` and `--activations`, which is `activations` unless given; the
+    command gets them as one `machine`."""
 
-    @wraps(function)
-    def with_machine(*args: Any, backend: str, threads: int | None, **kwargs: Any) -> Any:
-        return function(*args, machine=Machine(backend, threads), **kwargs)
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def with_machine(
+            *args: Any, backend: str, threads: int | None, activations: str, **kwargs: Any
+        ) -> Any:
+            machine = Machine.of(backend, threads, activations)
+            return function(*args, machine=machine, **kwargs)
 
-    decorate = click.option(
-        "--backend",
-        type=click.Choice(["auto", "cpu", "torch", "onnx", "tensorrt"]),
-        default="auto",
+        options = (_backend_option, _threads_option, _activations_option(activations))
+        wrapped: Callable[..., Any] = with_machine
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return cast(F, wrapped)
+
+    return decorate
+
+
+_backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "cpu", "torch", "onnx", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Executor: native CPU kernels, the slow reference in torch, ONNX Runtime or TensorRT; "
+    "auto is the one that an artifact is made for, and native kernels for everything else.",
+)
+_threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."
+)
+
+
+def _activations_option(default: Activations) -> Callable[[F], F]:
+    return click.option(
+        "--activations",
+        type=click.Choice(["int8", "float32"]),
+        default=default,
         show_default=True,
-        help="Executor: native CPU kernels, the slow reference in torch, ONNX Runtime or TensorRT; "
-        "auto is the one that an artifact is made for, and native kernels for everything else.",
+        help="What integer weights are multiplied by: inputs rounded to int8, which is several "
+        "times as fast, or inputs as they are.",
     )
-    more = click.option(
-        "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."
-    )
-    return cast(F, decorate(more(with_machine)))
 
 
 def cache_options(function: F) -> F:

@@ -22,7 +22,8 @@ class InputRounding:
     """One way to round rows of float32; linears that ask for equal ones share the rounded input.
 
     group: columns that share a scale; 0 means the whole row. scales: what a scale is rounded to
-    itself. fixed: the scale of every row. divisor: what e4m3 scales are divided by.
+    itself. fixed: the scale of every row. divisor: what e4m3 scales are divided by. span: how many
+    scales of int8 the largest magnitude is.
     """
 
     numbers: Literal["int8", "e4m3", "e2m1"]
@@ -30,6 +31,7 @@ class InputRounding:
     scales: Literal["float", "e8m0", "e4m3"] = "float"
     fixed: float | None = None
     divisor: float | None = None
+    span: float = 127.5
 
 
 def input_rounding(name: str, weight: Weight) -> InputRounding | None:

@@ -95,7 +95,7 @@ def test_sixteen_streams_in_a_small_pool_are_each_what_they_are_alone(
 
 
 def all_logits(path: Path, tokens: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    executor = load_executor(open_model(path), num_pages=9, page_size=32)
+    executor = load_executor(open_model(path), num_pages=9, page_size=32, exact=True)
     logits = executor.step(chunk_batch(executor, np.array(tokens, np.int32), 0, len(tokens)))
     copied = np.array(logits)
     executor.close()
@@ -131,7 +131,7 @@ def test_llama_cpp_continues_ten_prompts_the_same_way(
     llama: Any, pressed: tuple[Path, Path], prompts: list[tuple[int, ...]]
 ) -> None:
     """Up to ties: along our own answer llama.cpp picks each token too, or one as good."""
-    executor = load_executor(open_model(pressed[1]), num_pages=65, page_size=32)
+    executor = load_executor(open_model(pressed[1]), num_pages=65, page_size=32, exact=True)
     ours = answers(Engine(executor), [greedy(p, str(i), 24) for i, p in enumerate(prompts)])
     executor.close()
     same = 0

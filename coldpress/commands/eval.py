@@ -46,7 +46,7 @@ _FOR_MACHINES = frozenset({"model", "text_sha256", "kld_histogram", "gates"})
 )
 @click.option("--max-tokens", type=click.IntRange(2), help="Use only this much of the text.")
 @cache_options
-@machine_options
+@machine_options("float32")
 @gate_option
 @junit_option
 @json_option

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--system", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text; no chat template.")
 @click.option("--context", type=click.IntRange(2), help="Longest context in tokens.")
-@machine_options
+@machine_options("int8")
 @json_option
 @pass_console
 def command(

@@ -44,7 +44,7 @@ from coldpress.options import (
     show_default=True,
     help="Requests that may wait; further ones are told to come back.",
 )
-@machine_options
+@machine_options("int8")
 @json_option
 @pass_console
 def command(

@@ -43,6 +43,7 @@ class Buffers:
                 self._reads[name] += 1
         self._places: dict[Value, tuple[int, int]] = {}
         self._free: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        self._rounded: dict[tuple[int, bool], int] = {}
 
     def create(self, value: Value, width: int) -> int:
         """A buffer of `width` for a new value."""
@@ -57,6 +58,13 @@ class Buffers:
 
     def recycle(self, buffer: int, width: int, selected: bool) -> None:
         self._free[width, selected].append(buffer)
+
+    def rounded(self, width: int, selected: bool) -> int:
+        """The buffer for rows of int8, which the products that follow read at once: there is one
+        of each kind."""
+        if (width, selected) not in self._rounded:
+            self._rounded[width, selected] = self._plan.add_rounded_buffer(width, selected)
+        return self._rounded[width, selected]
 
     def is_selected(self, value: Value) -> bool:
         return value in self._selected

@@ -1,5 +1,7 @@
 """CpuExecutor: the Executor that `serve` uses where there is no accelerator."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,16 +14,20 @@ from runtime.executors.cpu.weights import Weights
 from runtime.kernels.cpu._native import Plan, ThreadPool
 from runtime.machine import available_threads
 
+Activations = Literal["int8", "float32"]
+
 
 class CpuExecutor:
     """Implements `runtime.engine.batch.Executor` with the native kernels.
 
     threads: None uses every core that this process may use. max_step_tokens: steps of up to so
     many tokens run in memory that is taken now; a larger one takes more. instruction_set: one of
-    `runtime.kernels.cpu._native.instruction_sets()`, or "auto" for the best.
+    `runtime.kernels.cpu._native.instruction_sets()`, or "auto" for the best. activations: what
+    integer weights are multiplied by: "float32", the numbers as they are; or "int8", which rounds
+    each run of 32 by a scale of its own and is several times as fast.
 
-    Arithmetic is float32 over the stored numbers; keys and values are kept in float32. A row's
-    bits depend on the row alone, whatever the step, the threads and the pages.
+    All other arithmetic is float32 over the stored numbers; keys and values are kept in float32. A
+    row's bits depend on the row alone, whatever the step, the threads and the pages.
     """
 
     def __init__(
@@ -33,13 +39,14 @@ class CpuExecutor:
         threads: int | None = None,
         max_step_tokens: int = 512,
         instruction_set: str = "auto",
+        activations: Activations = "float32",
     ) -> None:
         check_supported(model.program)
         assert num_pages > 1 and page_size > 0, "page 0 is reserved: a pool has two pages or more"
         self._sizes: DecoderSizes = model.program.sizes
         self._num_pages, self._page_size = num_pages, page_size
         pool = ThreadPool(threads or available_threads())
-        weights = Weights(model.weights, pool)
+        weights = Weights(model.weights, pool, activations == "int8")
         plan = Plan(pool, instruction_set)
         self._logits = lower(model.program, weights, plan)
         plan.allocate(num_pages, page_size, max_step_tokens, self._sizes.vocab_size)

@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from compile.input_rounding import InputRounding
 from compile.program import (
     Add,
     Attend,
@@ -24,9 +25,10 @@ from compile.program import (
 )
 from runtime.executors.cpu.buffers import Buffers
 from runtime.executors.cpu.weights import Packed, Weights
-from runtime.kernels.cpu._native import Plan
+from runtime.kernels.cpu._native import Matrix, Plan
 
 Projection = tuple[int, Packed, npt.NDArray[np.float32] | None]
+NativeProjection = tuple[int, Matrix, npt.NDArray[np.float32] | None]
 Place = tuple[int, bool]
 """Width of a buffer, and whether it has R rows and not T."""
 Key = TypeVar("Key", bound=Hashable)
@@ -126,33 +128,56 @@ class _Lowering:
     def _project(self, x: Value, projections: Sequence[Projection]) -> None:
         """x is rounded once for each way that the matrices ask for."""
         place = (self.buffers.width(x), self.buffers.is_selected(x))
-        for rounding, same in _by(projections, lambda packed: packed.rounding).items():
+        ways = _by(projections, lambda packed: (packed.rounding, packed.matrix.in_quads))
+        for (rounding, in_quads), same in ways.items():
             if rounding is None:
                 self._multiply(self.buffers[x], place, same)
-                continue
-            rounded = self.buffers.scratch(*place)
-            self.plan.add_round(
-                rounded,
-                self.buffers[x],
-                rounding.numbers,
-                rounding.group,
-                rounding.scales,
-                rounding.fixed or 0.0,
-                rounding.divisor or 1.0,
-            )
-            self._multiply(rounded, place, same)
-            self.buffers.recycle(rounded, *place)
+            elif in_quads:
+                self._multiply_int8(self.buffers[x], place, rounding, same)
+            else:
+                rounded = self.buffers.scratch(*place)
+                self._round(rounded, self.buffers[x], rounding)
+                self._multiply(rounded, place, same)
+                self.buffers.recycle(rounded, *place)
+
+    def _round(self, out: int, x: int, rounding: InputRounding) -> None:
+        self.plan.add_round(
+            out,
+            x,
+            rounding.numbers,
+            rounding.group,
+            rounding.scales,
+            rounding.fixed or 0.0,
+            rounding.divisor or 1.0,
+        )
 
     def _multiply(self, x: int, place: Place, projections: Sequence[Projection]) -> None:
         """One native op for each order of x's columns that the matrices want."""
+        for ordered, same in self._in_order(x, place, projections):
+            self.plan.add_linear(ordered, same)
+
+    def _multiply_int8(
+        self, x: int, place: Place, rounding: InputRounding, projections: Sequence[Projection]
+    ) -> None:
+        rounded = self.buffers.rounded(*place)
+        for ordered, same in self._in_order(x, place, projections):
+            self.plan.add_quantize(
+                rounded, ordered, rounding.group, rounding.fixed or 0.0, rounding.span
+            )
+            self.plan.add_linear_int8(rounded, same)
+
+    def _in_order(
+        self, x: int, place: Place, projections: Sequence[Projection]
+    ) -> Iterator[tuple[int, list[NativeProjection]]]:
+        """(x with its columns in an order, who wants it so) for each order that is wanted."""
         for order, same in _by(projections, lambda packed: packed.order_key).items():
             native = [(out, packed.matrix, bias) for out, packed, bias in same]
             if not order:
-                self.plan.add_linear(x, native)
+                yield x, native
                 continue
             gathered = self.buffers.scratch(*place)
             self.plan.add_gather(gathered, x, same[0][1].matrix)
-            self.plan.add_linear(gathered, native)
+            yield gathered, native
             self.buffers.recycle(gathered, *place)
 
     def _attend(self, op: Attend) -> None:

@@ -16,12 +16,17 @@ from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSourc
 from runtime.kernels.cpu._native import Matrix, ThreadPool
 
 FLOATS = ("float32", "float16", "bfloat16")
+RUN = 32
+"""Columns that one scale of a rounded input serves."""
+RUNS_OF_INT8 = InputRounding("int8", RUN, span=127.0)
+"""How integer products round an input that the model itself leaves as it is."""
 
 
 @dataclass(frozen=True)
 class Packed:
     """column_order: int32 [in], the order in which the matrix wants x's columns; None: as is.
-    rounding: how x is rounded before, in its own order of columns; None: not at all."""
+    rounding: how x is rounded before, None: not at all. A matrix in quads takes x as int8, rounded
+    in the matrix's order of columns; others take floats, rounded in x's own order."""
 
     matrix: Matrix
     column_order: npt.NDArray[np.int32] | None = None
@@ -36,9 +41,10 @@ class Packed:
 class Weights:
     """Loads and packs; a matrix that two ops name is packed once. Keeps no source array."""
 
-    def __init__(self, source: WeightSource, pool: ThreadPool) -> None:
+    def __init__(self, source: WeightSource, pool: ThreadPool, integer_products: bool) -> None:
         self._source = source
         self._pool = pool
+        self._integer_products = integer_products
         self._packed: dict[str, Packed] = {}
 
     @property
@@ -50,7 +56,8 @@ class Weights:
         if name not in self._packed:
             weight = self._load(name, shape)
             _require_numbers(name, weight)
-            self._packed[name] = pack(weight, self._pool, input_rounding(name, weight))
+            rounding = input_rounding(name, weight)
+            self._packed[name] = pack(weight, self._pool, rounding, self._integer_products)
         return self._packed[name]
 
     def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
@@ -69,8 +76,17 @@ class Weights:
         return weight
 
 
-def pack(weight: Weight, pool: ThreadPool, rounding: InputRounding | None = None) -> Packed:
-    """Copy a weight [out, in] into the native layout; the codes and scales stay as they are."""
+def pack(
+    weight: Weight,
+    pool: ThreadPool,
+    rounding: InputRounding | None = None,
+    integer_products: bool = False,
+) -> Packed:
+    """Copy a weight [out, in] into the native layout; the codes and scales stay as they are.
+
+    integer_products: multiply inputs rounded to int8 wherever the weight's groups and the model's
+    own rounding allow it; by `RUNS_OF_INT8` where the model rounds nothing.
+    """
     if not isinstance(weight, QuantizedTensor):
         return Packed(Matrix.from_numbers(*_numbers(weight), pool))
     starts, order = group_layout(weight)
@@ -96,8 +112,17 @@ def pack(weight: Weight, pool: ThreadPool, rounding: InputRounding | None = None
         pool,
         numbers.sub_scale,
         numbers.sub_minimum,
+        quads=integer_products and rounds_to_int8(rounding),
     )
-    return Packed(matrix, order, rounding)
+    return Packed(matrix, order, rounding or (RUNS_OF_INT8 if matrix.in_quads else None))
+
+
+def rounds_to_int8(rounding: InputRounding | None) -> bool:
+    """Whether an input rounded so, or not at all, can be handed over as int8 codes in runs."""
+    if rounding is None:
+        return True
+    plain = rounding.numbers == "int8" and rounding.scales == "float"
+    return plain and rounding.group % RUN == 0
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,12 @@ class Matrix:
         pool: ThreadPool,
         sub_scale: npt.NDArray[np.int8] | None = None,
         sub_minimum: npt.NDArray[np.int8] | None = None,
+        quads: bool = False,
     ) -> Matrix:
         """Columns of one group are adjacent in `column_order`; group g is packed columns
         [group_starts[g], group_starts[g + 1]). With `sub_scale` [out, groups], scale and minimum
-        are those of several groups, to be multiplied by each group's own."""
+        are those of several groups, to be multiplied by each group's own. quads: lay the codes out
+        for integer products, where the groups allow it (`in_quads` tells)."""
     @staticmethod
     def from_codebook(
         codes: npt.NDArray[np.int8],
@@ -53,6 +55,9 @@ class Matrix:
     def nbytes(self) -> int: ...
     @property
     def reordered(self) -> bool: ...
+    @property
+    def in_quads(self) -> bool:
+        """Whether it multiplies rows of int8 (`Plan.add_linear_int8`), and those alone."""
     def dequantize(self) -> npt.NDArray[np.float32]: ...
 
 class Plan:
@@ -81,6 +86,15 @@ class Plan:
     def add_linear(
         self, x: int, projections: Sequence[tuple[int, Matrix, npt.NDArray[np.float32] | None]]
     ) -> None: ...
+    def add_rounded_buffer(self, width: int, selected: bool) -> int:
+        """For rows of int8; its ids are apart from those of `add_buffer`."""
+    def add_quantize(self, out: int, x: int, group: int, fixed: float, span: float) -> None:
+        """Rows of `x` to int8 in the rounded buffer `out`: a scale for `group` columns (0: the
+        whole row), which is `fixed`, or where that is 0 the largest magnitude over `span`."""
+    def add_linear_int8(
+        self, x: int, projections: Sequence[tuple[int, Matrix, npt.NDArray[np.float32] | None]]
+    ) -> None:
+        """`x`: a rounded buffer; the matrices are all in quads."""
     def add_rope(self, out: int, x: int, heads: int, head_dim: int, table: int) -> None: ...
     def add_attend(
         self,

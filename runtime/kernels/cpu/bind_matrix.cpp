@@ -91,8 +91,9 @@ std::shared_ptr<Matrix> matrix_from_integers(
     const std::optional<Bytes>& zero_point,
     const std::optional<TypedArray>& minimum, const Ints& group_starts,
     const std::optional<Ints>& column_order, ThreadPool& pool,
-    const std::optional<Bytes>& sub_scale, const std::optional<Bytes>& sub_minimum) {
+    const std::optional<Bytes>& sub_scale, const std::optional<Bytes>& sub_minimum, bool quads) {
   CodesSource source;
+  source.quads = quads;
   source.type = num_bits <= 4 ? Codes::int4 : Codes::int8;
   source.codes = codes.data();
   source.scale = numbers_of(std::get<0>(scale), std::get<1>(scale));
@@ -154,7 +155,7 @@ void bind_matrix(nb::module_& m) {
                   nb::arg("scale"), nb::arg("zero_point").none(), nb::arg("minimum").none(),
                   nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),
                   nb::arg("sub_scale").none() = nb::none(),
-                  nb::arg("sub_minimum").none() = nb::none())
+                  nb::arg("sub_minimum").none() = nb::none(), nb::arg("quads") = false)
       .def_static("from_codebook", &matrix_from_codebook, nb::arg("codes"),
                   nb::arg("table").none(), nb::arg("scale"), nb::arg("divisor"),
                   nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),
@@ -162,6 +163,7 @@ void bind_matrix(nb::module_& m) {
       .def_prop_ro("shape", [](const Matrix& m) { return std::make_tuple(m.rows(), m.columns()); })
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("reordered", [](const Matrix& m) { return !m.column_order().empty(); })
+      .def_prop_ro("in_quads", &Matrix::in_quads)
       .def("dequantize", &dequantize);
 }
 

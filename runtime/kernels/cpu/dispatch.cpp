@@ -3,6 +3,10 @@
 
 #include "kernels.hpp"
 
+#ifdef COLDPRESS_X86
+#include <cpuid.h>
+#endif
+
 namespace coldpress {
 
 namespace portable {
@@ -13,7 +17,13 @@ extern const KernelTable kTable;
 namespace avx2 {
 extern const KernelTable kTable;
 }
+namespace avx2_vnni {
+extern const KernelTable kTable;
+}
 namespace avx512 {
+extern const KernelTable kTable;
+}
+namespace avx512_vnni {
 extern const KernelTable kTable;
 }
 
@@ -22,17 +32,42 @@ static bool has_avx2() {
          __builtin_cpu_supports("f16c");
 }
 
+// GCC 12 has no name for it yet: leaf 7, sub-leaf 1, bit 4 of EAX.
+static bool has_avx_vnni() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+}
+
 static bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static const KernelTable* find_x86(const char* name, bool any) {
+  const bool wide = has_avx512();
+  const bool narrow = has_avx2();
+  const struct {
+    const KernelTable* kernels;
+    bool present;
+  } sets[] = {
+      {&avx512_vnni::kTable, wide && __builtin_cpu_supports("avx512vnni")},
+      {&avx512::kTable, wide},
+      {&avx2_vnni::kTable, narrow && has_avx_vnni()},
+      {&avx2::kTable, narrow},
+  };
+  for (const auto& set : sets)
+    if (set.present && (any || std::strcmp(name, set.kernels->name) == 0)) return set.kernels;
+  return nullptr;
 }
 #endif
 
 const KernelTable* find_kernels(const char* name) {
   const bool any = std::strcmp(name, "auto") == 0;
 #ifdef COLDPRESS_X86
-  if ((any || std::strcmp(name, "avx512") == 0) && has_avx512()) return &avx512::kTable;
-  if ((any || std::strcmp(name, "avx2") == 0) && has_avx2()) return &avx2::kTable;
+  if (const KernelTable* kernels = find_x86(name, any)) return kernels;
 #endif
   if (any || std::strcmp(name, "portable") == 0) return &portable::kTable;
   return nullptr;

@@ -7,6 +7,9 @@ void linear(const MatrixView&, int, const float*, std::size_t, int, const float*
             std::size_t, float*);
 void attend(const AttentionView&, const float*, int, const std::int32_t*, int, float*, float*);
 void round_row(const float*, int, const Rounding&, float*);
+void quantize_row(const float*, int, const Rounding&, std::int8_t*, float*, std::int32_t*);
+void linear_int8(const MatrixView&, int, const RoundedRows&, int, const float*, float*,
+                 std::size_t);
 
 inline float sum_of_squares(const float* x, int n) {
   Vec sums = splat(0.0F);
@@ -55,7 +58,14 @@ void softcap(float* x, std::size_t n, float cap) {
 #define COLDPRESS_NAME(name) COLDPRESS_STRING(name)
 
 extern const KernelTable kTable;
-const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA), linear, attend, rms_norm, gated_act,
-                            softcap, round_row};
+const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
+                            linear,
+                            attend,
+                            rms_norm,
+                            gated_act,
+                            softcap,
+                            round_row,
+                            quantize_row,
+                            linear_int8};
 
 }  // namespace coldpress::COLDPRESS_ISA

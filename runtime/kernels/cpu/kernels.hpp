@@ -16,6 +16,9 @@ constexpr int kStrip = 64;
 constexpr int kPanel = 64;
 // Every row of a step buffer, and every cached head, is padded to a multiple of this many floats.
 constexpr int kPad = 16;
+// Columns of a rounded row that share a scale, and those of which the sum of codes is kept.
+constexpr int kRun = 32;
+constexpr int kSumRun = 16;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
@@ -27,6 +30,11 @@ enum class Codes : std::uint8_t { int4, int8, table, e4m3, number };
 //
 // int4, table: byte (k / 2, row) holds column k in its low and k + 1 in its high half; int4 as
 // code + bias. Columns of one group are adjacent: those of group g start at group_starts[g].
+// In quads (quad_step > 0), integers lie as integer products read them: columns are padded to a
+// multiple of kRun, a strip is [columns / 4][kStrip][4] of bytes, each code + quad_bias; of int4 it
+// is [columns / 8][kStrip][4], with column k in the low and k + 4 in the high half of a byte. All
+// quad_step columns from a multiple of quad_step on are of one group.
+//
 // scales, zero_points and minimums are [strip][group][kStrip]; scales are divided by `divisor`.
 // Nested ones: a scale is shared by 2 ** nesting neighbouring groups, and each multiplies it by a
 // sub-scale of its own, [strip][group][kStrip] (and minimums likewise).
@@ -50,6 +58,21 @@ struct MatrixView {
   int nesting = 0;
   const std::int8_t* sub_scales = nullptr;  // nullptr: not nested
   const std::int8_t* sub_minimums = nullptr;
+  int quad_step = 0;  // 0, kSumRun or kRun
+  int quad_bias = 0;
+};
+
+// Rows rounded to int8: value = code * scale. Columns are padded with zeros to a multiple of kRun.
+struct RoundedRows {
+  const std::int8_t* codes = nullptr;  // [rows][stride]
+  std::size_t stride = 0;
+  const float* scales = nullptr;      // [rows][stride / kRun]
+  const std::int32_t* sums = nullptr;  // of codes, [rows][stride / kSumRun]
+
+  RoundedRows from(std::size_t row) const {
+    return {codes + row * stride, stride, scales + row * (stride / kRun),
+            sums + row * (stride / kSumRun)};
+  }
 };
 
 // One layer's keys and values, and how they are attended to.
@@ -82,6 +105,7 @@ struct Rounding {
   int group = 0;         // columns that share a scale; 0: the whole row
   float fixed = 0.0F;    // the scale of every row; 0: made from the row
   float divisor = 1.0F;  // of e4m3 scales
+  float span = 127.5F;   // of int8: the largest magnitude is this many scales
 };
 
 struct KernelTable {
@@ -97,6 +121,13 @@ struct KernelTable {
                     float* out);
   void (*softcap)(float* x, std::size_t n, float cap);
   void (*round_row)(const float* x, int n, const Rounding& rounding, float* out);
+  // The same to int8 codes; a group is the whole row or a multiple of kRun columns. `n` codes, a
+  // scale for each kRun of them and a sum for each kSumRun; what pads the row is left alone.
+  void (*quantize_row)(const float* x, int n, const Rounding& rounding, std::int8_t* codes,
+                       float* scales, std::int32_t* sums);
+  // out[rows, strip] = x[rows, columns] @ strip.T + bias, of a matrix in quads.
+  void (*linear_int8)(const MatrixView& m, int strip, const RoundedRows& x, int rows,
+                      const float* bias, float* out, std::size_t out_stride);
 };
 
 // Query heads that one pass over a page serves.

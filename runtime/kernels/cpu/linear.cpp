@@ -3,18 +3,12 @@
 // Columns are expanded to float32 a panel at a time and every output adds its products in column
 // order with one multiply-add each. That order, and so the bits, is the same for one row and for
 // many, in whichever tile a row happens to fall.
-#include "simd.hpp"
+#include "groups.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
 
 constexpr int kStripVecs = kStrip / kLanes;
 constexpr int kTileRows = 6;
-
-// How codes of the group that is being expanded become weights; one per vector of the strip.
-struct GroupNumbers {
-  Vec scale;
-  Vec shift;
-};
 
 enum class Shift : std::uint8_t { none, zero_point, minimum };
 
@@ -23,26 +17,6 @@ inline Vec weigh(Vec code, const GroupNumbers& group) {
   if constexpr (shift == Shift::zero_point) return mul(sub(code, group.shift), group.scale);
   if constexpr (shift == Shift::minimum) return add(mul(code, group.scale), group.shift);
   return mul(code, group.scale);
-}
-
-// The factor that a group shares with its neighbours, times its own. Kept out of line, so that the
-// loops of those that are not nested keep their registers.
-__attribute__((noinline)) GroupNumbers nested_numbers(const MatrixView& m, std::size_t index) {
-  const std::size_t outer = (index / kStrip >> m.nesting) * kStrip + index % kStrip;
-  GroupNumbers group{load_number(m.scale_type, m.scales, outer), splat(0.0F)};
-  group.scale = mul(group.scale, load_int8(m.sub_scales + index));
-  if (m.minimums != nullptr)
-    group.shift = mul(load_number(m.minimum_type, m.minimums, outer),
-                      load_int8(m.sub_minimums + index));
-  return group;
-}
-
-inline GroupNumbers group_numbers(const MatrixView& m, std::size_t index) {
-  if (m.sub_scales != nullptr) return nested_numbers(m, index);
-  GroupNumbers group{load_number(m.scale_type, m.scales, index), splat(0.0F)};
-  if (m.zero_points != nullptr) group.shift = load_int8(m.zero_points + index);
-  if (m.minimums != nullptr) group.shift = load_number(m.minimum_type, m.minimums, index);
-  return group;
 }
 
 // Columns [from, to), all of one group, of one vector of channels; panel points at column `from`.

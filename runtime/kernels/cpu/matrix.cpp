@@ -58,6 +58,13 @@ void transpose_strip(Number type, const void* from, std::size_t start, int lanes
 
 }  // namespace
 
+int quad_step_of(const std::vector<std::int32_t>& group_starts) {
+  int step = kRun;
+  for (std::size_t g = 0; g + 1 < group_starts.size(); ++g)
+    while (step >= kSumRun && group_starts[g] % step != 0) step /= 2;
+  return step < kSumRun ? 0 : step;
+}
+
 float read_number(Numbers numbers, std::size_t index) {
   if (numbers.type == Number::float32) return static_cast<const float*>(numbers.data)[index];
   const std::uint16_t bits = static_cast<const std::uint16_t*>(numbers.data)[index];
@@ -84,8 +91,9 @@ Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
       scale_type_(source.scale.type),
       minimum_type_(source.minimum.type),
       nesting_(source.nesting) {
-  const std::size_t stored = in_pairs(codes_type_) ? (columns + 1) / 2 : columns;
-  strip_bytes_ = stored * kStrip;
+  if (source.quads) quad_step_ = quad_step_of(group_starts_);
+  const std::size_t padded = in_quads() ? round_up(columns, kRun) : columns;
+  strip_bytes_ = (in_pairs(codes_type_) ? (padded + 1) / 2 : padded) * kStrip;
   codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
   const std::size_t groups = strips() * (group_starts_.size() - 1) * kStrip;
   const std::size_t numbers = groups >> nesting_;
@@ -95,7 +103,7 @@ Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
   if (source.sub_scale != nullptr) sub_scales_ = Memory<std::int8_t>(groups);
   if (source.sub_minimum != nullptr) sub_minimums_ = Memory<std::int8_t>(groups);
   pool.run(strips(), [&](int strip, int) {
-    pack_codes(source, strip);
+    in_quads() ? pack_quads(source, strip) : pack_codes(source, strip);
     pack_groups(source, strip);
   });
 }
@@ -127,6 +135,40 @@ void Matrix::pack_codes(const CodesSource& source, int strip) {
           static_cast<std::uint8_t>(low | high << 4);
     }
   }
+}
+
+int Matrix::quad_bias() const {
+  if (unsigned_codes_) return 0;
+  return codes_type_ == Codes::int4 ? 8 : 128;
+}
+
+void Matrix::pack_quads(const CodesSource& source, int strip) {
+  std::uint8_t* to = codes_.data() + strip * strip_bytes_;
+  const int lanes = std::min(kStrip, rows_ - strip * kStrip);
+  const int bias = quad_bias();
+  for (int lane = 0; lane < lanes; ++lane) {
+    const std::int8_t* row =
+        source.codes + (static_cast<std::size_t>(strip) * kStrip + lane) * columns_;
+    for (int k = 0; k < columns_; ++k) {
+      const int code = row[column_order_.empty() ? k : column_order_[k]] + bias;
+      if (codes_type_ == Codes::int4) {
+        std::uint8_t& pair = to[static_cast<std::size_t>(k / 8) * 4 * kStrip + 4 * lane + k % 4];
+        pair |= static_cast<std::uint8_t>((code & 15) << (k % 8 < 4 ? 0 : 4));
+      } else {
+        to[static_cast<std::size_t>(k / 4) * 4 * kStrip + 4 * lane + k % 4] =
+            static_cast<std::uint8_t>(code);
+      }
+    }
+  }
+}
+
+float Matrix::quad_at(std::size_t strip, int column, int lane) const {
+  const std::uint8_t* codes = codes_.data() + strip * strip_bytes_;
+  const bool pairs = codes_type_ == Codes::int4;
+  const std::size_t quad = column / (pairs ? 8 : 4);
+  const int byte = codes[quad * 4 * kStrip + 4 * lane + column % 4];
+  if (!pairs) return static_cast<float>(byte - quad_bias());
+  return static_cast<float>((column % 8 < 4 ? byte & 15 : byte >> 4) - quad_bias());
 }
 
 void Matrix::pack_groups(const CodesSource& source, int strip) {
@@ -171,6 +213,8 @@ MatrixView Matrix::view() const {
   view.minimum_type = minimum_type_;
   view.minimums = minimums_.empty() ? nullptr : minimums_.data();
   view.nesting = nesting_;
+  view.quad_step = quad_step_;
+  view.quad_bias = quad_bias();
   view.sub_scales = sub_scales_.empty() ? nullptr : sub_scales_.data();
   view.sub_minimums = sub_minimums_.empty() ? nullptr : sub_minimums_.data();
   return view;
@@ -187,6 +231,7 @@ float Matrix::number_at(Number type, const Memory<std::uint8_t>& numbers,
 }
 
 float Matrix::code_at(std::size_t strip, int column, int lane) const {
+  if (in_quads()) return quad_at(strip, column, lane);
   const std::uint8_t* codes = codes_.data() + strip * strip_bytes_;
   const std::size_t at = static_cast<std::size_t>(column) * kStrip + lane;
   if (codes_type_ == Codes::number) return read_number({number_, codes}, at);

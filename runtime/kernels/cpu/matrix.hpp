@@ -34,7 +34,12 @@ struct CodesSource {
   const std::int8_t* sub_minimum = nullptr;       // [rows, groups]
   std::vector<std::int32_t> group_starts;         // [groups + 1]
   std::vector<std::int32_t> column_order;         // [columns]: packed column k is this one; or empty
+  bool quads = false;                             // for integer products; see quad_step_of
 };
+
+// Columns that integer products take at a time, so that all of them are of one group; 0 where groups
+// do not allow it.
+int quad_step_of(const std::vector<std::int32_t>& group_starts);
 
 class Matrix {
  public:
@@ -48,6 +53,8 @@ class Matrix {
   std::size_t bytes() const;
   // The order in which the kernels want x's columns; empty where it is the natural one.
   const std::vector<std::int32_t>& column_order() const { return column_order_; }
+  // Whether it is laid out for integer products, which then are the only ones that it can be in.
+  bool in_quads() const { return quad_step_ > 0; }
   MatrixView view() const;
   // float32 [columns], in the natural order.
   void dequantize_row(int row, float* out) const;
@@ -55,16 +62,20 @@ class Matrix {
  private:
   void pack_numbers(const void* numbers, int strip);
   void pack_codes(const CodesSource& source, int strip);
+  void pack_quads(const CodesSource& source, int strip);
   void pack_groups(const CodesSource& source, int strip);
   float number_at(Number type, const Memory<std::uint8_t>& numbers,
                   const Memory<std::int8_t>& factors, std::size_t strip, int group, int lane) const;
   float code_at(std::size_t strip, int column, int lane) const;
+  float quad_at(std::size_t strip, int column, int lane) const;
+  int quad_bias() const;
 
   int rows_;
   int columns_;
   Codes codes_type_;
   Number number_ = Number::float32;
   bool unsigned_codes_ = false;
+  int quad_step_ = 0;
   std::vector<float> table_;
   float divisor_ = 1.0F;
   std::size_t strip_bytes_;

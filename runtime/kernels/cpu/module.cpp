@@ -22,14 +22,30 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<ThreadPool> pool, const std::str
 using Bias = std::optional<Array<float, nb::ndim<1>>>;
 using ProjectionArgument = std::tuple<int, std::shared_ptr<Matrix>, Bias>;
 
-void add_linear(Plan& plan, int x, const std::vector<ProjectionArgument>& arguments) {
+std::vector<Plan::Projection> projections_of(const std::vector<ProjectionArgument>& arguments) {
   std::vector<Plan::Projection> projections;
   for (const auto& [out, matrix, bias] : arguments) {
     std::vector<float> values;
     if (bias) values.assign(bias->data(), bias->data() + bias->shape(0));
     projections.push_back({out, matrix, std::move(values)});
   }
-  plan.add_linear(x, std::move(projections));
+  return projections;
+}
+
+void add_linear(Plan& plan, int x, const std::vector<ProjectionArgument>& arguments) {
+  plan.add_linear(x, projections_of(arguments));
+}
+
+void add_linear_int8(Plan& plan, int x, const std::vector<ProjectionArgument>& arguments) {
+  plan.add_linear_int8(x, projections_of(arguments));
+}
+
+void add_quantize(Plan& plan, int out, int x, int group, float fixed, float span) {
+  Rounding rounding;
+  rounding.group = group;
+  rounding.fixed = fixed;
+  rounding.span = span;
+  plan.add_quantize(out, x, rounding);
 }
 
 void add_round(Plan& plan, int out, int x, const std::string& numbers, int group,
@@ -120,6 +136,10 @@ NB_MODULE(_native, m) {
       .def("add_round", &add_round, nb::arg("out"), nb::arg("x"), nb::arg("numbers"),
            nb::arg("group"), nb::arg("scales"), nb::arg("fixed"), nb::arg("divisor"))
       .def("add_linear", &add_linear, nb::arg("x"), nb::arg("projections"))
+      .def("add_rounded_buffer", &Plan::add_rounded_buffer, nb::arg("width"), nb::arg("selected"))
+      .def("add_quantize", &add_quantize, nb::arg("out"), nb::arg("x"), nb::arg("group"),
+           nb::arg("fixed"), nb::arg("span"))
+      .def("add_linear_int8", &add_linear_int8, nb::arg("x"), nb::arg("projections"))
       .def("add_rope", &Plan::add_rope, nb::arg("out"), nb::arg("x"), nb::arg("heads"),
            nb::arg("head_dim"), nb::arg("table"))
       .def("add_attend", &add_attend, nb::arg("out"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
@@ -138,7 +158,7 @@ NB_MODULE(_native, m) {
 
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
-    for (const char* name : {"avx512", "avx2", "portable"})
+    for (const char* name : {"avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable"})
       if (find_kernels(name) != nullptr) names.emplace_back(name);
     return names;
   });

@@ -10,9 +10,6 @@ namespace coldpress {
 
 namespace {
 
-// Rows that share one expansion of a strip: many enough to pay for it, few enough for the cache.
-constexpr int kRowBlock = 96;
-
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(std::string("malformed step: ") + what);
 }
@@ -86,43 +83,6 @@ void Plan::add_round(BufferId out, BufferId x, Rounding rounding) {
   ops_.push_back([this, out, x, rounding](const Batch& batch) {
     for_rows(count(batch, out), 2 * buffers_[x].stride, [&](int row) {
       kernels_.round_row(buffers_[x].row(row), buffers_[x].width, rounding, buffers_[out].row(row));
-    });
-  });
-}
-
-void Plan::add_linear(BufferId x, std::vector<Projection> projections) {
-  struct Part {
-    BufferId out;
-    std::shared_ptr<const Matrix> matrix;
-    MatrixView view;
-    Memory<float> bias;
-    int first_strip;
-  };
-  // std::function copies what it holds; the parts are shared instead.
-  auto parts = std::make_shared<std::vector<Part>>();
-  int strips = 0;
-  for (Projection& projection : projections) {
-    Part part{projection.out, projection.matrix, projection.matrix->view(), {}, strips};
-    strips += part.matrix->strips();
-    if (!projection.bias.empty()) {
-      part.bias = Memory<float>(static_cast<std::size_t>(part.matrix->strips()) * kStrip);
-      std::copy(projection.bias.begin(), projection.bias.end(), part.bias.data());
-    }
-    parts->push_back(std::move(part));
-  }
-  ops_.push_back([this, x, parts, strips](const Batch& batch) {
-    const int rows = count(batch, parts->front().out);
-    const int blocks = (rows + kRowBlock - 1) / kRowBlock;
-    pool_->run(blocks * strips, [&](int piece, int thread) {
-      const int strip = piece % strips;
-      const int first = piece / strips * kRowBlock;
-      auto part = parts->rbegin();
-      while (part->first_strip > strip) ++part;
-      const Buffer& out = buffers_[part->out];
-      const float* bias = part->bias.empty() ? nullptr : part->bias.data();
-      kernels_.linear(part->view, strip - part->first_strip, buffers_[x].row(first),
-                      buffers_[x].stride, std::min(kRowBlock, rows - first), bias, out.row(first),
-                      out.stride, scratch_[thread].data());
     });
   });
 }
@@ -209,6 +169,14 @@ void Plan::reserve(int tokens, int selected) {
     const int rows = buffer.selected ? selected : tokens;
     if (rows <= buffer.capacity) continue;
     buffer.data = Memory<float>(rows * buffer.stride);
+    buffer.capacity = rows;
+  }
+  for (RoundedBuffer& buffer : rounded_) {
+    const int rows = buffer.selected ? selected : tokens;
+    if (rows <= buffer.capacity) continue;
+    buffer.codes = Memory<std::int8_t>(rows * buffer.stride);
+    buffer.scales = Memory<float>(rows * (buffer.stride / kRun));
+    buffer.sums = Memory<std::int32_t>(rows * (buffer.stride / kSumRun));
     buffer.capacity = rows;
   }
 }

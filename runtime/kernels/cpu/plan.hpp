@@ -42,6 +42,8 @@ class Plan {
 
   // float32 [tokens, width], or [selected rows, width].
   BufferId add_buffer(int width, bool selected);
+  // Rows of int8 with their scales; the ids are of their own kind.
+  BufferId add_rounded_buffer(int width, bool selected);
   // A rotary embedding; frequencies are radians per position, float64 [dimension / 2].
   int add_rope_table(std::vector<double> frequencies, double attention_factor);
   int add_cache(int kv_heads, int head_dim);
@@ -54,6 +56,10 @@ class Plan {
   void add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix);
   void add_round(BufferId out, BufferId x, Rounding rounding);
   void add_linear(BufferId x, std::vector<Projection> projections);
+  // out: a rounded buffer; groups are the whole row or a multiple of kRun columns.
+  void add_quantize(BufferId out, BufferId x, Rounding rounding);
+  // x: a rounded buffer; every matrix is in quads.
+  void add_linear_int8(BufferId x, std::vector<Projection> projections);
   void add_rope(BufferId out, BufferId x, int heads, int head_dim, int table);
   // `view` without its pointers and strides, which belong to cache `cache`.
   void add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cache, AttentionView view);
@@ -81,6 +87,29 @@ class Plan {
     Memory<float> data;
     float* row(std::size_t i) const { return data.data() + i * stride; }
   };
+  struct RoundedBuffer {
+    int width;
+    std::size_t stride;
+    bool selected;
+    int capacity = 0;
+    Memory<std::int8_t> codes;
+    Memory<float> scales;
+    Memory<std::int32_t> sums;
+    RoundedRows rows() const { return {codes.data(), stride, scales.data(), sums.data()}; }
+  };
+  struct Part {
+    BufferId out;
+    std::shared_ptr<const Matrix> matrix;
+    MatrixView view;
+    Memory<float> bias;
+    int first_strip;
+  };
+  // Matrices that multiply the same rows, strip after strip.
+  struct Parts {
+    std::vector<Part> parts;
+    int strips = 0;
+    const Part& holding(int strip) const;
+  };
   struct RopeTable {
     std::vector<double> frequencies;
     double attention_factor;
@@ -100,6 +129,10 @@ class Plan {
   void locate_sequences(const Batch& batch);
   void fill_rope_table(RopeTable& table, const Batch& batch);
   int count(const Batch& batch, BufferId out) const;
+  static std::shared_ptr<const Parts> join(std::vector<Projection> projections);
+  // multiply(part, strip of the part, first row, rows, thread) for every strip and run of rows.
+  template <class F>
+  void for_strips(const Batch& batch, const Parts& parts, F&& multiply);
   const std::int32_t* pages_of(const Batch& batch, int token) const;
   void store_token(const Cache& cache, const AttentionView& view, const Batch& batch, int token,
                    const float* k, const float* v) const;
@@ -110,6 +143,7 @@ class Plan {
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
   std::vector<Buffer> buffers_;
+  std::vector<RoundedBuffer> rounded_;
   std::vector<RopeTable> rope_tables_;
   std::vector<Cache> caches_;
   std::vector<Op> ops_;

@@ -94,7 +94,7 @@ inline float power_of_two_scale(float largest, Levels levels) {
 float scale_of(float largest, const Rounding& r) {
   if (bits_of_float(largest) >= kInfinityBits) return float_of_bits(0x7FC00000U);
   if (r.scales == Scales::e8m0) return power_of_two_scale(largest, r.levels);
-  const float span = r.levels == Levels::int8 ? 127.5F : r.levels == Levels::e4m3 ? 448.0F : 6.0F;
+  const float span = r.levels == Levels::int8 ? r.span : r.levels == Levels::e4m3 ? 448.0F : 6.0F;
   float scale = largest / span;
   if (r.scales == Scales::e4m3) {
     scale = round_to_e4m3(r.divisor * scale);
@@ -110,14 +110,48 @@ void round_group(const float* x, int n, Levels levels, float scale, float* out) 
   });
 }
 
-void round_row(const float* x, int n, const Rounding& rounding, float* out) {
+// f(first column, count, scale) for each group of a row.
+template <class F>
+inline void for_groups(const float* x, int n, const Rounding& rounding, F&& f) {
   const int size = rounding.group > 0 ? rounding.group : n;
   for (int k = 0; k < n; k += size) {
     const int count = n - k < size ? n - k : size;
     const bool fixed = rounding.fixed != 0.0F;
-    const float scale = fixed ? rounding.fixed : scale_of(largest_of(x + k, count), rounding);
-    round_group(x + k, count, rounding.levels, scale, out + k);
+    f(k, count, fixed ? rounding.fixed : scale_of(largest_of(x + k, count), rounding));
   }
+}
+
+void round_row(const float* x, int n, const Rounding& rounding, float* out) {
+  for_groups(x, n, rounding, [&](int k, int count, float scale) {
+    round_group(x + k, count, rounding.levels, scale, out + k);
+  });
+}
+
+inline void store_codes(std::int8_t* p, Vec a, int count) {
+  if (count == kLanes) return store_int8(p, a);
+  std::int8_t lanes[kLanes];
+  store_int8(lanes, a);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+inline std::int32_t sum_of(const std::int8_t* codes, int count) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < count; ++i) sum += codes[i];
+  return sum;
+}
+
+void quantize_row(const float* x, int n, const Rounding& rounding, std::int8_t* codes,
+                  float* scales, std::int32_t* sums) {
+  for_groups(x, n, rounding, [&](int k, int count, float scale) {
+    const Vec divisor = splat(scale);
+    for_vectors(count, [&](int i, int lanes) {
+      const Vec rounded = round_to(Levels::int8, div(load_some(x + k + i, lanes), divisor));
+      store_codes(codes + k + i, rounded, lanes);
+    });
+    for (int i = 0; i < count; i += kRun) scales[(k + i) / kRun] = scale;
+  });
+  for (int k = 0; k < n; k += kSumRun)
+    sums[k / kSumRun] = sum_of(codes + k, n - k < kSumRun ? n - k : kSumRun);
 }
 
 }  // namespace coldpress::COLDPRESS_ISA

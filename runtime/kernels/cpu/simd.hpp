@@ -54,6 +54,10 @@ inline Vec load_int8(const std::int8_t* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+// Whole numbers within int8.
+inline void store_int8(std::int8_t* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
 // The value of each e4m3 byte / 256: its bits, moved to where float16 has them. NaN is not known.
 inline Vec load_e4m3(const std::uint8_t* p) {
   const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -117,6 +121,11 @@ inline Vec load_bfloat16(const std::uint16_t* p) {
 inline Vec load_int8(const std::int8_t* p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store_int8(std::int8_t* p, Vec a) {
+  const __m256i wide = _mm256_cvtps_epi32(a);
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
 }
 inline Vec load_e4m3(const std::uint8_t* p) {
   const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -209,6 +218,9 @@ inline Vec load_bfloat16(const std::uint16_t* p) {
 }
 inline Vec load_int8(const std::int8_t* p) {
   return __builtin_convertvector((IntVec{p[0], p[1], p[2], p[3]}), Vec);
+}
+inline void store_int8(std::int8_t* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::int8_t>(a[i]);
 }
 inline Vec load_e4m3(const std::uint8_t* p) {
   const auto one = [](std::uint8_t byte) {

@@ -138,11 +138,12 @@ def oracle(model: Model) -> TorchExecutor:
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("head", [False, True], ids=["linear", "head"])
 @pytest.mark.parametrize("case", CASES)
-def test_one_linear_equals_the_oracle(case: str, head: bool, isa: str) -> None:
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_one_linear_equals_the_oracle(case: str, head: bool, isa: str, activations: str) -> None:
     """Inputs are the same to the bit, so only the order of the sums is left to differ in."""
     model = one_linear(CASES[case], head=head)
     expected = oracle(model).step(alone(TOKENS))
-    found = native(model, instruction_set=isa).step(alone(TOKENS))
+    found = native(model, instruction_set=isa, activations=activations).step(alone(TOKENS))
     weight, table = (model.weights.load(name) for name in ("weight0", "table"))
     assert isinstance(weight, QuantizedTensor) and isinstance(table, np.ndarray)
     size = np.abs(table[TOKENS]).sum(1, keepdims=True) * np.abs(weight.dequantize()).max()
@@ -168,14 +169,15 @@ def steps_of_inputs(case: Make) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_whole_models_follow_the_oracle(case: str) -> None:
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_whole_models_follow_the_oracle(case: str, activations: str) -> None:
     """The executors' sums differ in their last bits; where that moves an input over the middle of
     two levels it moves by a whole step. In a model of one layer that is rare, and tokens that see
     only themselves do not pass it on: most agree as closely as if nothing were rounded, and none
     is further off than a step, which the layer passes on with a gain of about one."""
     model = whole_model(CASES[case], layers=1)
     expected = oracle(model).step(alone(TOKENS))
-    found = native(model).step(alone(TOKENS))
+    found = native(model, activations=activations).step(alone(TOKENS))
     assert np.isfinite(found).all()
     roundings = sum(op.in_features for op in model.program.ops if isinstance(op, Linear | Logits))
     difference = np.abs(found - expected).max(1)
@@ -185,13 +187,14 @@ def test_whole_models_follow_the_oracle(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["w8a8-dynamic", "fp8-block", "nvfp4", "w4a8-scattered"])
-def test_company_chunks_and_threads_change_no_bit(case: str) -> None:
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_company_chunks_and_threads_change_no_bit(case: str, activations: str) -> None:
     model = whole_model(CASES[case])
     order = np.arange(45, dtype=np.int32)
     pages = 1 + np.arange(6, dtype=np.int32)[None]
     whole = StepBatch(TOKENS, order, np.array([0, 45], np.int32), pages, order)
-    expected = native(model, threads=1).step(whole).copy()
-    busy = native(model, threads=2, max_step_tokens=4)
+    expected = native(model, threads=1, activations=activations).step(whole).copy()
+    busy = native(model, threads=2, max_step_tokens=4, activations=activations)
     pieces = []
     for start, end in ((0, 1), (1, 9), (9, 10), (10, 41), (41, 45)):
         part, rows = slice(start, end), np.arange(end - start, dtype=np.int32)

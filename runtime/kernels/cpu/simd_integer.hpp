@@ -1,0 +1,129 @@
+// Products of bytes, summed in int32, in whichever instruction set this file is compiled for.
+//
+// All of it is exact.
+#pragma once
+
+#include "simd.hpp"
+
+namespace coldpress::COLDPRESS_ISA {
+
+#if defined(__AVX512F__)
+
+using Integers = __m512i;  // kLanes of int32; or four bytes for each of them
+
+inline Integers load_quads(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+inline Integers low_nibbles(Integers a) {
+  return _mm512_and_si512(a, _mm512_set1_epi8(15));
+}
+inline Integers high_nibbles(Integers a) {
+  return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15));
+}
+inline Integers splat_integer(std::int32_t a) { return _mm512_set1_epi32(a); }
+inline Integers add_integers(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
+inline Integers mul_integers(Integers a, Integers b) { return _mm512_mullo_epi32(a, b); }
+inline Integers load_integers(const std::int8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec to_floats(Integers a) { return _mm512_cvtepi32_ps(a); }
+// Ends what the compiler knows of a value, so that it is not spilled in a loop for the sake of what
+// comes after.
+inline void part_from_loop(Integers& a) { asm("" : "+v"(a)); }
+
+#if defined(__AVX512VNNI__)
+inline Integers dot_nibbles(Integers sum, Integers u, Integers s) {
+  return _mm512_dpbusd_epi32(sum, u, s);
+}
+inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
+  return _mm512_dpbusd_epi32(sum, u, s);
+}
+#else
+inline Integers dot_nibbles(Integers sum, Integers u, Integers s) {
+  const __m512i pairs = _mm512_maddubs_epi16(u, s);
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+// Two products of whole bytes do not fit 16 bits; those of their halves do.
+inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
+  const __m512i high = _mm512_maddubs_epi16(high_nibbles(u), s);
+  sum = _mm512_add_epi32(sum, _mm512_madd_epi16(high, _mm512_set1_epi16(16)));
+  return dot_nibbles(sum, low_nibbles(u), s);
+}
+#endif
+
+#elif defined(__AVX2__)
+
+using Integers = __m256i;
+
+inline Integers load_quads(const std::uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline Integers low_nibbles(Integers a) {
+  return _mm256_and_si256(a, _mm256_set1_epi8(15));
+}
+inline Integers high_nibbles(Integers a) {
+  return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15));
+}
+inline Integers splat_integer(std::int32_t a) { return _mm256_set1_epi32(a); }
+inline Integers add_integers(Integers a, Integers b) { return _mm256_add_epi32(a, b); }
+inline Integers mul_integers(Integers a, Integers b) { return _mm256_mullo_epi32(a, b); }
+inline Integers load_integers(const std::int8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec to_floats(Integers a) { return _mm256_cvtepi32_ps(a); }
+inline void part_from_loop(Integers& a) { asm("" : "+x"(a)); }
+
+#if defined(__AVXVNNI__)
+inline Integers dot_nibbles(Integers sum, Integers u, Integers s) {
+  return _mm256_dpbusd_avx_epi32(sum, u, s);
+}
+inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
+  return _mm256_dpbusd_avx_epi32(sum, u, s);
+}
+#else
+inline Integers dot_nibbles(Integers sum, Integers u, Integers s) {
+  const __m256i pairs = _mm256_maddubs_epi16(u, s);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
+  const __m256i high = _mm256_maddubs_epi16(high_nibbles(u), s);
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+  return dot_nibbles(sum, low_nibbles(u), s);
+}
+#endif
+
+#else
+
+typedef std::int32_t Integers __attribute__((vector_size(16)));
+typedef std::uint8_t Quads __attribute__((vector_size(16)));
+
+inline Integers load_quads(const std::uint8_t* p) {
+  Integers a;
+  std::memcpy(&a, p, sizeof a);
+  return a;
+}
+inline Integers low_nibbles(Integers a) { return a & 0x0F0F0F0F; }
+inline Integers high_nibbles(Integers a) { return (a >> 4) & 0x0F0F0F0F; }
+inline Integers splat_integer(std::int32_t a) { return Integers{a, a, a, a}; }
+inline Integers add_integers(Integers a, Integers b) { return a + b; }
+inline Integers mul_integers(Integers a, Integers b) { return a * b; }
+inline Integers load_integers(const std::int8_t* p) { return Integers{p[0], p[1], p[2], p[3]}; }
+inline Vec to_floats(Integers a) { return __builtin_convertvector(a, Vec); }
+inline void part_from_loop(Integers&) {}
+inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
+  Quads bytes;
+  std::memcpy(&bytes, &u, sizeof bytes);
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int j = 0; j < 4; ++j)
+      sum[lane] += bytes[4 * lane + j] * static_cast<std::int8_t>(s[lane] >> 8 * j);
+  return sum;
+}
+inline Integers dot_nibbles(Integers sum, Integers u, Integers s) { return dot_bytes(sum, u, s); }
+
+#endif
+
+inline Integers splat_quad(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return splat_integer(four);
+}
+
+}  // namespace coldpress::COLDPRESS_ISA
