@@ -124,8 +124,20 @@ const float* expand(const MatrixView& m, int strip, int from, int to, int& group
   return panel;
 }
 
+// 16-bit floats as they lie in a matrix; the two types are told apart by their names alone.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+inline Vec load_weights(const float* p) { return load(p); }
+inline Vec load_weights(const Float16* p) { return load_float16(&p->bits); }
+inline Vec load_weights(const Bfloat16* p) { return load_bfloat16(&p->bits); }
+
+template <class Weight>
 struct Tile {
-  const float* weights;  // [columns][kStrip]
+  const Weight* weights;  // [columns][kStrip]
   const float* x;
   std::size_t x_stride;
   float* out;
@@ -134,15 +146,15 @@ struct Tile {
 };
 
 // start: what the sums begin with, [vecs * kLanes]; nullptr to go on from what `out` holds.
-template <int rows, int vecs>
-inline void multiply(const Tile& t, const float* start) {
+template <int rows, int vecs, class Weight>
+inline void multiply(const Tile<Weight>& t, const float* start) {
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v)
       sums[r][v] = load((start != nullptr ? start : t.out + r * t.out_stride) + v * kLanes);
   for (int k = 0; k < t.columns; ++k) {
     Vec w[vecs];
-    for (int v = 0; v < vecs; ++v) w[v] = load(t.weights + k * kStrip + v * kLanes);
+    for (int v = 0; v < vecs; ++v) w[v] = load_weights(t.weights + k * kStrip + v * kLanes);
     for (int r = 0; r < rows; ++r) {
       const Vec x = splat(t.x[r * t.x_stride + k]);
       for (int v = 0; v < vecs; ++v) sums[r][v] = fma(w[v], x, sums[r][v]);
@@ -152,8 +164,8 @@ inline void multiply(const Tile& t, const float* start) {
     for (int v = 0; v < vecs; ++v) store(t.out + r * t.out_stride + v * kLanes, sums[r][v]);
 }
 
-template <int rows>
-inline void multiply_strip(Tile tile, const float* start) {
+template <int rows, class Weight>
+inline void multiply_strip(Tile<Weight> tile, const float* start) {
   // One row alone has few sums in flight: give it a wide tile where the registers allow.
   constexpr int vecs = rows == 1 && kStripVecs >= 8 ? 8 : kTileVecs;
   for (int v = 0; v < kStripVecs; v += vecs) {
@@ -164,7 +176,8 @@ inline void multiply_strip(Tile tile, const float* start) {
   }
 }
 
-inline void multiply_rows(Tile tile, int rows, const float* start) {
+template <class Weight>
+inline void multiply_rows(Tile<Weight> tile, int rows, const float* start) {
   while (rows >= kTileRows) {
     multiply_strip<kTileRows>(tile, start);
     tile.x += kTileRows * tile.x_stride;
@@ -181,17 +194,36 @@ inline void multiply_rows(Tile tile, int rows, const float* start) {
   }
 }
 
+// Numbers can be expanded in the registers of a tile: so few tiles do that sooner than a panel is
+// written and read again.
+inline bool is_direct(const MatrixView& m, int rows) {
+  return m.codes_type == Codes::number && rows <= 3 * kTileRows;
+}
+
+template <class Weight>
+inline void multiply_directly(const MatrixView& m, int strip, const float* x, std::size_t x_stride,
+                              int rows, const float* start, float* out, std::size_t out_stride) {
+  const auto* weights = reinterpret_cast<const Weight*>(m.codes + strip * m.strip_bytes);
+  multiply_rows<Weight>({weights, x, x_stride, out, out_stride, m.columns}, rows, start);
+}
+
 void linear(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
             const float* bias, float* out, std::size_t out_stride, float* panel) {
   static constexpr float kZeros[kStrip] = {};
   const float* start = bias != nullptr ? bias + strip * kStrip : kZeros;
   out += strip * kStrip;
+  if (is_direct(m, rows)) {
+    const auto directly = m.number == Number::float16    ? multiply_directly<Float16>
+                          : m.number == Number::bfloat16 ? multiply_directly<Bfloat16>
+                                                         : multiply_directly<float>;
+    return directly(m, strip, x, x_stride, rows, start, out, out_stride);
+  }
   int group = 0;
   for (int k = 0; k < m.columns; k += kPanel) {
     const int end = k + kPanel < m.columns ? k + kPanel : m.columns;
     const float* weights = expand(m, strip, k, end, group, panel);
-    multiply_rows({weights, x + k, x_stride, out, out_stride, end - k}, rows,
-                  k == 0 ? start : nullptr);
+    multiply_rows<float>({weights, x + k, x_stride, out, out_stride, end - k}, rows,
+                         k == 0 ? start : nullptr);
   }
 }
 
