@@ -28,6 +28,8 @@ MIXES = (
 )
 MODELS: dict[str, dict[str, Any]] = {
     "grouped": {"hidden_size": 256, "intermediate": 512, "heads": 8, "kv_heads": 2},
+    "tied": {"hidden_size": 256, "intermediate": 96, "tied": True},
+    "narrow": {"hidden_size": 64, "intermediate": 96, "heads": 4, "kv_heads": 1},
     "narrow-tied": {
         "hidden_size": 96,
         "intermediate": 256,
@@ -59,7 +61,8 @@ def built(folder: Path, family: str = "llama", **options: Any) -> Path:
 def quantized_by_llama_cpp(source: Path, out: Path, mix: str) -> Path:
     """With an importance matrix of ones, so that rules which ask for one apply."""
     tensors = [t for t in GgufFile(source).tensors.values() if t.name.startswith("blk.")]
-    ones = [(t.name.encode(), np.ones(t.shape[-1], np.float32)) for t in tensors]
+    counts = {t: t.shape[-1] * (t.shape[0] if len(t.shape) == 3 else 1) for t in tensors}
+    ones = [(t.name.encode(), np.ones(count, np.float32)) for t, count in counts.items()]
     entries = (llama_cpp.llama_model_imatrix_data * (len(ones) + 1))()
     for entry, (name, values) in zip(entries, ones, strict=False):
         entry.name, entry.size = name, values.size
