@@ -41,11 +41,14 @@ def verify(
 
     engines: dict[str, str] = {}
     facts: list[ScheduleFacts] = []
+    unrun: list[str] = []
 
     def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         probe, ours = probe_of(tokens), model.path == artifact
         backend = _backend(model, machine) if ours else _reference_backend(model, machine)
         engines["artifact" if ours else "reference"] = backend
+        if ours and model.kind == "tensorrt" and backend != "tensorrt":
+            unrun.append(f"the engine was not run: --backend {backend} ran what lies beside it")
         executor = load_executor(
             model,
             backend=backend,
@@ -66,7 +69,7 @@ def verify(
     report = check(artifact, against, logits_of if logits else None, on_progress)
     if report.logits is not None and facts:
         told = replace(report.logits, schedule=asdict(facts[-1]), engines=engines)
-        report = replace(report, logits=told)
+        report = replace(report, logits=told, notes=(*report.notes, *unrun))
     if record:
         record_parity(artifact, report)
     return report
@@ -87,11 +90,15 @@ def _reference_backend(model: "Model", machine: Machine) -> str:
 
 
 def _backend(model: "Model", machine: Machine) -> str:
-    """The asked one; by default the model's own, or torch for what the cpu backend cannot run."""
+    """The asked one; by default the model's own, or torch for what the cpu backend cannot run, or
+    ONNX Runtime for the graph that an engine was built from, where there is no GPU."""
     from runtime.executors.cpu import check_supported
+    from runtime.executors.tensorrt.cuda import has_gpu
     from runtime.loading import resolve_backend
 
     backend = resolve_backend(model, machine.backend)
+    if backend == "tensorrt" and machine.backend == AUTO and not has_gpu():
+        return "onnx"
     if backend == "cpu" and machine.backend == AUTO:
         try:
             check_supported(model.program)

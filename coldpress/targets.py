@@ -1,17 +1,21 @@
 """What `--target` asks for, and who writes it."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from coldpress import __version__
 from quant.format.errors import InputError
 
+if TYPE_CHECKING:
+    from compile.model import Model
+
 Progress = Callable[[int, int, str], None]
 Kind = Literal["gguf", "onnx", "tensorrt"]
 
-PAYLOAD = "model.gguf"
+PAYLOAD, CONFIG = "model.gguf", "config.json"
 
 
 @dataclass(frozen=True)
@@ -80,29 +84,50 @@ def write_payload(
 def _write_engine(
     target: Target, checkpoint: Path, directory: Path, on_progress: Progress | None
 ) -> Built:
-    """The ONNX graph with its weights, and the engine that is built from it."""
+    """The ONNX graph with its weights, and the engine that is built from it; for an artifact that
+    has an engine already, an engine from the graph that it keeps."""
     from compile.open_model import open_model
-    from compile.to_onnx.build import build_model
-    from compile.to_onnx.plan import plan_model
     from compile.to_tensorrt.api import BuildApi
     from compile.to_tensorrt.build import build_engine
-    from compile.to_tensorrt.cards import check_types
 
     api, model = BuildApi(here=not target.cards), open_model(checkpoint)
-    rows = plan_model(model, "auto", __version__).rows
-    check_types(target.cards, {row.tensor: row.form.dtype for row in rows})
-    onnx = build_model(model, directory, "auto", version=__version__, on_progress=on_progress)
-    engine = build_engine(
-        directory,
-        model.program,
-        str(target),
-        api,
-        target.cards,
-        version=__version__,
-        on_progress=on_progress,
-    )
-    types = {row.tensor: row.form.dtype for row in onnx.rows}
-    return Built(types, (*onnx.notes, *engine.notes), engine.facts.to_json())
+    write = _copy_graph if model.kind == "tensorrt" else _write_graph
+    types, notes = write(target, model, directory, on_progress)
+    engine = build_engine(directory, model.program, str(target), api, target.cards, on_progress)
+    return Built(types, (*notes, *engine.notes), engine.facts.to_json())
+
+
+def _write_graph(
+    target: Target, model: "Model", directory: Path, on_progress: Progress | None
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    from compile.to_onnx.build import build_model
+    from compile.to_onnx.plan import plan_model
+    from compile.to_tensorrt.build import use_halves
+    from compile.to_tensorrt.cards import check_types
+
+    plan = plan_model(model, "auto", __version__)
+    types = {row.tensor: row.form.dtype for row in plan.rows}
+    check_types(target.cards, types)
+    build_model(model, directory, "auto", version=__version__, on_progress=on_progress)
+    use_halves(directory, __version__)
+    return types, plan.notes
+
+
+def _copy_graph(
+    target: Target, model: "Model", directory: Path, on_progress: Progress | None
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    from compile.manifest import read_manifest
+    from compile.onnx_contract import DATA_FILE, GRAPH_FILE
+    from compile.to_tensorrt.cards import check_types
+
+    assert model.directory is not None, "an engine lies in a directory"
+    types = read_manifest(model.directory).modules or {}
+    check_types(target.cards, types)
+    for index, name in enumerate((GRAPH_FILE, DATA_FILE, CONFIG)):
+        if on_progress is not None:
+            on_progress(index, 3, name)
+        shutil.copyfile(model.directory / name, directory / name)
+    return types, ()
 
 
 def plan_payload(target: Target, checkpoint: Path) -> dict[str, Any]:

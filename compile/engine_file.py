@@ -22,20 +22,21 @@ BUILDERS: tuple[Builder, ...] = ("tensorrt_rtx", "tensorrt")
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """The largest step that an engine takes, and the size of its pages.
+    """The largest step that an engine takes, and the sizes of its pages.
 
     tokens: T of docs/ONNX.md, in one run. sequences: B. context: longest past and present together,
-    in tokens. page_size: tokens of a page, fixed.
+    in tokens. page_size: tokens of a page, as served; smaller ones, down to least_page_size, are
+    for tests.
     """
 
     context: int
     tokens: int = 256
     sequences: int = 16
     page_size: int = 32
+    least_page_size: int = 8
 
-    @property
-    def past_pages(self) -> int:
-        return -(-self.context // self.page_size)
+    def past_pages(self, page_size: int) -> int:
+        return -(-self.context // page_size)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from compile.to_tensorrt.api import NO_KERNEL, BuildApi, Shapes, Sizes
 from compile.to_tensorrt.check import check_network
 from compile.to_tensorrt.experts import with_all_rows
 from compile.to_tensorrt.halves import in_halves
+from compile.to_tensorrt.ranges import check_range
 from compile.to_tensorrt.sizes import check_size, packed_bytes_of
 from quant.format.errors import UnsupportedModelError
 from quant.format.staging import staged_file, write_file_atomically
@@ -37,25 +38,28 @@ def engine_limits(program: Program) -> EngineLimits:
     return EngineLimits(context=min(program.sizes.max_positions, LONGEST_CONTEXT))
 
 
+def use_halves(directory: Path, version: str) -> None:
+    """Put the graph that an engine is built from in the place of the portable one; the weights
+    beside it stay as they are."""
+    graph = in_halves(with_all_rows(read_graph(directory / GRAPH_FILE, constants=True)))
+    write_file_atomically(directory / GRAPH_FILE, encode_graph(graph, version))
+
+
 def build_engine(
     directory: Path,
     program: Program,
     target: str,
     api: BuildApi,
     cards: tuple[str, ...],
-    *,
-    version: str,
     on_progress: Progress | None = None,
 ) -> EngineBuild:
-    """Write `model.engine`, and put the graph that it was built from in the place of the portable
-    one in `directory`; the weights beside it stay as they are.
+    """Write `model.engine` from the graph in `directory`, which `use_halves` has prepared.
 
     cards: compute capabilities. Raises UnsupportedModelError for what TensorRT refuses, and
     CheckFailedError where it would compute something else or has unpacked the weights.
     """
-    limits = engine_limits(program)
-    graph = in_halves(with_all_rows(read_graph(directory / GRAPH_FILE, constants=True)))
-    write_file_atomically(directory / GRAPH_FILE, encode_graph(graph, version))
+    limits, graph = engine_limits(program), read_graph(directory / GRAPH_FILE)
+    range_notes = check_range(directory, graph)
     if on_progress is not None:
         on_progress(0, 1, ENGINE_FILE)
     sizes = profile_sizes(graph, limits)
@@ -78,7 +82,7 @@ def build_engine(
     )
     if on_progress is not None:
         on_progress(1, 1, ENGINE_FILE)
-    return EngineBuild(facts, _notes(program, limits, fused))
+    return EngineBuild(facts, (*_notes(program, limits, fused), *range_notes))
 
 
 def _build(
@@ -108,15 +112,15 @@ def profile_sizes(graph: Graph, limits: EngineLimits) -> dict[str, Sizes]:
     second time. The usual step is a token of each sequence."""
     pools = [port for port in graph.inputs if port.shape[0] == "N"]
     page = max(limits.page_size * math.prod(map(int, port.shape[2:])) for port in pools)
-    usual, pages = limits.sequences, limits.past_pages
+    usual, pages = limits.sequences, limits.past_pages(limits.page_size)
     return {
         "T": (1, usual, limits.tokens),
         "B": (1, usual, limits.sequences),
         "Q": (1, 1, limits.tokens),
-        "M": (1, max(1, pages // 4), pages),
+        "M": (1, max(1, pages // 4), limits.past_pages(limits.least_page_size)),
         "R": (1, usual, limits.tokens),
         "N": (2, max(2, usual * pages // 4), LARGEST_VOLUME // page),
-        "P": (limits.page_size,) * 3,
+        "P": (limits.least_page_size, limits.page_size, limits.page_size),
     }
 
 

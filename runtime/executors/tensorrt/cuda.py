@@ -19,6 +19,15 @@ NO_GPU = (
 )
 
 
+def has_gpu() -> bool:
+    """Whether the CUDA driver is installed and finds a GPU."""
+    try:
+        driver = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return False
+    return bool(driver.cuInit(0) == 0)
+
+
 class CudaDevice:
     """The first GPU. Raises InputError where there is none."""
 

@@ -55,13 +55,14 @@ class TensorRTExecutor:
             )
         facts = read_facts(model.directory)
         engine = check_engine(model.directory, facts)
-        if page_size != facts.limits.page_size:
+        least, largest = facts.limits.least_page_size, facts.limits.page_size
+        if not least <= page_size <= largest:
             raise InputError(
-                f"{engine}: has pages of {facts.limits.page_size} tokens, and {page_size} are asked"
+                f"{engine}: takes pages of {least} to {largest} tokens, and not of {page_size}"
             )
         platform = open_platform(facts.builder)
         check_machine(facts, platform.version, platform.device.card)
-        self._facts, self._device = facts, platform.device
+        self._facts, self._device, self._page_size = facts, platform.device, page_size
         self._sizes = model.program.sizes
         layers = [op for op in model.program.ops if isinstance(op, Attend)]
         rows = {n: (op.kv_heads, op.head_dim) for op in layers for n in pool_names(op.layer)}
@@ -79,7 +80,7 @@ class TensorRTExecutor:
             pages = min(size // page_bytes, largest)
         else:
             free = self._device.free_bytes()
-            wanted = DEFAULT_CONTEXTS * facts.limits.past_pages + 1
+            wanted = DEFAULT_CONTEXTS * facts.limits.past_pages(self._page_size) + 1
             pages = min(wanted, (free - free // SPARE) // page_bytes, largest)
         if pages < 2:
             raise InputError(
@@ -99,7 +100,7 @@ class TensorRTExecutor:
 
     @property
     def page_size(self) -> int:
-        return self._facts.limits.page_size
+        return self._page_size
 
     @property
     def num_pages(self) -> int:

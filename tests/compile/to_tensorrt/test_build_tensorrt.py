@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coldpress.pressing import build
-from compile.engine_file import ENGINE_FILE, check_engine, ends_sha256, read_facts
+from compile.engine_file import ENGINE_FILE, EngineLimits, check_engine, ends_sha256, read_facts
 from compile.manifest import file_sha256
 from compile.onnx_contract import GRAPH_FILE
 from compile.open_model import open_model
@@ -41,7 +41,7 @@ def test_a_tensorrt_artifact_holds_the_checkpoints_numbers(tmp_path: Path, name:
     assert facts.builder == "tensorrt_rtx" and facts.builder_version
     assert facts.graph_sha256 == file_sha256(tmp_path / "out" / GRAPH_FILE)
     assert facts.engine_bytes == outcome["bytes"]
-    assert facts.profile["T"] == (1, 16, 256) and facts.profile["M"] == (1, 2, 8)
+    assert facts.profile["T"] == (1, 16, 256) and facts.profile["M"] == (1, 2, 32)
     assert check_engine(tmp_path / "out", facts) == tmp_path / "out" / ENGINE_FILE
 
 
@@ -117,7 +117,7 @@ def test_an_engine_of_other_bytes_is_refused(tmp_path: Path) -> None:
         {"engine_bytes": -1},
         {"engine_bytes": "many"},
         {"limits": {"context": 1}},
-        {"limits": {"context": 1, "tokens": 1, "sequences": 1, "page_size": 0}},
+        {"limits": dict.fromkeys(vars(EngineLimits(1)), 0)},
         {"profile": {"T": [1, 2]}},
         {"profile": 3},
         {"cards": [89]},

@@ -29,7 +29,7 @@ from compile.to_tensorrt.halves import in_halves
 from runtime.executors.tensorrt.interface import Device, EngineContext
 
 VERSION, CARD = "1.2.3", "sm89"
-LIMITS = EngineLimits(context=256, tokens=32, sequences=4, page_size=4)
+LIMITS = EngineLimits(context=256, tokens=32, sequences=4, page_size=4, least_page_size=4)
 
 
 def artifact_of(directory: Path, model: Model, limits: EngineLimits = LIMITS) -> Model:

@@ -149,7 +149,7 @@ def test_an_engine_without_a_manifest_is_refused(artifact: Model) -> None:
 
 
 def test_pages_of_another_size_are_refused(artifact: Model) -> None:
-    with pytest.raises(InputError, match="pages of 4 tokens, and 32 are asked"):
+    with pytest.raises(InputError, match="pages of 4 to 4 tokens, and not of 32"):
         executor_of(artifact, HostPlatform(), page_size=32)
 
 
