@@ -74,12 +74,13 @@ def _open_onnx(path: Path, directory: Path) -> Model:
     config = read_json_object(directory / CONFIG)
     weights = open_onnx(directory / GRAPH_FILE)
     program = _program(path, config, weights)
+    length = _length_note(config, program)
     if (directory / ENGINE_FILE).exists():
-        return Model(path, "tensorrt", program, weights, config, directory, None)
+        return Model(path, "tensorrt", program, weights, config, directory, None, length)
     schemes = [op.scheme for op in program.projections()]
     quantized = [scheme for scheme in schemes if isinstance(scheme, QuantizedScheme)]
     notes = _accuracy_note(sum(scheme.activation is None for scheme in quantized))
-    return Model(path, "onnx", program, weights, config, directory, None, notes)
+    return Model(path, "onnx", program, weights, config, directory, None, (*length, *notes))
 
 
 def _accuracy_note(quantized: int) -> tuple[str, ...]:
