@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coldpress.evaluation import sizes
+from coldpress.graph_inspection import findings_json, graph_file, inspect_graph, is_ours
 from quant.format.gguf_types import TYPE_BY_NAME
 from quant.format.scheme import (
     CodebookScheme,
@@ -25,15 +26,24 @@ Kind = Literal["huggingface", "gguf", "onnx", "tensorrt"]
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
-    """The JSON of `coldpress inspect`. Raises InputError for what cannot be opened."""
+    """The JSON of `coldpress inspect`. Raises InputError for what cannot be opened.
+
+    ONNX graphs of any maker are read; what their readers will make of them is in `findings`.
+    """
+    from compile.onnx_lint import lint, read_onnx
     from compile.open_model import open_model
 
+    graph_path = graph_file(path)
+    graph = None if graph_path is None else read_onnx(graph_path)
+    if graph is not None and not is_ours(graph):
+        return inspect_graph(path, graph)
     model = open_model(path)
     tensors = [
         _tensor(name, shape, model.weights.scheme(name), model.kind)
         for name, shape in model.program.weights().items()
     ]
     size, bits_per_weight = sizes(path, model)
+    found = [] if graph is None or model.kind != "onnx" else findings_json(lint(graph))
     return {
         "path": str(path),
         "kind": model.kind,
@@ -47,6 +57,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "matrices_in_memory": _in_memory(model),
         "notes": list(model.notes),
         "manifest": _manifest(path),
+        "findings": found,
         "tensors": tensors,
     }
 

@@ -10,7 +10,12 @@ BITS = {"int4": 4, "int8": 8, "bool": 8, "float16": 16, "bfloat16": 16, "float32
 
 def packed_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor's elements; two of four bits share a byte, the last may have its own."""
-    return (math.prod(shape) * BITS[dtype] + 7) // 8
+    return bytes_of(shape, BITS[dtype])
+
+
+def bytes_of(shape: tuple[int, ...], bits: int) -> int:
+    """Bytes of elements of so many bits, packed one after the other."""
+    return (math.prod(shape) * bits + 7) // 8
 
 
 def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from coldpress.demo import serving
 from compile.from_onnx import open_onnx
 from compile.manifest import check_files, read_manifest
 from tests.coldpress.conftest import Run
+from tests.compile.onnx_lint.graphs import external, node, save, value
 from tests.runtime.executors.onnx_models import INT4
 from tests.tiny import tiny_checkpoint
 
@@ -127,3 +128,31 @@ def test_floats_are_rounded_where_integers_are_asked_for(
     report = run_json("verify", tmp_path / "out", "--against", tiny)
     assert report["passed"] and report["counts"]["requantized"] > 7
     assert report["logits"]["bound"] is None
+
+
+def test_inspect_says_what_readers_will_make_of_a_graph(
+    artifact: Path, run_json: Run, capsys: Capture
+) -> None:
+    found = run_json("inspect", artifact)["findings"]
+    assert [(f["rule"], f["targets"], f["count"]) for f in found] == [("L8", ["tensorrt"], 2)]
+    assert run(["inspect", str(artifact)]) == 0
+    assert "no kernel for" in capsys.readouterr().out
+
+
+def test_inspect_reads_graphs_of_other_makers(
+    tmp_path: Path, run_json: Run, capsys: Capture
+) -> None:
+    nodes = [node("Magic", ["x"], "h", domain="com.example"), node("MatMul", ["h", "w"], "y")]
+    tensors = [external("w", "../weights", offset=0, length=64)]
+    path = save(tmp_path / "other.onnx", nodes, [value("x")], [value("y")], tensors)
+    report = run_json("inspect", path)
+    assert (report["kind"], report["producer"]) == ("onnx graph", "someone")
+    assert report["nodes"] == {"Magic": 1, "MatMul": 1}
+    assert report["weights"] == {"float32_bytes": 64}
+    rules = {f["rule"]: (f["level"], f["nodes"]) for f in report["findings"]}
+    assert rules == {"L14": ("refused", ["h"]), "L16": ("refused", ["w"])}
+    assert run(["inspect", str(path)]) == 0
+    assert "L16" in capsys.readouterr().out
+    path.write_bytes(b"nothing")
+    assert run(["inspect", str(path)]) == 2
+    assert "is not an ONNX model, or is damaged" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,6 +123,15 @@ def test_huge_shapes_take_no_memory(artifact: Path) -> None:
     edit(artifact, grow)
     with pytest.raises(FileFormatError, match="not of its shape's size"):
         open_model(artifact)
+
+
+def test_a_graph_larger_than_any_of_ours_is_refused_at_once(artifact: Path) -> None:
+    with (artifact / "model.onnx").open("r+b") as file:
+        file.truncate((2 << 30) + 1)
+    begin = time.perf_counter()
+    with pytest.raises(FileFormatError, match="is larger than 268,435,456 bytes without weights"):
+        open_model(artifact)
+    assert time.perf_counter() - begin < 1
 
 
 def foreign_domain(model: Any) -> None:

@@ -1,0 +1,123 @@
+"""Rules about the file: who can read it, and whether its weights lie where they may."""
+
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from compile.onnx_bytes import bytes_of
+from compile.onnx_lint.findings import BOTH, ORT, TRT, Said
+from compile.onnx_lint.graph import BITS, OnnxGraph, Place, Tensor
+
+MAX_OPSET, MAX_IR = 26, 13
+"""What ONNX Runtime 1.31 reads."""
+BUILT_IN = frozenset(
+    {
+        *("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training"),
+        *("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "org.pytorch.aten"),
+    }
+)
+"""Domains whose operations ONNX Runtime brings along."""
+NOT_IN_TENSORRT = frozenset({"MatMulInteger", "DynamicQuantizeLinear", "Unique", "BitCast"})
+MAX_INLINE_BYTES = 2 << 30
+DRIVE = re.compile("[A-Za-z]:")
+
+
+def file_rules(graph: OnnxGraph) -> Iterator[Said]:
+    """L9, L14 and L16."""
+    yield from _versions(graph)
+    yield from _domains(graph)
+    yield from _external(graph)
+
+
+def _versions(graph: OnnxGraph) -> Iterator[Said]:
+    opset = graph.opsets.get("", 0)
+    for what, found, most in (
+        ("opset", opset, MAX_OPSET),
+        ("IR version", graph.ir_version, MAX_IR),
+    ):
+        if found > most:
+            yield Said(
+                "L9",
+                "refused",
+                ORT,
+                graph.path.name,
+                f"{what} {found} is newer than ONNX Runtime 1.31 reads ({most})",
+                "export with opset 24 and IR version 10, which every reader of today takes",
+            )
+
+
+def _domains(graph: OnnxGraph) -> Iterator[Said]:
+    for node in graph.nodes:
+        if node.domain == "" and node.op in NOT_IN_TENSORRT:
+            yield Said(
+                "L14",
+                "refused",
+                TRT,
+                node.label,
+                f"TensorRT has no {node.op}",
+                "export for TensorRT without it: rounded inputs as QuantizeLinear with a stored "
+                "scale, or not at all",
+            )
+        if node.domain == "" or node.domain in graph.functions:
+            continue
+        if node.domain in BUILT_IN:
+            yield Said(
+                "L14",
+                "refused",
+                TRT,
+                node.label,
+                f"{node.domain}.{node.op} is ONNX Runtime's own: TensorRT has no such operation",
+                "export standard operations for TensorRT",
+            )
+        else:
+            yield Said(
+                "L14",
+                "refused",
+                BOTH,
+                node.label,
+                f"operations of '{node.domain}' need a library of custom operations, which is code "
+                "that coldpress never loads",
+                "export standard operations",
+            )
+
+
+def _external(graph: OnnxGraph) -> Iterator[Said]:
+    for name, tensor in graph.tensors.items():
+        problem = _misplaced(graph, tensor, tensor.place) if tensor.place else None
+        if tensor.inline_bytes >= MAX_INLINE_BYTES:
+            problem = "a tensor of 2 GB or more lies within the graph, which no protobuf can hold"
+        if problem is not None:
+            fix = "keep weights in one plain file beside the graph, as large as the graph says"
+            yield Said("L16", "refused", BOTH, name, problem, fix)
+
+
+def _misplaced(graph: OnnxGraph, tensor: Tensor, place: Place) -> str | None:
+    """Nothing outside of the graph's directory is even looked at."""
+    location = place.location.replace("\\", "/")
+    parts = PurePosixPath(location).parts
+    if not location or "\0" in location or location.startswith("/") or DRIVE.match(location):
+        return "a weight is to be read from an absolute path"
+    if ".." in parts:
+        return "a weight is to be read from outside of the graph's directory (..)"
+    path = graph.path.parent / location
+    try:
+        if path.parent.resolve() != graph.path.parent.resolve().joinpath(*parts[:-1]):
+            return "a weight is to be read through a symbolic link"
+        found = path.lstat()
+    except (OSError, RuntimeError):
+        return f"the file of its weights, {location[:200]}, is missing"
+    if stat.S_ISLNK(found.st_mode):
+        return "a weight is to be read through a symbolic link"
+    if not stat.S_ISREG(found.st_mode):
+        return "a weight is to be read from what is no plain file"
+    if found.st_nlink != 1:
+        return "the file of a weight has a second name elsewhere (a hard link)"
+    length = place.length if place.length is not None else _nbytes(tensor)
+    if place.offset < 0 or length < 0 or place.offset + length > found.st_size:
+        return "a weight lies beyond the end of its file"
+    return None
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return bytes_of(tensor.shape, BITS.get(tensor.dtype, 8))
