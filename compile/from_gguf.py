@@ -128,6 +128,11 @@ class _Keys:
         if self.optional_integer("split.count", 1) > 1:
             problem = "is one part of a split model; join the parts with llama-gguf-split --merge"
             raise UnsupportedModelError(f"{file.path}: {problem}")
+        if part := self.optional_integer("split.no", 0):
+            raise self.error(f"says that it is part {part} of a split model that has one part")
+        found = len(file.tensors)
+        if (stated := self.optional_integer("split.tensors.count", found)) != found:
+            raise self.error(f"says that it has {stated} tensors, but has {found}")
         if self.optional_integer(f"{self.arch}.expert_count", 0) > 0:
             raise UnsupportedModelError(f"{file.path}: mixtures of experts are not supported")
 

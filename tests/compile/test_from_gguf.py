@@ -293,6 +293,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "epsilon missing": ({"keys": {"attention.layer_norm_rms_epsilon": None}}, "is missing"),
     "experts": ({"keys": {"expert_count": 8}}, "mixtures of experts"),
     "split": ({"keys": {"split.count": 2}}, "one part of a split model"),
+    "part of nothing": (
+        {"keys": {"split.count": 0, "split.no": 3}},
+        "part 3 of a split model that has one part",
+    ),
+    "parts that are not there": (
+        {"keys": {"split.count": 1, "split.tensors.count": 4000}},
+        "says that it has 4000 tensors, but has 11",
+    ),
     "partial rotation": ({"keys": {"rope.dimension_count": 32}}, "rope.dimension_count"),
     "value length": ({"keys": {"attention.value_length": 32}}, "attention.value_length"),
     "scaling": ({"keys": {"rope.scaling.type": "longrope"}}, "rope scaling 'longrope'"),

@@ -1,6 +1,8 @@
 """A GGUF parser must survive every lie that a header can tell, and read what others write."""
 
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -14,6 +16,7 @@ from quant.format.gguf_file import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, GgufFile
 from quant.format.gguf_types import ALL_TYPES, F32, Q4_0
 from quant.format.gguf_writer import GgufLayout, TensorSlot, gguf_writer
 
+ROOT = Path(__file__).resolve().parents[3]
 U8, I8, U32, F32_VALUE, BOOL, STRING, ARRAY, U64 = 0, 1, 4, 6, 7, 8, 9, 10
 
 
@@ -124,6 +127,18 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         file_bytes([key("general.alignment", STRING, text("32"))], [ONE], DATA),
         "'general.alignment' must be a power of two",
     ),
+    "alignment that the offsets do not have": (
+        file_bytes(
+            [key("general.alignment", U32, struct.pack("<I", 64))],
+            [ONE, tensor("u", 8, offset=32)],
+            DATA * 2,
+        ),
+        "tensor 'u' starts at 32, not a multiple of 64",
+    ),
+    "alignment that the data does not have": (
+        file_bytes([key("general.alignment", U32, struct.pack("<I", 1 << 12))], [ONE], DATA),
+        "'t' needs bytes up to",
+    ),
     "tensor twice": (file_bytes([], [ONE, tensor("t", 8, offset=32)], DATA * 2), "'t' appears"),
     "tensor name of 65 KiB": (file_bytes([], [tensor("t" * (65 << 10), 8)], DATA), "name of a"),
     "no dimensions": (file_bytes([], [tensor("t")], DATA), "'t' claims 0 dimensions"),
@@ -172,6 +187,34 @@ def test_every_malformed_header_is_refused_by_name(case: str, tmp_path: Path) ->
     assert problem in str(caught.value)
     assert peak < 1 << 20
     assert time.perf_counter() - started < 1
+
+
+OPEN_ALL = """
+import resource, sys, time
+from pathlib import Path
+from quant.format.errors import FileFormatError
+from quant.format.gguf_file import GgufFile
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    started = time.perf_counter()
+    try:
+        GgufFile(path)
+    except FileFormatError:
+        assert time.perf_counter() - started < 1, path
+    else:
+        raise AssertionError(f"{path} was read")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_no_malformed_file_takes_memory(tmp_path: Path) -> None:
+    """All of them in one process, whose largest resident size hardly moves; kB on Linux."""
+    for number, (content, _) in enumerate(MALFORMED.values()):
+        (tmp_path / f"{number:03}.gguf").write_bytes(content)
+    command = [sys.executable, "-c", OPEN_ALL, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10 << 10
 
 
 def test_the_well_formed_neighbours_are_read(tmp_path: Path) -> None:
