@@ -14,7 +14,7 @@ from quant.skeleton import to_torch
 from quant.transforms.rotated_checkpoint import RotatedCheckpoint
 from tests.quant.transforms.families import random_model, random_tokens
 
-ROTATABLE = ["llama", "mistral", "qwen2", "qwen3", "gemma", "mixtral", "qwen3_moe"]
+ROTATABLE = ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "mixtral", "qwen3_moe"]
 
 
 def stored(directory: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> Checkpoint:
