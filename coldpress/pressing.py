@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from coldpress.evaluation import Figures, evaluate_files, sizes
 from coldpress.jsonable import to_jsonable
-from coldpress.targets import parse_target, write_payload
+from coldpress.loading import default_name
+from coldpress.targets import Target, parse_target, write_payload
+from coldpress.triton import fill_repository
 from compile.manifest import MANIFEST, describe_source, write_manifest
 from quant.format.checkpoint import TEXT_FILES
 from quant.format.errors import InputError
@@ -95,12 +97,15 @@ def build(
     cache: "BaselineCache | None" = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write an artifact directory: the container, the text side's files, a manifest.
+    """Write an artifact directory: the container, the text side's files, a manifest; or, for
+    Triton, a model repository around a finished artifact.
 
     With a text, the artifact is evaluated against the checkpoint. Raises InputError for an unknown
     target, or a checkpoint that the target cannot carry.
     """
     wanted = parse_target(target)
+    if wanted.kind == "triton":
+        return _export(checkpoint, output, wanted, overwrite, evaluation_text, on_progress)
     with _assembled(output, overwrite) as (work, staging):
         work.mkdir()
         built = write_payload(wanted, checkpoint, work, on_progress)
@@ -130,6 +135,24 @@ def build(
         "notes": list(built.notes),
         "evaluation": evaluation,
     }
+
+
+def _export(
+    artifact: Path,
+    output: Path,
+    target: Target,
+    overwrite: bool,
+    evaluation_text: str | None,
+    on_progress: Progress | None,
+) -> dict[str, Any]:
+    if evaluation_text is not None:
+        raise InputError("gates are for artifacts, and a Triton repository packs a finished one")
+    with _assembled(output, overwrite) as (work, staging):
+        work.mkdir()
+        name = target.type_name or default_name(artifact)
+        made = fill_repository(artifact, work, name, on_progress)
+        _flatten(work, staging)
+    return {"output": str(output), "target": str(target), **made, "evaluation": None}
 
 
 def _evaluated(

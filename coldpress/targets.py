@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from compile.model import Model
 
 Progress = Callable[[int, int, str], None]
-Kind = Literal["gguf", "onnx", "tensorrt"]
+Kind = Literal["gguf", "onnx", "tensorrt", "triton"]
 
 PAYLOAD, CONFIG = "model.gguf", "config.json"
 
 
 @dataclass(frozen=True)
 class Target:
-    """type_name: of the container's own; "auto" follows the checkpoint. cards: compute capabilities
-    that an engine is for, none for the GPU of this machine."""
+    """type_name: of the container's own; "auto" follows the checkpoint; for Triton, the name that
+    the model is to have. cards: compute capabilities that an engine is for, none for the GPU of
+    this machine."""
 
     kind: Kind
     type_name: str
@@ -51,9 +52,11 @@ def parse_target(target: str) -> Target:
         from compile.to_tensorrt.cards import parse_cards
 
         return Target("tensorrt", "auto", parse_cards(detail) if detail else ())
+    if kind == "triton":
+        return Target("triton", detail)
     raise InputError(
-        f"target '{target}' is unknown; use gguf, gguf:TYPE, onnx, onnx:TYPE, tensorrt:smNN or "
-        "tensorrt"
+        f"target '{target}' is unknown; use gguf, gguf:TYPE, onnx, onnx:TYPE, tensorrt:smNN, "
+        "tensorrt or triton"
     )
 
 
@@ -132,6 +135,8 @@ def _copy_graph(
 
 def plan_payload(target: Target, checkpoint: Path) -> dict[str, Any]:
     """What `write_payload` would write: exact size, and every tensor's type with its reason."""
+    if target.kind == "triton":
+        raise InputError("a Triton repository holds an artifact as it is; plan that one's target")
     if target.kind != "gguf":
         from compile.to_onnx.plan import plan_onnx
 

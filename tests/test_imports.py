@@ -37,6 +37,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compile.to_tensorrt", "compile.engine_file", "compile.onnx_contract", "compile.onnx_proto",
         "compile.onnx_bytes", "compile.manifest", "compile.program", "quant.format",
     ),
+    "compile.to_triton": (
+        "compile.to_triton", "compile.engine_file", "compile.onnx_contract", "compile.onnx_proto",
+        "compile.model", "quant.format",
+    ),
     "runtime": ("runtime", "compile", "quant.format"),
     "runtime.engine": ("runtime.engine",),
     "runtime.text": ("runtime.text", "runtime.engine.request", "compile.model", "quant.format"),

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--target",
     required=True,
-    help="gguf, onnx, or a type of these: gguf:q8_0, onnx:int4; tensorrt:sm89 for a GPU.",
+    help="gguf, onnx, or a type of these: gguf:q8_0, onnx:int4; tensorrt:sm89 for a GPU; triton "
+    "packs a finished artifact for NVIDIA Triton.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @gate_text_option

@@ -1,0 +1,1 @@
+"""NVIDIA Triton: a model repository around an artifact."""
