@@ -14,6 +14,7 @@ from compile.gguf_names import (
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
+    experts_names,
     halves_order,
     hugging_face_name,
     rope_heads,
@@ -41,8 +42,14 @@ class GgufWeights:
         self._heads = (config["num_attention_heads"], config["num_key_value_heads"])
         self._architecture = ARCHITECTURES[config["model_type"]]
         self._tensors: dict[str, GgufTensor] = {}
+        self._experts: dict[str, int] = {}
+        count = config.get("num_local_experts") or config.get("num_experts") or 0
         for tensor in file.tensors.values():
             if tensor.name in COMPUTED:
+                continue
+            stacked = experts_names(tensor.name, count, self._architecture)
+            if stacked is not None:
+                self._add_experts(tensor, stacked)
                 continue
             name = hugging_face_name(tensor.name, self._architecture)
             if name is None:
@@ -54,18 +61,21 @@ class GgufWeights:
         return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
+        shape = self._tensors[name].shape
+        return shape[1:] if name in self._experts else shape
 
     def scheme(self, name: str) -> Scheme:
         return scheme_of(self._tensors[name].type) or FloatScheme("float32")
 
     def load(self, name: str) -> Weight:
-        tensor = self._tensors[name]
+        tensor, shape = self._tensors[name], self.shape(name)
         data = self._file.raw(tensor.name)
+        if name in self._experts:
+            data = data.reshape(tensor.shape[0], -1)[self._experts[name]]
         if tensor.type in FLOATS or tensor.type in SCHEMES:
-            weight = decode(tensor.type, data, tensor.shape)
+            weight = decode(tensor.type, data, shape)
         else:
-            weight = _dequantize(tensor.type, data).reshape(tensor.shape)
+            weight = _dequantize(tensor.type, data).reshape(shape)
         heads = self._reordered_heads(name)
         if heads is not None:
             weight = take_rows(weight, halves_order(tensor.shape[0], heads))
@@ -76,6 +86,13 @@ class GgufWeights:
             assert not isinstance(weight, QuantizedTensor), "a vector has no blocks"
             weight = weight.astype(np.float32) - np.float32(offset)
         return weight
+
+    def _add_experts(self, tensor: GgufTensor, names: list[str]) -> None:
+        if len(tensor.shape) != 3 or tensor.shape[0] != len(names):
+            problem = f"tensor '{tensor.name}' has the shape {list(tensor.shape)}, not a matrix for"
+            raise FileFormatError(self._file.path, f"{problem} each of {len(names)} experts")
+        self._tensors |= dict.fromkeys(names, tensor)
+        self._experts |= {name: number for number, name in enumerate(names)}
 
     def _reordered_heads(self, name: str) -> int | None:
         return rope_heads(name, *self._heads) if self._architecture.interleaved_rope else None

@@ -18,9 +18,11 @@ from quant.format.errors import FileFormatError, UnsupportedModelError
 from quant.format.gguf_file import GgufFile
 
 MODEL_TYPES = {
-    architecture.name: family for family, architecture in reversed(ARCHITECTURES.items())
+    (architecture.name, architecture.experts is not None): family
+    for family, architecture in reversed(ARCHITECTURES.items())
 }
-"""Hugging Face model_type by GGUF architecture; Mistral files call themselves llama."""
+"""Hugging Face model_type by GGUF architecture and whether it is a mixture of experts; Mistral
+files call themselves llama."""
 
 ACTIVATION_KEYS = {"silu": "hidden_act", "gelu_tanh": "hidden_activation"}
 ACTIVATION_NAMES = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -32,11 +34,16 @@ class GgufKeys:
     def __init__(self, file: GgufFile) -> None:
         self.file = file
         self.arch = file.metadata.get("general.architecture")
-        if not isinstance(self.arch, str) or self.arch not in MODEL_TYPES:
-            supported = ", ".join(MODEL_TYPES)
-            problem = f"architecture {self.arch!r} is not supported; supported: {supported}"
+        known = list(dict.fromkeys(name for name, _ in MODEL_TYPES))
+        if not isinstance(self.arch, str) or self.arch not in known:
+            problem = f"architecture {self.arch!r} is not supported; supported: {', '.join(known)}"
             raise UnsupportedModelError(f"{file.path}: {problem}")
-        self.architecture = ARCHITECTURES[MODEL_TYPES[self.arch]]
+        self.experts = self.optional_integer(f"{self.arch}.expert_count", 0)
+        if (self.arch, self.experts > 0) not in MODEL_TYPES:
+            problem = f"{self.arch} models with {self.experts} experts are not supported"
+            raise UnsupportedModelError(f"{file.path}: {problem}")
+        self.family = MODEL_TYPES[self.arch, self.experts > 0]
+        self.architecture = ARCHITECTURES[self.family]
         if self.optional_integer("split.count", 1) > 1:
             problem = "is one part of a split model; join the parts with llama-gguf-split --merge"
             raise UnsupportedModelError(f"{file.path}: {problem}")
@@ -45,14 +52,12 @@ class GgufKeys:
         found = len(file.tensors)
         if (stated := self.optional_integer("split.tensors.count", found)) != found:
             raise self.error(f"says that it has {stated} tensors, but has {found}")
-        if self.optional_integer(f"{self.arch}.expert_count", 0) > 0:
-            raise UnsupportedModelError(f"{file.path}: mixtures of experts are not supported")
 
     def config(self) -> dict[str, Any]:
         hidden, heads = self.integer("embedding_length"), self.integer("attention.head_count")
         head_dim, activation = self._head_dim(hidden, heads), self.architecture.activation
         config: dict[str, Any] = {
-            "model_type": MODEL_TYPES[str(self.arch)],
+            "model_type": self.family,
             ACTIVATION_KEYS[activation]: ACTIVATION_NAMES[activation],
             "hidden_size": hidden,
             "intermediate_size": self.integer("feed_forward_length"),
@@ -70,6 +75,8 @@ class GgufKeys:
         config |= self._rotations(head_dim)
         if self.architecture.window_period is not None:
             config |= self._gemma(config)
+        if self.experts:
+            config |= self._mixture(config["intermediate_size"])
         return config | self._token_ids()
 
     def _gemma(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +97,14 @@ class GgufKeys:
             given = f"{self.arch}.{key}" in self.file.metadata or kind in defaults
             found[key] = self.number(key, defaults.get(kind)) if given else None
         return found
+
+    def _mixture(self, inner: int) -> dict[str, Any]:
+        inner = self.integer("expert_feed_forward_length", inner)
+        chosen = {"num_experts_per_tok": self.integer("expert_used_count")}
+        if self.family == "mixtral":
+            return chosen | {"num_local_experts": self.experts, "intermediate_size": inner}
+        sizes = {"num_experts": self.experts, "moe_intermediate_size": inner}
+        return chosen | sizes | {"norm_topk_prob": True, "decoder_sparse_step": 1}
 
     def _windows(self, layers: int) -> list[bool]:
         """Whether each layer has a window: a key tells all, or their period."""

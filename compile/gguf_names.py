@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from quant.format.experts import EXPERT_NAMES, ExpertNames
 from quant.format.tensor import QuantizedTensor, Weight
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -38,6 +39,9 @@ _SANDWICH = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_STACKED = {"gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps"}
+"""Matrices of all experts of a layer in one tensor [experts, out, in]."""
+ROUTER = "ffn_gate_inp"
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
@@ -56,6 +60,7 @@ class Architecture:
     softcaps: "both" are always there, "logits" may have one. scaled_embeddings: by the square root
         of their width. own_head: a head beside the token table is read.
     large_layers: with so many layers, attention is scaled by the root of hidden_size / heads.
+    experts: every layer is a mixture of them, named like this on the side of Hugging Face.
     """
 
     name: str
@@ -73,13 +78,15 @@ class Architecture:
     scaled_embeddings: bool = False
     own_head: bool = True
     large_layers: int | None = None
+    experts: ExpertNames | None = None
 
     @property
     def layer_modules(self) -> dict[str, str]:
         """GGUF's name of each module of a layer."""
         taken = set(self.renamed.values())
         common = {hf: gguf for hf, gguf in _LAYER_MODULES.items() if gguf not in taken}
-        return common | dict(self.renamed)
+        routers = {f"{self.experts.block}.gate": ROUTER} if self.experts else {}
+        return common | dict(self.renamed) | routers
 
     def query_scalar(self, layers: int, hidden: int, heads: int, head_dim: int) -> float:
         """Attention's scores are multiplied by its inverse square root: no key tells it."""
@@ -114,6 +121,10 @@ ARCHITECTURES = {
         large_layers=62,
     ),
     "phi3": Architecture("phi3", longrope=True, renamed=_FUSED),
+    "mixtral": replace(
+        _LLAMA, attention_bias=False, mlp_bias=False, experts=EXPERT_NAMES["mixtral"]
+    ),
+    "qwen3_moe": Architecture("qwen3moe", experts=EXPERT_NAMES["qwen3_moe"]),
 }
 """By Hugging Face model_type."""
 
@@ -137,6 +148,30 @@ def hugging_face_name(name: str, architecture: Architecture = _LLAMA) -> str | N
     if layer is not None and layer[2] in modules:
         found = f"model.layers.{layer[1]}.{modules[layer[2]]}"
     return None if found is None or kind not in ("weight", "bias") else f"{found}.{kind}"
+
+
+def stacked_name(name: str, architecture: Architecture) -> tuple[str, int] | None:
+    """`model.layers.0.mlp.experts.3.up_proj.weight` -> (`blk.0.ffn_up_exps.weight`, 3); None for
+    what is no expert's."""
+    if architecture.experts is None:
+        return None
+    block = re.escape(architecture.experts.block)
+    found = re.fullmatch(rf"model\.layers\.(\d+)\.{block}\.experts\.(\d+)\.(\w+)\.weight", name)
+    for part, tensor in _STACKED.items():
+        if found is not None and found[3] == getattr(architecture.experts, part):
+            return f"blk.{found[1]}.{tensor}.weight", int(found[2])
+    return None
+
+
+def experts_names(name: str, count: int, architecture: Architecture) -> list[str] | None:
+    """The inverse: the names of all experts' matrices in one tensor."""
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    parts = {tensor: part for part, tensor in _STACKED.items()}
+    if architecture.experts is None or found is None or found[2] not in parts:
+        return None
+    leaf = getattr(architecture.experts, parts[found[2]])
+    block = f"model.layers.{found[1]}.{architecture.experts.block}"
+    return [f"{block}.experts.{number}.{leaf}.weight" for number in range(count)]
 
 
 def rope_heads(hf_name: str, heads: int, kv_heads: int) -> int | None:

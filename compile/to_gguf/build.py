@@ -69,20 +69,27 @@ def build_model(
 
 
 def _tensor_bytes(plan: GgufPlan, row: GgufRow, again: RoundedAgain) -> npt.NDArray[np.uint8]:
-    if row.source is None:
+    if not row.sources:
         return plan.rope_factors[row.tensor].view(np.uint8)
-    weight = _in_gguf_order(plan, row.source, plan.model.weights.load(row.source))
+    parts = [_weight_bytes(plan, row, name, again) for name in row.sources]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _weight_bytes(
+    plan: GgufPlan, row: GgufRow, name: str, again: RoundedAgain
+) -> npt.NDArray[np.uint8]:
+    weight = _in_gguf_order(plan, name, plan.model.weights.load(name))
     if isinstance(weight, QuantizedTensor) and row.type not in FLOATS:
         if plan.type_name != "auto":
-            weight = again.blocks(row.source, row.type, weight)
-        return encode(row.source, row.type, weight)
+            weight = again.blocks(name, row.type, weight)
+        return encode(name, row.type, weight)
     floats = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
     if plan.mix is not None and row.type not in FLOATS:
-        return encode(row.source, row.type, round_blocks(row.source, row.type, floats))
-    offset = plan.program.norm_offsets().get(row.source, 0.0)
+        return encode(name, row.type, round_blocks(name, row.type, floats))
+    offset = plan.program.norm_offsets().get(name, 0.0)
     if offset:
         floats = floats.astype(np.float32) + np.float32(offset)
-    return round_to(row.source, row.type, floats)
+    return round_to(name, row.type, floats)
 
 
 def _in_gguf_order(plan: GgufPlan, name: str, weight: Weight) -> Weight:

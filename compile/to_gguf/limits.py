@@ -16,6 +16,7 @@ def check_program(program: Program, architecture: Architecture) -> None:
         _activation_problem(program, architecture)
         or _scale_problem(program, architecture)
         or _softcap_problem(program, architecture)
+        or _experts_problem(program, architecture)
     )
     if problem is not None:
         raise UnsupportedModelError(
@@ -65,6 +66,17 @@ def _activation_problem(program: Program, architecture: Architecture) -> str | N
     if found <= {architecture.activation}:
         return None
     return f"computes {architecture.name} models with {architecture.activation} only"
+
+
+def _experts_problem(program: Program, architecture: Architecture) -> str | None:
+    mixtures = [op for op in program.ops if isinstance(op, Moe)]
+    if architecture.experts is None:
+        return None
+    if len(mixtures) != program.sizes.layers:
+        return f"runs every layer of {architecture.name} models with experts as a mixture of them"
+    if not all(op.normalized for op in mixtures):
+        return "always divides the shares of the chosen experts by their sum ('norm_topk_prob')"
+    return None
 
 
 def _scale_problem(program: Program, architecture: Architecture) -> str | None:

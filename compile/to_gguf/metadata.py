@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compile.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, Architecture
-from compile.program import Attend, Logits, Program, RmsNorm, RopeSpec
+from compile.program import Attend, Logits, Moe, Program, RmsNorm, RopeSpec
 from compile.to_gguf.limits import embedding_root, embedding_scale, layer_ropes, ropes
 from quant.format.errors import UnsupportedModelError
 from quant.format.gguf_writer import TypedValue
@@ -97,6 +97,11 @@ def _extras(program: Program, architecture: Architecture) -> Keys:
         if isinstance(op, Attend | Logits) and op.softcap is not None:
             kind = "attn" if isinstance(op, Attend) else "final"
             keys[f"{kind}_logit_softcapping"] = np.float32(op.softcap)
+    mixture = next((op for op in program.ops if isinstance(op, Moe)), None)
+    if mixture is not None:
+        keys["expert_count"] = np.uint32(len(mixture.experts))
+        keys["expert_used_count"] = np.uint32(mixture.chosen)
+        keys["expert_feed_forward_length"] = np.uint32(mixture.experts[0].gate.out_features)
     if _embedding_notes(program, architecture):
         keys["embedding_scale"] = np.float32(embedding_scale(program))
     return keys

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from compile.gguf_names import (
     ARCHITECTURES,
     EMBEDDINGS,
     HEAD,
+    ROUTER,
     Architecture,
     gguf_name,
+    stacked_name,
 )
 from compile.model import Model
 from compile.open_model import open_model
@@ -29,7 +31,7 @@ from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.ggml_mix import MixedType, facts_of, file_type, mixed_type
 from quant.format.gguf_types import F32, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
-from quant.format.scheme import FloatScheme, QuantizedScheme
+from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 
 FLOAT_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """`general.file_type` of files of floats (llama.h, enum llama_ftype)."""
@@ -37,10 +39,11 @@ FLOAT_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 
 @dataclass(frozen=True)
 class GgufRow:
-    """One tensor of the file. `source` is its Hugging Face name, None where it is computed."""
+    """One tensor of the file. `sources` are its Hugging Face names: one, those of all experts, or
+    none where it is computed."""
 
     tensor: str
-    source: str | None
+    sources: tuple[str, ...]
     scheme: str
     type: GgmlType
     shape: tuple[int, ...]
@@ -146,7 +149,7 @@ def _type_notes(rows: tuple[GgufRow, ...]) -> list[str]:
 
 def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:
     """The type of most matrices; what `general.file_type` means."""
-    matrices = [row for row in rows if len(row.shape) == 2]
+    matrices = [row for row in rows if len(row.shape) > 1 and ROUTER not in row.tensor]
     linears = [row for row in matrices if row.tensor not in (EMBEDDINGS, HEAD)]
     counts = Counter(row.type for row in linears or matrices)
     return max(counts, key=lambda kind: (counts[kind], -kind.id))
@@ -188,16 +191,41 @@ def _rows(
     weights, source = model.program.weights(), model.weights
     quantized = any(isinstance(source.scheme(name), QuantizedScheme) for name in weights)
     rows = []
-    for name, shape in weights.items():
-        tensor = _checked_name(name, architecture)
-        scheme = source.scheme(name)
+    for tensor, names in _sources(weights, architecture).items():
+        name, scheme = names[0], _one_scheme(model, names)
+        shape = weights[name]
         mixed = _mixed_type(model, mix, name, shape)
         kind, reason = choose_type(tensor, name, scheme, shape, type_name, quantized, mixed)
-        rows.append(GgufRow(tensor, name, str(scheme), kind, shape, reason))
+        if ROUTER in tensor:
+            kind, reason = F32, "routers are F32 in every GGUF file"
+        stacked = (len(names), *shape) if stacked_name(name, architecture) else shape
+        rows.append(GgufRow(tensor, names, str(scheme), kind, stacked, reason))
     for tensor, values in factors.items():
         computed = (str(FloatScheme("float32")), F32, values.shape, "rotary scaling")
-        rows.append(GgufRow(tensor, None, *computed))
+        rows.append(GgufRow(tensor, (), *computed))
     return tuple(rows)
+
+
+def _sources(weights: Iterable[str], architecture: Architecture) -> dict[str, tuple[str, ...]]:
+    """What goes into each tensor, experts in the order of their numbers."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in weights:
+        stacked = stacked_name(name, architecture)
+        tensor = _checked_name(name, architecture) if stacked is None else stacked[0]
+        assert stacked is None or stacked[1] == len(found.get(tensor, ())), "experts in order"
+        found[tensor] = (*found.get(tensor, ()), name)
+    return found
+
+
+def _one_scheme(model: Model, names: tuple[str, ...]) -> Scheme:
+    schemes = {model.weights.scheme(name): name for name in names}
+    if len(schemes) > 1:
+        (one, first), (other, second), *_ = schemes.items()
+        raise UnsupportedModelError(
+            f"a GGUF file holds the experts of a layer in one type, but tensor '{first}' is stored "
+            f"as {one} and '{second}' as {other}; quantize them alike"
+        )
+    return next(iter(schemes))
 
 
 def _checked_name(name: str, architecture: Architecture) -> str:

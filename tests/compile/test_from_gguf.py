@@ -140,6 +140,8 @@ def test_rotary_scaling_survives_the_trip(scaling: dict[str, Any], tmp_path: Pat
 
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {}),
+    "qwen3_moe": ("qwen3_moe", {"head_dim": 32}),
     "gemma2": ("gemma2", {"layers": 5, "hidden_size": 96, "head_dim": 32}),
     "gemma2-without-windows": ("gemma2", {"layer_types": ["full_attention"] * 2}),
     "gemma3": ("gemma3_text", {"layers": 7, "sliding_window_pattern": 6, "tied": False}),
@@ -291,7 +293,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "heads per layer": ({"keys": {"attention.head_count": [4, 2]}}, "differs between layers"),
     "epsilon of text": ({"keys": {"attention.layer_norm_rms_epsilon": "x"}}, "number above 0"),
     "epsilon missing": ({"keys": {"attention.layer_norm_rms_epsilon": None}}, "is missing"),
-    "experts": ({"keys": {"expert_count": 8}}, "mixtures of experts"),
+    "experts": ({"keys": {"expert_count": 8}}, "'llama.expert_used_count' is missing"),
+    "experts elsewhere": (
+        {"arch": "qwen2", "keys": {"expert_count": 8}},
+        "qwen2 models with 8 experts are not supported",
+    ),
+    "experts of another number": (
+        {
+            "keys": {"expert_count": 8, "expert_used_count": 2},
+            "extra": {"blk.0.ffn_up_exps.weight": np.zeros((4, 2, 32), np.float32)},
+        },
+        "not a matrix for each of 8 experts",
+    ),
     "split": ({"keys": {"split.count": 2}}, "one part of a split model"),
     "part of nothing": (
         {"keys": {"split.count": 0, "split.no": 3}},

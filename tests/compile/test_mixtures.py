@@ -1,7 +1,6 @@
 """Mixtures of experts as Programs: what is in them, what is refused, who says so."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +8,10 @@ import pytest
 from compile.families import build_program
 from compile.program import Expert, Moe, Program
 from compile.same_program import program_differences
-from compile.to_gguf.plan import plan_gguf
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, Scheme
 from runtime.executors.cpu.support import check_supported
-from tests.tiny import EXPERTS, tiny_checkpoint, tiny_config
+from tests.tiny import EXPERTS, tiny_config
 
 INT4 = IntScheme(4, True, PerGroup(32))
 
@@ -85,8 +83,3 @@ def test_schemes_alone_make_no_other_program() -> None:
 def test_the_cpu_backend_names_the_operation() -> None:
     with pytest.raises(UnsupportedModelError, match="mixtral models have an operation, Moe"):
         check_supported(program_of("mixtral"))
-
-
-def test_gguf_is_refused_by_family(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="GGUF files of qwen3_moe models"):
-        plan_gguf(tiny_checkpoint(tmp_path, "qwen3_moe"))

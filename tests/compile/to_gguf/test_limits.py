@@ -1,5 +1,6 @@
 """What llama.cpp takes for granted: refused where a model differs, written where a key tells."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,26 @@ from compile.model import Model
 from compile.to_gguf import GgufPlan, plan_model
 from compile.to_gguf.metadata import model_keys
 from quant.format.errors import UnsupportedModelError
-from tests.tiny import LONGROPE, TinySource, tiny_config, tiny_tensors, write_tokenizer
+from quant.format.scheme import IntScheme, PerGroup
+from quant.format.tensor import Weight
+from tests.tiny import (
+    LONGROPE,
+    TinySource,
+    round_to_nearest,
+    tiny_config,
+    tiny_tensors,
+    write_tokenizer,
+)
 
 LINEAR = {"rope_type": "linear", "factor": 8.0}
 
 
-def plan(folder: Path, family: str, **options: Any) -> GgufPlan:
+def plan(
+    folder: Path, family: str, weights: Mapping[str, Weight] | None = None, **options: Any
+) -> GgufPlan:
     write_tokenizer(folder)
     config = tiny_config(family, **options)
-    source = TinySource(tiny_tensors(config))
+    source = TinySource({**tiny_tensors(config), **(weights or {})})
     program = build_program(config, source.scheme, source.weights.__contains__)
     return plan_model(Model(folder, "huggingface", program, source, config, folder, None))
 
@@ -42,6 +54,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no caps of scores": ("gemma2", TIED | {"attn_logit_softcapping": None}, "always caps"),
     "own head": ("gemma2", {"tied": False}, "llama.cpp multiplies by the token table in gemma2"),
     "bias": ("gemma3_text", TIED | {"bias": True}, "no such bias in gemma3"),
+    "dense layers": ("qwen3_moe", {"mlp_only_layers": [1]},
+                     "runs every layer of qwen3moe models with experts as a mixture"),
+    "plain shares": ("qwen3_moe", {"norm_topk_prob": False}, "'norm_topk_prob'"),
     "yarn beside windows": ("gemma3_text",
                             TIED | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
                             "'yarn'; it knows linear there"),
@@ -58,9 +73,25 @@ def test_what_would_be_run_differently_is_refused(case: str, tmp_path: Path) -> 
     assert message in str(caught.value)
 
 
+def test_experts_of_a_layer_lie_in_one_tensor_of_one_type(tmp_path: Path) -> None:
+    made = plan(tmp_path, "mixtral")
+    rows = {row.tensor: row for row in made.rows}
+    up = rows["blk.1.ffn_up_exps.weight"]
+    assert up.shape == (4, 128, 64)
+    block = "model.layers.1.block_sparse_moe"
+    assert up.sources == tuple(f"{block}.experts.{number}.w3.weight" for number in range(4))
+    assert rows["blk.1.ffn_gate_inp.weight"].type.name == "F32"
+    name = f"{block}.experts.2.w1.weight"
+    rounded = round_to_nearest(np.ones((128, 64), np.float32), IntScheme(4, True, PerGroup(32)))
+    with pytest.raises(UnsupportedModelError, match="the experts of a layer in one type") as caught:
+        plan(tmp_path, "mixtral", {name: rounded})
+    assert name in str(caught.value)
+
+
 def test_the_largest_gemmas_are_scaled_as_llama_cpp_knows(tmp_path: Path) -> None:
-    options = {"layers": 46, "heads": 2, "head_dim": 16, "query_pre_attn_scalar": 32}
-    assert plan(tmp_path, "gemma2", **TIED, **options).architecture.name == "gemma2"
+    options: dict[str, Any] = {"layers": 46, "heads": 2, "head_dim": 16}
+    made = plan(tmp_path, "gemma2", **TIED, **options, query_pre_attn_scalar=32)
+    assert made.architecture.name == "gemma2"
 
 
 def test_windows_are_told_layer_by_layer_where_they_are_not_the_usual(tmp_path: Path) -> None:

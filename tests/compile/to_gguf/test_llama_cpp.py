@@ -39,6 +39,8 @@ CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2-yarn-rope": ("qwen2", {"rope_scaling": YARN}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3-tied": ("qwen3", {"tied": True}),
+    "mixtral": ("mixtral", {}),
+    "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "tied": True}),
     "gemma2": ("gemma2", {"tied": True, "layers": 3}),
     "gemma2-wide-heads": ("gemma2", {"tied": True, "head_dim": 32, "hidden_size": 96}),
     "gemma2-no-window-first": (
