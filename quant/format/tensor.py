@@ -71,16 +71,21 @@ class QuantizedTensor:
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 [out, in]. Exact for integers: every product of a code and a 16-bit scale fits
         float32; codebooks with float32 scales are rounded once."""
-        group = self.column_groups()
         if isinstance(self.scheme, CodebookScheme):
             values = decode_codebook(self.scheme.codebook, self.codes)
         else:
             values = self.codes.astype(np.float32)
+        (rows, columns), scale = self.shape, self.effective_scale()
+        size = min(self.scheme.group_size(columns), columns)
+        # Where groups are equally long, numpy spreads the one number of each over its columns.
+        regular = self.group_index is None and scale.shape[1] * size == columns
+        group = slice(None) if regular else self.column_groups()
+        parts = values.reshape((rows, scale.shape[1], size) if regular else (rows, columns, 1))
         if self.zero_point is not None:
-            values -= self.zero_point.astype(np.float32)[:, group]
-        values *= self.effective_scale()[:, group]
+            parts -= self.zero_point.astype(np.float32)[:, group, None]
+        parts *= scale[:, group, None]
         if self.minimum is not None:
-            values += self.minimum.astype(np.float32)[:, group]
+            parts += self.minimum.astype(np.float32)[:, group, None]
         return values
 
     def effective_scale(self) -> npt.NDArray[np.float32]:
