@@ -96,7 +96,7 @@ def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
 
 def _splits_at_spaces(part: Mapping[str, Any]) -> bool:
     """Gemma's, of which none are left: they have been replaced."""
-    return part["type"] == "Split" and part["pattern"] == {"String": " "}
+    return bool(part["type"] == "Split" and part["pattern"] == {"String": " "})
 
 
 _REPLACE_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
