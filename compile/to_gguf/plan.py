@@ -29,7 +29,7 @@ from compile.to_gguf.types import AGAIN, MIX_NAMES, TYPE_NAMES, choose_type
 from compile.to_gguf.vocabulary import vocabulary_keys
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.ggml_mix import MixedType, facts_of, file_type, mixed_type
-from quant.format.gguf_types import F32, GgmlType
+from quant.format.gguf_types import F32, TYPE_BY_NAME, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
 from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 
@@ -138,13 +138,24 @@ def _type_notes(rows: tuple[GgufRow, ...]) -> list[str]:
     if narrow:
         counts = Counter(row.reason.rpartition(": ")[2] for row in narrow)
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
-        notes.append(f"{len(narrow)} matrices have rows that blocks do not fill: {kinds}")
+        larger = sum(row.nbytes for row in rows) / sum(map(_bytes_if_filled, rows)) - 1
+        notes.append(
+            f"{len(narrow)} matrices have rows that blocks do not fill: {kinds}; the file is "
+            f"{larger:.0%} larger by that"
+        )
     again = sum(row.reason.startswith(AGAIN) for row in rows)
     if again:
         notes.append(
             f"{again} quantized matrices are rounded again, as asked; type auto would keep them"
         )
     return notes
+
+
+def _bytes_if_filled(row: GgufRow) -> float:
+    """What a row would take in the type that its reason says it was to have."""
+    _, short, wanted = row.reason.rpartition(" instead of ")
+    kind = TYPE_BY_NAME.get(wanted.upper(), row.type) if short else row.type
+    return math.prod(row.shape) * kind.bits_per_weight / 8
 
 
 def majority_type(rows: tuple[GgufRow, ...]) -> GgmlType:

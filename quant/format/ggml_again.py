@@ -54,15 +54,15 @@ def relative_rms(reference: Weight, stored: Weight) -> float:
     for start in range(0, rows, step):
         picked = np.arange(start, min(rows, start + step), dtype=np.intp)
         wide = _floats(reference, picked)
-        total += float(np.square(wide).sum())
-        lost += float(np.square(_floats(stored, picked) - wide).sum())
+        total += float(np.square(wide, dtype=np.float64).sum())
+        lost += float(np.square(_floats(stored, picked) - wide, dtype=np.float64).sum())
     return math.sqrt(lost / total) if total else 0.0
 
 
-def _floats(weight: Weight, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+def _floats(weight: Weight, rows: npt.NDArray[np.intp]) -> Floats:
     if isinstance(weight, QuantizedTensor):
-        return weight.take_rows(rows).dequantize().astype(np.float64)
-    return np.asarray(weight[rows], dtype=np.float64)
+        return weight.take_rows(rows).dequantize()
+    return np.asarray(weight[rows], dtype=np.float32)
 
 
 def known_scales(kind: GgmlType, weight: QuantizedTensor) -> Known | None:

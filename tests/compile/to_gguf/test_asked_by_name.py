@@ -1,7 +1,9 @@
 """Types asked for by name from integers: done, counted, told, and provable to the bit."""
 
 from collections import Counter
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,17 +11,17 @@ from compile.to_gguf import build_gguf
 from compile.to_gguf.plan import plan_gguf
 from compile.verify import verify
 from quant.format.gguf_file import GgufFile
-from quant.format.scheme import IntScheme, PerChannel, PerGroup, Scheme
+from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from tests.tiny import tiny_checkpoint
 
 INT4 = IntScheme(4, True, PerGroup(64))
 ASYMMETRIC = IntScheme(4, False, PerGroup(32))
 INT8 = IntScheme(8, True, PerChannel())
-WIDE = {"hidden_size": 64, "intermediate": 256, "layers": 1}
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate": 256, "layers": 1}
 """Rows of 64 are not whole blocks of 256; those of down_proj are."""
 
 
-def checkpoint(folder: Path, scheme: Scheme) -> Path:
+def checkpoint(folder: Path, scheme: IntScheme) -> Path:
     return tiny_checkpoint(folder / "model", scheme=scheme, **WIDE)
 
 
@@ -39,7 +41,7 @@ def checkpoint(folder: Path, scheme: Scheme) -> Path:
     ids=str,
 )
 def test_what_is_asked_for_is_done_and_proven(
-    scheme: Scheme, type_name: str, counts: dict[str, int], tmp_path: Path
+    scheme: IntScheme, type_name: str, counts: dict[str, int], tmp_path: Path
 ) -> None:
     """Tables are rounded by mixes alone; what a type holds exactly is kept."""
     source = checkpoint(tmp_path, scheme)
@@ -55,7 +57,7 @@ def test_what_is_asked_for_is_done_and_proven(
 
 
 @pytest.mark.parametrize("scheme", [INT4, INT8], ids=str)
-def test_one_changed_bit_is_found(scheme: Scheme, tmp_path: Path) -> None:
+def test_one_changed_bit_is_found(scheme: IntScheme, tmp_path: Path) -> None:
     """In a code, in a nested scale, in a factor: none of them is what the encoder makes."""
     source, path = checkpoint(tmp_path, scheme), tmp_path / "model.gguf"
     build_gguf(source, path, "q4_k_m")
@@ -81,6 +83,13 @@ def test_the_plan_says_what_it_will_come_to(tmp_path: Path) -> None:
     counts = Counter(row.type.name for row in plan.rows if len(row.shape) == 2)
     assert counts == {"Q5_0": 6, "Q8_0": 2, "Q6_K": 1}
     assert "8 matrices have rows that blocks do not fill" in " ".join(plan.notes)
+    assert "Q5_0 instead of Q4_K (6), Q8_0 instead of Q6_K (2)" in " ".join(plan.notes)
+    bits = {"Q5_0": 4.5, "Q8_0": 6.5625}
+    filled = sum(
+        prod(row.shape) * bits[row.type.name] / 8 if short in row.reason else row.nbytes
+        for row in plan.rows
+    )
+    assert f"{sum(row.nbytes for row in plan.rows) / filled - 1:.0%} larger" in " ".join(plan.notes)
     assert "1 quantized matrices are rounded again, as asked" in " ".join(plan.notes)
 
 
