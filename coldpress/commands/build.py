@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +18,13 @@ from coldpress.options import (
     junit_option,
     pass_console,
 )
+from quant.format.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from coldpress.baseline_cache import BaselineCache
+
+SHOWN = 3
+"""Failures of a proof that the closing sentence names; `coldpress verify` tells all of them."""
 
 
 @click.command("build")
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     "packs a finished artifact for NVIDIA Triton.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option(
+    "--verify", "prove", is_flag=True, help="Then verify it, and keep the proof as parity.json."
+)
 @gate_text_option
 @cache_options
 @gate_option
@@ -45,6 +52,7 @@ def command(
     output: Path,
     target: str,
     overwrite: bool,
+    prove: bool,
     gate_text: Path | None,
     cache: "BaselineCache | None",
     gates: Sequence[str],
@@ -68,7 +76,26 @@ def command(
                 cache=cache,
                 on_progress=on_progress,
             )
+        if prove:
+            outcome["parity"] = _proven(console, output, checkpoint)
         verdicts = record_verdicts(wanted, outcome["evaluation"], outcome)
         console.result(outcome, lambda: pairs_table(str(output), outcome))
+        if prove and not outcome["parity"]["passed"]:
+            problems = "; ".join(outcome["parity"]["failures"])
+            raise CheckFailedError(f"{output} was built, but did not pass: {problems}")
         cases += gate_cases(verdicts)
         require_held(verdicts)
+
+
+def _proven(console: Console, output: Path, checkpoint: Path) -> dict[str, Any]:
+    """What `coldpress verify --record` finds, in short."""
+    from coldpress.proving import verify
+
+    with console.progress("verifying") as on_progress:
+        report = verify(output, against=checkpoint, record=True, on_progress=on_progress)
+    return {
+        "passed": report.passed,
+        "tensors": report.counts,
+        "max_difference": None if report.logits is None else report.logits.max_difference,
+        "failures": report.failures[:SHOWN],
+    }

@@ -1,12 +1,15 @@
 """How the probe of `verify` is run, and how its report travels."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from coldpress.cli import run
 from coldpress.pressing import build
 from coldpress.proving import verify
 from compile.manifest import read_manifest
@@ -87,3 +90,32 @@ def test_only_a_proof_is_kept(artifact: Path, checkpoint: Path, tmp_path: Path) 
     other = tiny_checkpoint(tmp_path / "other", scheme=INT4, rope_theta=5e5)
     assert not verify(artifact, against=other, record=True).passed
     assert not (artifact / PARITY).exists()
+
+
+@pytest.mark.parametrize("target", ["gguf:q4_k_m", "onnx:int4"])
+def test_a_build_can_prove_itself(
+    target: str, checkpoint: Path, tmp_path: Path, run_json: Callable[..., Any]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "artifact"
+    told = run_json("build", str(checkpoint), "-o", str(out), "--target", target, "--verify")
+    assert told["parity"]["passed"] and told["parity"]["failures"] == []
+    kept = json.loads((out / PARITY).read_bytes())
+    assert kept["logits"]["engines"]["artifact"] == ("cpu" if "gguf" in target else "onnx")
+    assert kept["counts"] == told["parity"]["tensors"]
+    assert verify(out).passed
+
+
+def test_a_build_that_cannot_prove_itself_fails(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = CpuExecutor.step
+
+    def noisy(self: CpuExecutor, batch: StepBatch) -> npt.NDArray[np.float32]:
+        return step(self, batch) * (1 if len(batch.page_table) == 1 else 2)
+
+    monkeypatch.setattr(CpuExecutor, "step", noisy)
+    out = tmp_path / "artifact"
+    args = ["build", str(checkpoint), "-o", str(out), "--target", "gguf", "--verify"]
+    assert run(args) == 1
+    assert not (out / PARITY).exists()
