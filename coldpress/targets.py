@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 Kind = Literal["gguf", "onnx", "tensorrt", "triton"]
 
+AS_STORED = "fp8"
+"""The ONNX type that TensorRT is given: what `auto` takes, and FP8, which is slow elsewhere."""
 PAYLOAD, CONFIG = "model.gguf", "config.json"
 
 
@@ -108,10 +110,10 @@ def _write_graph(
     from compile.to_tensorrt.build import use_halves
     from compile.to_tensorrt.cards import check_types
 
-    plan = plan_model(model, "auto", __version__)
+    plan = plan_model(model, AS_STORED, __version__)
     types = {row.tensor: row.form.dtype for row in plan.rows}
     check_types(target.cards, types)
-    build_model(model, directory, "auto", version=__version__, on_progress=on_progress)
+    build_model(model, directory, AS_STORED, version=__version__, on_progress=on_progress)
     use_halves(directory, __version__)
     return types, plan.notes
 

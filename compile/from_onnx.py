@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from compile.onnx_bytes import packed_bytes, unpack_int4
+from compile.onnx_bytes import FP8, packed_bytes, unpack_int4
 from compile.onnx_contract import (
     CONTRACT,
     CONTRACT_VERSION,
@@ -25,6 +25,7 @@ from compile.onnx_proto import ExternalTensor, Graph, read_graph
 from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import (
     ActivationScheme,
+    CodebookScheme,
     FloatScheme,
     IntScheme,
     PerChannel,
@@ -39,7 +40,8 @@ FLOATS: Mapping[str, Any] = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
 }
-BITS = {"int4": 4, "int8": 8}
+BITS = {"int4": 4, "int8": 8, FP8: 8}
+"""Of the types that scales belong to."""
 WEIGHT_SUFFIXES = (".weight", ".bias")
 
 
@@ -66,13 +68,15 @@ class OnnxWeights:
         group = self._group(name)
         symmetric = f"{name}{ZERO_POINT_SUFFIX}" not in self._tensors
         grain = PerGroup(group) if group else PerChannel()
+        if tensor.dtype == FP8:
+            return CodebookScheme("e4m3", grain)
         return IntScheme(BITS[tensor.dtype], symmetric, grain, self._inputs.get(name))
 
     def load(self, name: str) -> Weight:
         scheme = self.scheme(name)
         if isinstance(scheme, FloatScheme):
             return self._read(name)
-        assert isinstance(scheme, IntScheme)
+        assert isinstance(scheme, IntScheme | CodebookScheme)
         zero_point = None if scheme.symmetric else self._columns(f"{name}{ZERO_POINT_SUFFIX}")
         codes, scale = self._columns(name), self._columns(f"{name}{SCALE_SUFFIX}")
         if f"{name}{ORDER_SUFFIX}" not in self._tensors:
@@ -119,7 +123,7 @@ class OnnxWeights:
             raise FileFormatError(path, f"ends within tensor {name}")
         if tensor.dtype == "int4":
             return unpack_int4(data, tensor.shape)
-        kinds = {**FLOATS, "int8": np.int8, "int64": np.int64}
+        kinds = {**FLOATS, "int8": np.int8, FP8: np.int8, "int64": np.int64}
         numbers: npt.NDArray[Any] = data.view(kinds[tensor.dtype])
         return numbers.reshape(tensor.shape)
 

@@ -5,7 +5,17 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-BITS = {"int4": 4, "int8": 8, "bool": 8, "float16": 16, "bfloat16": 16, "float32": 32, "int64": 64}
+FP8 = "float8e4m3fn"
+BITS = {
+    "int4": 4,
+    "int8": 8,
+    FP8: 8,
+    "bool": 8,
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+    "int64": 64,
+}
 
 
 def packed_bytes(dtype: str, shape: tuple[int, ...]) -> int:

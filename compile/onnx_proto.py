@@ -13,7 +13,7 @@ from quant.format.errors import FileFormatError, InputError, MissingExtraError
 
 MAX_GRAPH_BYTES = 256 << 20
 """Weights lie beside the graph; a protobuf cannot hold 2 GB, and ours never comes near this."""
-DTYPES = ("float32", "float16", "bfloat16", "int8", "int4", "int64", "bool")
+DTYPES = ("float32", "float16", "bfloat16", "float8e4m3fn", "int8", "int4", "int64", "bool")
 _NAMES = {"float32": "FLOAT"}
 
 Attribute = int | float | str | tuple[int, ...]

@@ -93,9 +93,9 @@ def plan_onnx(
 
     type_name: `auto` keeps every number as it is stored; `int4` and `int8` keep integers that fit
     and round what does not, with a note; `fp32` writes every weight's exact value as float32,
-    `fp16` rounds matrices to float16. version: of coldpress. round_inputs: whether the graph rounds
-    the inputs that the checkpoint does, where it keeps the weights' integers; TensorRT knows no
-    operation for it.
+    `fp16` rounds matrices to float16; `fp8` is `auto`, and keeps FP8 too. version: of coldpress.
+    round_inputs: whether the graph rounds the inputs that the checkpoint does, where it keeps the
+    weights' integers; TensorRT knows no operation for it.
 
     Raises UnsupportedModelError for what the graph cannot hold, InputError for bad usage,
     MissingExtraError without the onnx package.

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from compile.onnx_bytes import FP8
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import (
     ActivationScheme,
+    CodebookScheme,
     FloatScheme,
     IntScheme,
     PerChannel,
@@ -14,8 +16,8 @@ from quant.format.scheme import (
     Scheme,
 )
 
-TypeName = Literal["auto", "fp32", "fp16", "int4", "int8"]
-TYPE_NAMES: tuple[TypeName, ...] = ("auto", "fp32", "fp16", "int4", "int8")
+TypeName = Literal["auto", "fp32", "fp16", "fp8", "int4", "int8"]
+TYPE_NAMES: tuple[TypeName, ...] = ("auto", "fp32", "fp16", "fp8", "int4", "int8")
 BITS: Mapping[str, int] = {"int4": 4, "int8": 8}
 SMALLEST_GROUP, LARGEST_GROUP = 16, 256
 """Groups that ONNX Runtime multiplies as integers; 512 silently gave zeros in some versions."""
@@ -67,6 +69,8 @@ def choose_form(
         if asked is not None and round_floats:
             return _rounded(asked, shape, role)
         return Form(scheme.dtype, "as stored")
+    if type_name == "fp8" and isinstance(scheme, CodebookScheme) and role != "table":
+        return _same_floats(name, scheme, shape[1])
     problem = _problem(scheme, shape[1])
     if asked is not None and (problem or scheme.num_bits > _bits(asked, role)):
         return _rounded(asked, shape, role)
@@ -74,6 +78,7 @@ def choose_form(
         raise UnsupportedModelError(
             f"tensor {name} is stored as {scheme}, and {problem}; use --target onnx:fp32, which "
             "keeps its exact values as floats, or onnx:int8, which rounds it again"
+            f"{', or onnx:fp8' if _is_fp8(scheme) else ''}"
         )
     return _same_integers(scheme, shape[1], asked, role)
 
@@ -87,6 +92,23 @@ def _same_integers(scheme: IntScheme, columns: int, asked: str | None, role: Rol
     wider = dtype == "int8" and scheme.num_bits <= BITS["int4"]
     reason = "the same integers, in a byte each, as asked" if wider else "the same integers"
     return Form(dtype, reason, group, zero_points)
+
+
+def _is_fp8(scheme: Scheme) -> bool:
+    return isinstance(scheme, CodebookScheme) and scheme.codebook == "e4m3"
+
+
+def _same_floats(name: str, scheme: CodebookScheme, columns: int) -> Form:
+    """FP8 as it is stored. A scale of a block of rows becomes one for each of its rows, because
+    DequantizeLinear has scales along one axis."""
+    size = scheme.group_size(columns)
+    group = 0 if size >= columns else size
+    if not _is_fp8(scheme) or (group and columns % group):
+        raise UnsupportedModelError(
+            f"tensor {name} is stored as {scheme}, and onnx:fp8 holds E4M3 numbers whose groups "
+            "divide the columns; use --target onnx:fp32, which keeps its exact values as floats"
+        )
+    return Form(FP8, "the same FP8 numbers", group)
 
 
 def _rounded(asked: str, shape: tuple[int, ...], role: Role) -> Form:

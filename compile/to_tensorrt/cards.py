@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from compile.onnx_bytes import FP8
 from quant.format.errors import InputError
 
 CARDS: dict[str, str] = {
@@ -13,7 +14,11 @@ CARDS: dict[str, str] = {
     "sm121": "Blackwell: GB10",
 }
 """What tensorrt_rtx builds for on a machine without a GPU."""
-LACKING: dict[str, tuple[str, ...]] = {"sm75": ("int4", "bfloat16")}
+LACKING: dict[str, tuple[str, ...]] = {
+    "sm75": ("int4", "bfloat16", FP8),
+    "sm80": (FP8,),
+    "sm86": (FP8,),
+}
 """Types of stored numbers for which a card's engine is refused by the builder."""
 REFUSED: dict[str, str] = {
     "sm87": "Orin",

@@ -9,12 +9,13 @@ enters a product is rounded to float16 just before it, as is what leaves it.
 from collections.abc import Iterable
 from dataclasses import replace
 
+from compile.onnx_bytes import FP8
 from compile.onnx_contract import SCALE_SUFFIX
 from compile.onnx_proto import Graph, Node, Port
 from compile.to_tensorrt.quantized import Quantized, QuantizedProducts
 from compile.to_tensorrt.typed_nodes import TypedNodes
 
-INTEGERS = ("int4", "int8")
+PACKED = ("int4", "int8", FP8)
 FLOATS = ("float32", "float16", "bfloat16")
 FOLLOWS_ITS_INPUT = ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Gather")
 """Operations that only move numbers, whatever their type."""
@@ -103,7 +104,7 @@ class _Rewriting:
             weight = self._quantized.dequantize(table, node.attributes)
             self._quantized.rows(weight, indices, node.outputs[0])
             return
-        assert self._tensors[data].dtype in INTEGERS, f"{data} is dequantized and not stored"
+        assert self._tensors[data].dtype in PACKED, f"{data} is dequantized and not stored"
         self._weights[node.outputs[0]] = self._quantized.dequantize(data, node.attributes)
 
     def _look_up(self, node: Node) -> None:

@@ -10,6 +10,7 @@ from quant.format.errors import CheckFailedError
 ENGINE_BYTES, NODE_BYTES = 4 << 20, 16 << 10
 """What an engine holds beside weights, however large these are and for however many cards: 1 MB and
 9 to 13 KB for each node of the graph were measured."""
+FLOATS = ("float32", "float16", "bfloat16")
 SHARE = 8
 """Padding of scales and small tensors: one part of this many; seven in a hundred were measured."""
 
@@ -23,7 +24,7 @@ def packed_bytes_of(graph: Graph) -> int:
 def _held(tensor: ExternalTensor) -> int:
     scale = tensor.name.endswith(SCALE_SUFFIX)
     matrix = len(tensor.shape) == 2 and tensor.name.endswith(".weight")
-    if tensor.name.endswith(ZERO_POINT_SUFFIX) or scale or (matrix and "float" in tensor.dtype):
+    if tensor.name.endswith(ZERO_POINT_SUFFIX) or scale or (matrix and tensor.dtype in FLOATS):
         return 2 * math.prod(tensor.shape)
     return packed_bytes(tensor.dtype, tensor.shape)
 

@@ -244,7 +244,7 @@ def test_scattered_columns_without_a_word_leave_nothing_behind(tmp_path: Path) -
 def test_bad_usage_is_refused_in_words() -> None:
     floats = tiny_model()
     for model, type_name, problem in [
-        (floats, "int5", "known types: auto, fp32, fp16, int4, int8"),
+        (floats, "int5", "known types: auto, fp32, fp16, fp8, int4, int8"),
         (replace(floats, kind="gguf"), "auto", "holds the .gguf file and a tokenizer.json"),
         (replace(floats, kind="onnx"), "auto", "is an ONNX artifact already; give its checkpoint"),
     ]:

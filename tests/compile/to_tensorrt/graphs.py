@@ -31,8 +31,11 @@ class Graphs:
 
 
 def both_graphs(directory: Path, family: str = "llama", **options: Any) -> Graphs:
-    model = tiny_model(family, **options)
-    build_model(model, directory, version="test")
+    return graphs_of(directory, tiny_model(family, **options))
+
+
+def graphs_of(directory: Path, model: Model) -> Graphs:
+    build_model(model, directory, "fp8", version="test")
     portable = read_graph(directory / GRAPH_FILE, constants=True)
     halves = in_halves(with_all_rows(portable))
     (directory / HALVES).write_bytes(encode_graph(halves, "test"))

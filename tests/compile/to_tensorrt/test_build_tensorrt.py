@@ -9,11 +9,17 @@ import pytest
 from coldpress.pressing import build
 from compile.engine_file import ENGINE_FILE, EngineLimits, check_engine, ends_sha256, read_facts
 from compile.manifest import file_sha256
+from compile.onnx_bytes import FP8
 from compile.onnx_contract import GRAPH_FILE
 from compile.open_model import open_model
+from compile.to_onnx.build import build_model
+from compile.to_tensorrt.api import BuildApi
+from compile.to_tensorrt.build import build_engine, use_halves
+from compile.to_tensorrt.cards import check_types
 from compile.verify import verify
 from quant.format.errors import CheckFailedError, InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from tests.compile.to_onnx.fp8_models import FP8_SCHEMES, fp8_model
 from tests.tiny import ARCHITECTURES, tiny_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
@@ -79,6 +85,20 @@ def test_turing_takes_bytes_and_halves_alone(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"sm75 \(Turing.*(int4|bfloat16), which tensor model"):
             build(checkpoint, tmp_path / "other", target="tensorrt:sm75+sm89")
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", FP8_SCHEMES)
+def test_fp8_becomes_an_engine_where_there_are_instructions_for_it(
+    tmp_path: Path, name: str
+) -> None:
+    model = fp8_model(name)
+    build_model(model, tmp_path, "fp8", version="test")
+    use_halves(tmp_path, "test")
+    api, cards = BuildApi(here=False), ("sm89", "sm120")
+    facts = build_engine(tmp_path, model.program, "tensorrt:sm89+sm120", api, cards).facts
+    assert facts.cards == cards
+    with pytest.raises(InputError, match=r"sm86 .* computes nothing with float8e4m3fn"):
+        check_types(("sm86", "sm89"), {"model.weight": FP8})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,14 @@ import pytest
 
 from compile.onnx_contract import GRAPH_FILE
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
-from tests.compile.to_tensorrt.graphs import HALVES, Graphs, both_graphs, run_in_two_steps
+from tests.compile.to_onnx.fp8_models import FP8_SCHEMES, fp8_model
+from tests.compile.to_tensorrt.graphs import (
+    HALVES,
+    Graphs,
+    both_graphs,
+    graphs_of,
+    run_in_two_steps,
+)
 
 ROUNDINGS = 12
 """Of each layer: into and out of q, k, v, attention, o, gate and up, down."""
@@ -35,8 +42,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_its_logits_are_those_of_the_portable_graph(tmp_path: Path, case: str) -> None:
     family, options = CASES[case]
-    graphs = both_graphs(tmp_path, family, **options)
-    onnx.checker.check_model(str(tmp_path / HALVES), full_check=True)
+    check_logits(both_graphs(tmp_path, family, **options))
+
+
+@pytest.mark.parametrize("name", FP8_SCHEMES)
+def test_the_logits_of_fp8_too(tmp_path: Path, name: str) -> None:
+    check_logits(graphs_of(tmp_path, fp8_model(name)))
+
+
+def check_logits(graphs: Graphs) -> None:
+    onnx.checker.check_model(str(graphs.directory / HALVES), full_check=True)
     expected = run_in_two_steps(graphs, GRAPH_FILE, TOKENS)
     found = run_in_two_steps(graphs, HALVES, TOKENS)
     assert found.dtype == np.float32
