@@ -50,6 +50,7 @@ class PartOfStep:
 
     inputs: int64, by name. slots: int64 [T], places of the new keys and values in the pool seen as
     one row. wanted: which of the batch's logit rows come first in this run's logits, in order.
+    own_pages: int64 [B, M], the page table as far as the step's own tokens lie in it.
     """
 
     def __init__(self, batch: StepBatch, part: Int64, page_size: int) -> None:
@@ -71,6 +72,7 @@ class PartOfStep:
         logit_rows = row_of_token[batch.logit_rows]
         self.wanted: Int64 = np.flatnonzero(logit_rows >= 0)
         queries = np.arange(lengths.max())
+        self.own_pages = np.ascontiguousarray(table[:, : int(positions.max()) // page_size + 1])
         past_pages = max(1, -(-int(past.max()) // page_size))
         self.inputs: dict[str, Int64] = {
             TOKEN_IDS: batch.token_ids[tokens].astype(np.int64),

@@ -1,5 +1,7 @@
 """The ONNX executor: ONNX Runtime runs the graph, we own the pages."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -7,17 +9,28 @@ import onnxruntime
 from compile.from_onnx import OnnxWeights
 from compile.model import Model
 from compile.onnx_contract import LOGITS, STEP_INPUTS, new_names, pool_names
+from compile.onnx_proto import encode_graph, read_graph
 from compile.program import Attend, Program
+from compile.to_onnx.aliased import aliased
 from compile.to_onnx.types import Form
 from quant.format.errors import FileFormatError, InputError
 from quant.format.scheme import IntScheme, PerGroup
 from runtime.engine.batch import StepBatch
+from runtime.executors.onnx.pools import (
+    Pools,
+    ReadingRunner,
+    StepRunner,
+    WritingRunner,
+    writes_in_place,
+)
 from runtime.executors.onnx.selftest import check_products
 from runtime.graph_step import PartOfStep, split
 from runtime.machine import available_threads
 
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 """How ONNX Runtime multiplies packed integers: 0 keeps inputs in float32, 4 rounds them to int8."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights of a graph that is handed over as bytes lie."""
 FATAL = 4
 """Errors are raised, and need not be printed as well."""
 
@@ -58,14 +71,14 @@ class OnnxExecutor:
         _check_ports(model.weights, layers)
         options = _options(self.threads, exact)
         check_products(_integer_forms(model.program), options, exact)
-        self._session = _session(model.weights, options)
-        self._outputs = [LOGITS, *(name for op in layers for name in new_names(op.layer))]
         types = {port.name: port.dtype for port in model.weights.graph.inputs}
         self._pools = {
             name: np.zeros((num_pages, page_size, op.kv_heads, op.head_dim), types[name])
             for op in layers
             for name in pool_names(op.layer)
         }
+        new = [name for op in layers for name in new_names(op.layer)]
+        self._runner: StepRunner | None = _runner(model.weights, options, self._pools, new, exact)
 
     @property
     def vocab_size(self) -> int:
@@ -85,23 +98,17 @@ class OnnxExecutor:
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
-        assert self._session is not None, "the executor is closed"
+        assert self._runner is not None, "the executor is closed"
         logits = np.empty((len(batch.logit_rows), self.vocab_size), np.float32)
-        written = []
-        for part in split(np.diff(batch.query_starts).astype(np.int64)):
-            run = PartOfStep(batch, part, self._page_size)
-            rows, *new = self._session.run(self._outputs, run.inputs | self._pools)
-            logits[run.wanted] = rows[: len(run.wanted)]
-            written.append((run.slots, new))
-        # Only now: a step that fails has written nothing.
-        for slots, new in written:
-            for pool, values in zip(self._pools.values(), new, strict=True):
-                pool.reshape(-1, *pool.shape[2:])[slots] = values
+        lengths = np.diff(batch.query_starts).astype(np.int64)
+        parts = [PartOfStep(batch, part, self._page_size) for part in split(lengths)]
+        for part, rows in zip(parts, self._runner.run(parts), strict=True):
+            logits[part.wanted] = rows[: len(part.wanted)]
         return logits
 
     def close(self) -> None:
         """Frees the session with its weights, and the pool."""
-        self._session = None
+        self._runner = None
         self._pools = {}
 
 
@@ -116,12 +123,29 @@ def _options(threads: int, exact: bool) -> "onnxruntime.SessionOptions":
     return options
 
 
-def _session(
-    weights: OnnxWeights, options: "onnxruntime.SessionOptions"
-) -> "onnxruntime.InferenceSession | None":
+def _runner(
+    weights: OnnxWeights,
+    options: "onnxruntime.SessionOptions",
+    pools: Pools,
+    new: list[str],
+    exact: bool,
+) -> StepRunner:
+    """The graph as it is in the file to compare, and where pools are halves; to serve, the aliased
+    one, if this ONNX Runtime can be relied upon to write in place."""
     path = weights.graph_path
+    single = all(pool.dtype == np.float32 for pool in pools.values())
+    if exact or not single or not writes_in_place(options):
+        return ReadingRunner(_session(path, str(path), options), pools, new)
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    graph = aliased(read_graph(path, constants=True))
+    return WritingRunner(_session(path, encode_graph(graph, ""), options), pools)
+
+
+def _session(
+    path: Path, graph: str | bytes, options: "onnxruntime.SessionOptions"
+) -> "onnxruntime.InferenceSession":
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # a class of its own for each status, none of them documented
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(
