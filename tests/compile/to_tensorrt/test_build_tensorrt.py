@@ -8,6 +8,7 @@ import pytest
 
 from coldpress.pressing import build
 from compile.engine_file import ENGINE_FILE, EngineLimits, check_engine, ends_sha256, read_facts
+from compile.families import FAMILIES
 from compile.manifest import file_sha256
 from compile.onnx_bytes import FP8
 from compile.onnx_contract import GRAPH_FILE
@@ -20,7 +21,7 @@ from compile.verify import verify
 from quant.format.errors import CheckFailedError, InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from tests.compile.to_onnx.fp8_models import FP8_SCHEMES, fp8_model
-from tests.tiny import ARCHITECTURES, tiny_checkpoint
+from tests.tiny import tiny_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
 
@@ -30,8 +31,6 @@ SCHEMES = {
     "int4-zero-points": IntScheme(4, False, PerGroup(32)),
     "int8": IntScheme(8, True, PerChannel()),
 }
-FAMILIES = [family for family in ARCHITECTURES if family != "qwen2_moe"]
-"""Those that coldpress runs."""
 WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate": 1024, "layers": 2, "heads": 8}
 
 
