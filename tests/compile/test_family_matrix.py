@@ -30,9 +30,6 @@ from tests.runtime.executors.onnx_models import (
 )
 from tests.tiny import tiny_checkpoint
 
-MIXTURES = ("mixtral", "qwen3_moe")
-"""Not on the CPU engine yet."""
-DENSE = tuple(family for family in FAMILIES if family not in MIXTURES)
 INT4 = IntScheme(4, True, PerGroup(32))
 POOL: dict[str, Any] = {"num_pages": NUM_PAGES, "page_size": PAGE_SIZE}
 
@@ -60,7 +57,7 @@ def assert_same_integers(report: VerifyReport, model: Model) -> None:
     assert quantized >= 3 * 4
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_cpu_engine(family: str, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, family)
     assert_follows_the_oracle(CpuExecutor(open_model(checkpoint), threads=1, **POOL), checkpoint)
@@ -72,10 +69,7 @@ def test_gguf(family: str, tmp_path: Path) -> None:
     build_gguf(checkpoint, tmp_path / "model.gguf")
     model = open_model(tmp_path / "model.gguf")
     assert_same_integers(verify(tmp_path / "model.gguf", checkpoint), model)
-    executor: Executor = TorchExecutor(model, **POOL)
-    if family in DENSE:
-        executor = CpuExecutor(model, threads=1, **POOL)
-    assert_follows_the_oracle(executor, checkpoint)
+    assert_follows_the_oracle(CpuExecutor(model, threads=1, **POOL), checkpoint)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,6 +85,3 @@ def test_the_table_has_a_row_for_each_family() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:] for line in readme.splitlines() if line.startswith("| `")]
     assert set(FAMILIES) <= {name for row in rows for name in re.findall("`(.+?)`", row[0])}
-    done = {name: [cell.strip() for cell in cells] for name, *cells in rows}
-    assert [name for name, cells in done.items() if "-" in cells] == [" `mixtral`, `qwen3_moe` "]
-    assert done[" `mixtral`, `qwen3_moe` "][:3] == ["yes", "-", "yes"]

@@ -8,9 +8,8 @@ import pytest
 from compile.families import build_program
 from compile.program import Expert, Moe, Program
 from compile.same_program import program_differences
-from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.errors import InputError
 from quant.format.scheme import FloatScheme, IntScheme, PerGroup, Scheme
-from runtime.executors.cpu.support import check_supported
 from tests.tiny import EXPERTS, tiny_config
 
 INT4 = IntScheme(4, True, PerGroup(32))
@@ -78,8 +77,3 @@ def test_schemes_alone_make_no_other_program() -> None:
     ops = tuple(other if op is moe else op for op in rounded.ops)
     differences = program_differences(plain, replace(rounded, ops=ops))
     assert differences == ["op layers.0.mixed has other experts"]
-
-
-def test_the_cpu_backend_names_the_operation() -> None:
-    with pytest.raises(UnsupportedModelError, match="mixtral models have an operation, Moe"):
-        check_supported(program_of("mixtral"))

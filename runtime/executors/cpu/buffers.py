@@ -2,9 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
-from compile.program import Add, Attend, Embed, GatedAct, Op, Program, SelectRows, Value
+from compile.program import Add, Attend, Embed, GatedAct, Moe, Op, Program, SelectRows, Value
 from runtime.kernels.cpu._native import Plan
+
+Rows = Literal["tokens", "selected", "routed"]
+"""How many rows a buffer has: one for each token, for each row that needs logits, or for each token
+that is sent to the expert whose turn it is."""
 
 
 def inputs(op: Op) -> tuple[Value, ...]:
@@ -18,6 +23,8 @@ def inputs(op: Op) -> tuple[Value, ...]:
             return (op.gate, op.up)
         case Add():
             return (op.a, op.b)
+        case Moe():
+            return (op.x, op.logits)
         case _:
             return (op.x,)
 
@@ -42,32 +49,35 @@ class Buffers:
             for name in inputs(op):
                 self._reads[name] += 1
         self._places: dict[Value, tuple[int, int]] = {}
-        self._free: dict[tuple[int, bool], list[int]] = defaultdict(list)
-        self._rounded: dict[tuple[int, bool], int] = {}
+        self._free: dict[tuple[int, Rows], list[int]] = defaultdict(list)
+        self._rounded: dict[tuple[int, Rows], int] = {}
 
     def create(self, value: Value, width: int) -> int:
         """A buffer of `width` for a new value."""
-        buffer = self.scratch(width, value in self._selected)
+        buffer = self.scratch(width, self.rows(value))
         self._places[value] = (buffer, width)
         return buffer
 
-    def scratch(self, width: int, selected: bool) -> int:
+    def scratch(self, width: int, rows: Rows) -> int:
         """A buffer that no value owns; give it back with `recycle`."""
-        free = self._free[width, selected]
-        return free.pop() if free else self._plan.add_buffer(width, selected)
+        free = self._free[width, rows]
+        if free:
+            return free.pop()
+        return self._plan.add_buffer(width, rows == "selected", rows == "routed")
 
-    def recycle(self, buffer: int, width: int, selected: bool) -> None:
-        self._free[width, selected].append(buffer)
+    def recycle(self, buffer: int, width: int, rows: Rows) -> None:
+        self._free[width, rows].append(buffer)
 
-    def rounded(self, width: int, selected: bool) -> int:
+    def rounded(self, width: int, rows: Rows) -> int:
         """The buffer for rows of int8, which the products that follow read at once: there is one
         of each kind."""
-        if (width, selected) not in self._rounded:
-            self._rounded[width, selected] = self._plan.add_rounded_buffer(width, selected)
-        return self._rounded[width, selected]
+        if (width, rows) not in self._rounded:
+            kind = rows == "selected", rows == "routed"
+            self._rounded[width, rows] = self._plan.add_rounded_buffer(width, *kind)
+        return self._rounded[width, rows]
 
-    def is_selected(self, value: Value) -> bool:
-        return value in self._selected
+    def rows(self, value: Value) -> Rows:
+        return "selected" if value in self._selected else "tokens"
 
     def __getitem__(self, value: Value) -> int:
         return self._places[value][0]
@@ -82,4 +92,4 @@ class Buffers:
                 self._reads[name] -= 1
                 if self._reads[name] == 0:
                     buffer, width = self._places.pop(name)
-                    self.recycle(buffer, width, name in self._selected)
+                    self.recycle(buffer, width, self.rows(name))

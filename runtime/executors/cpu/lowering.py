@@ -14,6 +14,7 @@ from compile.program import (
     GatedAct,
     Linear,
     Logits,
+    Moe,
     Op,
     Program,
     RmsNorm,
@@ -23,14 +24,14 @@ from compile.program import (
     Slice,
     Value,
 )
-from runtime.executors.cpu.buffers import Buffers
+from runtime.executors.cpu.buffers import Buffers, Rows
 from runtime.executors.cpu.weights import Packed, Weights
 from runtime.kernels.cpu._native import Matrix, Plan
 
 Projection = tuple[int, Packed, npt.NDArray[np.float32] | None]
 NativeProjection = tuple[int, Matrix, npt.NDArray[np.float32] | None]
-Place = tuple[int, bool]
-"""Width of a buffer, and whether it has R rows and not T."""
+Place = tuple[int, Rows]
+"""Width of a buffer, and how many rows it has."""
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -100,7 +101,7 @@ class _Lowering:
             case Slice():
                 plan.add_slice(buffers.create(op.out, op.size), buffers[op.x], op.start)
             case Linear():
-                self._project(op.x, [self._projection(each) for each in ops])
+                self._project(*self._at(op.x), [self._projection(each) for each in ops])
             case Rope():
                 table_id, x = self._rope_table(op.rope), buffers[op.x]
                 plan.add_rope(self._like(op.out, op.x), x, op.heads, op.head_dim, table_id)
@@ -109,6 +110,8 @@ class _Lowering:
             case GatedAct():
                 out = self._like(op.out, op.gate)
                 plan.add_gated_act(out, buffers[op.gate], buffers[op.up], op.activation)
+            case Moe():
+                self._mix(op)
             case Add():
                 plan.add_add(self._like(op.out, op.a), buffers[op.a], buffers[op.b])
             case SelectRows():
@@ -119,24 +122,46 @@ class _Lowering:
     def _like(self, out: Value, x: Value) -> int:
         return self.buffers.create(out, self.buffers.width(x))
 
-    def _projection(self, op: Op) -> Projection:
+    def _at(self, x: Value) -> tuple[int, Place]:
+        return self.buffers[x], (self.buffers.width(x), self.buffers.rows(x))
+
+    def _projection(self, op: Op, out: int | None = None) -> Projection:
+        """Into the buffer `out`, or that of a new value."""
         assert isinstance(op, Linear)
         packed = self.weights.matrix(op.weight, (op.out_features, op.in_features))
         bias = None if op.bias is None else self.weights.vector(op.bias, op.out_features)
-        return self.buffers.create(op.out, op.out_features), packed, bias
+        if out is None:
+            out = self.buffers.create(op.out, op.out_features)
+        return out, packed, bias
 
-    def _project(self, x: Value, projections: Sequence[Projection]) -> None:
+    def _mix(self, op: Moe) -> None:
+        """Experts take turns in the same buffers."""
+        plan, buffers, first = self.plan, self.buffers, op.experts[0]
+        out, x = self._like(op.out, op.x), buffers[op.x]
+        plan.add_route(out, buffers[op.logits], op.chosen, op.normalized)
+        widths = (first.gate.in_features, *[first.gate.out_features] * 2, first.down.out_features)
+        sent, gate, up, down = (buffers.scratch(width, "routed") for width in widths)
+        for number, expert in enumerate(op.experts):
+            plan.add_send(sent, x, number)
+            both = [self._projection(expert.gate, gate), self._projection(expert.up, up)]
+            self._project(sent, (widths[0], "routed"), both)
+            plan.add_gated_act(gate, gate, up, op.activation)
+            self._project(gate, (widths[1], "routed"), [self._projection(expert.down, down)])
+            plan.add_collect(out, down)
+        for buffer, width in zip((sent, gate, up, down), widths, strict=True):
+            buffers.recycle(buffer, width, "routed")
+
+    def _project(self, x: int, place: Place, projections: Sequence[Projection]) -> None:
         """x is rounded once for each way that the matrices ask for."""
-        place = (self.buffers.width(x), self.buffers.is_selected(x))
         ways = _by(projections, lambda packed: (packed.rounding, packed.matrix.in_quads))
         for (rounding, in_quads), same in ways.items():
             if rounding is None:
-                self._multiply(self.buffers[x], place, same)
+                self._multiply(x, place, same)
             elif in_quads:
-                self._multiply_int8(self.buffers[x], place, rounding, same)
+                self._multiply_int8(x, place, rounding, same)
             else:
                 rounded = self.buffers.scratch(*place)
-                self._round(rounded, self.buffers[x], rounding)
+                self._round(rounded, x, rounding)
                 self._multiply(rounded, place, same)
                 self.buffers.recycle(rounded, *place)
 
@@ -199,7 +224,7 @@ class _Lowering:
     def _logits(self, op: Logits) -> None:
         packed = self.weights.matrix(op.weight, (op.vocab_size, op.in_features))
         out = self.buffers.create(op.out, op.vocab_size)
-        self._project(op.x, [(out, packed, None)])
+        self._project(*self._at(op.x), [(out, packed, None)])
         if op.softcap is not None:
             self.plan.add_softcap(out, op.softcap)
 

@@ -1,32 +1,23 @@
 """What the native executor can run, decided from headers alone."""
 
+from typing import get_args
+
 from compile.input_rounding import check_input
-from compile.program import (
-    Add,
-    Attend,
-    Embed,
-    GatedAct,
-    Linear,
-    Logits,
-    Program,
-    RmsNorm,
-    Rope,
-    SelectRows,
-    Slice,
-)
+from compile.program import Attend, Embed, Op, Program, Rope
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, Scheme
 
+KNOWN = get_args(Op)
 SMALLEST_BITS, LARGEST_BITS = 2, 8
 
 
 def check_supported(program: Program) -> None:
     """Raises UnsupportedModelError naming the tensor or the layer; reads no weight."""
+    for matrix in (*program.projections(), *_tables(program)):
+        _check_scheme(matrix.weight, matrix.scheme)
+        check_input(matrix.weight, matrix.scheme)
     for op in program.ops:
         match op:
-            case Embed() | Linear() | Logits():
-                _check_scheme(op.weight, op.scheme)
-                check_input(op.weight, op.scheme)
             case Attend() if op.heads % op.kv_heads != 0:
                 raise UnsupportedModelError(
                     f"layer {op.layer} shares {op.kv_heads} key-value heads among {op.heads} "
@@ -37,13 +28,17 @@ def check_supported(program: Program) -> None:
                     f"a rotary embedding of {op.rope.dimension} of a head's {op.head_dim} elements "
                     "is not an even part of the head; the config is damaged"
                 )
-            case Slice() | Attend() | Rope() | RmsNorm() | GatedAct() | Add() | SelectRows():
-                pass
-            case _:
+            case _ if not isinstance(op, KNOWN):
                 raise UnsupportedModelError(
                     f"{program.family} models have an operation, {type(op).__name__}, that the cpu "
                     "backend does not know; use the torch backend"
                 )
+            case _:
+                pass
+
+
+def _tables(program: Program) -> list[Embed]:
+    return [op for op in program.ops if isinstance(op, Embed)]
 
 
 def _check_scheme(name: str, scheme: Scheme) -> None:

@@ -123,7 +123,8 @@ NB_MODULE(_native, m) {
 
   nb::class_<Plan>(m, "Plan")
       .def(nb::new_(&make_plan), nb::arg("pool"), nb::arg("isa") = "auto")
-      .def("add_buffer", &Plan::add_buffer, nb::arg("width"), nb::arg("selected"))
+      .def("add_buffer", &Plan::add_buffer, nb::arg("width"), nb::arg("selected"),
+           nb::arg("routed") = false)
       .def("add_rope_table", &Plan::add_rope_table, nb::arg("frequencies"),
            nb::arg("attention_factor"))
       .def("add_cache", &Plan::add_cache, nb::arg("kv_heads"), nb::arg("head_dim"))
@@ -136,7 +137,8 @@ NB_MODULE(_native, m) {
       .def("add_round", &add_round, nb::arg("out"), nb::arg("x"), nb::arg("numbers"),
            nb::arg("group"), nb::arg("scales"), nb::arg("fixed"), nb::arg("divisor"))
       .def("add_linear", &add_linear, nb::arg("x"), nb::arg("projections"))
-      .def("add_rounded_buffer", &Plan::add_rounded_buffer, nb::arg("width"), nb::arg("selected"))
+      .def("add_rounded_buffer", &Plan::add_rounded_buffer, nb::arg("width"), nb::arg("selected"),
+           nb::arg("routed") = false)
       .def("add_quantize", &add_quantize, nb::arg("out"), nb::arg("x"), nb::arg("group"),
            nb::arg("fixed"), nb::arg("span"))
       .def("add_linear_int8", &add_linear_int8, nb::arg("x"), nb::arg("projections"))
@@ -148,6 +150,10 @@ NB_MODULE(_native, m) {
       .def("add_gated_act", &add_gated_act, nb::arg("out"), nb::arg("gate"), nb::arg("up"),
            nb::arg("activation"))
       .def("add_add", &Plan::add_add, nb::arg("out"), nb::arg("a"), nb::arg("b"))
+      .def("add_route", &Plan::add_route, nb::arg("out"), nb::arg("logits"), nb::arg("chosen"),
+           nb::arg("normalized"))
+      .def("add_send", &Plan::add_send, nb::arg("out"), nb::arg("x"), nb::arg("expert"))
+      .def("add_collect", &Plan::add_collect, nb::arg("out"), nb::arg("x"))
       .def("add_select_rows", &Plan::add_select_rows, nb::arg("out"), nb::arg("x"))
       .def("add_softcap", &Plan::add_softcap, nb::arg("x"), nb::arg("cap"))
       .def("allocate", &Plan::allocate, nb::arg("num_pages"), nb::arg("page_size"),

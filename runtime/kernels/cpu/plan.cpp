@@ -22,8 +22,8 @@ Plan::Plan(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels)
       scratch_(pool_->size()),
       scratch_size_(static_cast<std::size_t>(kPanel + 1) * kStrip) {}
 
-Plan::BufferId Plan::add_buffer(int width, bool selected) {
-  buffers_.push_back({width, round_up(width, kStrip), selected, 0, {}});
+Plan::BufferId Plan::add_buffer(int width, bool selected, bool routed) {
+  buffers_.push_back({width, round_up(width, kStrip), selected, routed, 0, {}});
   return static_cast<BufferId>(buffers_.size()) - 1;
 }
 
@@ -33,7 +33,12 @@ int Plan::add_rope_table(std::vector<double> frequencies, double attention_facto
 }
 
 int Plan::count(const Batch& batch, BufferId out) const {
-  return buffers_[out].selected ? batch.selected : batch.tokens;
+  return rows_of(batch, buffers_[out].selected, buffers_[out].routed);
+}
+
+int Plan::rows_of(const Batch& batch, bool selected, bool routed) const {
+  if (routed) return static_cast<int>(routes_[expert_].rows.size());
+  return selected ? batch.selected : batch.tokens;
 }
 
 void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale) {

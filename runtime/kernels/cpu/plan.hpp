@@ -40,10 +40,11 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  // float32 [tokens, width], or [selected rows, width].
-  BufferId add_buffer(int width, bool selected);
+  // float32 [tokens, width], or [selected rows, width]; routed ones have a row for each token that
+  // is sent to the expert whose turn it is.
+  BufferId add_buffer(int width, bool selected, bool routed = false);
   // Rows of int8 with their scales; the ids are of their own kind.
-  BufferId add_rounded_buffer(int width, bool selected);
+  BufferId add_rounded_buffer(int width, bool selected, bool routed = false);
   // A rotary embedding; frequencies are radians per position, float64 [dimension / 2].
   int add_rope_table(std::vector<double> frequencies, double attention_factor);
   int add_cache(int kv_heads, int head_dim);
@@ -65,6 +66,13 @@ class Plan {
   void add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cache, AttentionView view);
   void add_gated_act(BufferId out, BufferId gate, BufferId up, Activation activation);
   void add_add(BufferId out, BufferId a, BufferId b);
+  // Each row of `logits` [tokens, experts] is sent to the `chosen` experts for which it is largest,
+  // times the softmax of those (normalized), or of all; `out` becomes zeros.
+  void add_route(BufferId out, BufferId logits, int chosen, bool normalized);
+  // The rows of x that are sent to `expert`, whose turn it is from here on.
+  void add_send(BufferId out, BufferId x, int expert);
+  // Adds the rows of x to those of `out` that they came from, each times its factor.
+  void add_collect(BufferId out, BufferId x);
   void add_select_rows(BufferId out, BufferId x);
   void add_softcap(BufferId x, float cap);
 
@@ -83,6 +91,7 @@ class Plan {
     int width;
     std::size_t stride;
     bool selected;
+    bool routed;
     int capacity = 0;
     Memory<float> data;
     float* row(std::size_t i) const { return data.data() + i * stride; }
@@ -91,6 +100,7 @@ class Plan {
     int width;
     std::size_t stride;
     bool selected;
+    bool routed;
     int capacity = 0;
     Memory<std::int8_t> codes;
     Memory<float> scales;
@@ -122,6 +132,10 @@ class Plan {
     Memory<float> keys;
     Memory<float> values;
   };
+  struct Route {
+    std::vector<int> rows;  // of the step, ascending
+    std::vector<float> factors;
+  };
   using Op = std::function<void(const Batch&)>;
 
   void check(const Batch& batch) const;
@@ -129,6 +143,7 @@ class Plan {
   void locate_sequences(const Batch& batch);
   void fill_rope_table(RopeTable& table, const Batch& batch);
   int count(const Batch& batch, BufferId out) const;
+  int rows_of(const Batch& batch, bool selected, bool routed) const;
   static std::shared_ptr<const Parts> join(std::vector<Projection> projections);
   // multiply(part, strip of the part, first row, rows, thread) for every strip and run of rows.
   template <class F>
@@ -148,6 +163,8 @@ class Plan {
   std::vector<Cache> caches_;
   std::vector<Op> ops_;
   std::vector<int> sequence_of_;
+  std::vector<Route> routes_;  // one for each expert of the layer that is run
+  int expert_ = 0;
   std::vector<Memory<float>> scratch_;  // one per thread
   std::size_t scratch_size_;
   int num_pages_ = 0;

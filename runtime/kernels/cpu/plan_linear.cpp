@@ -62,8 +62,8 @@ void Plan::add_linear(BufferId x, std::vector<Projection> projections) {
   });
 }
 
-Plan::BufferId Plan::add_rounded_buffer(int width, bool selected) {
-  rounded_.push_back({width, round_up(width, kStrip), selected, 0, {}, {}, {}});
+Plan::BufferId Plan::add_rounded_buffer(int width, bool selected, bool routed) {
+  rounded_.push_back({width, round_up(width, kStrip), selected, routed, 0, {}, {}, {}});
   return static_cast<BufferId>(rounded_.size()) - 1;
 }
 
@@ -71,8 +71,7 @@ void Plan::add_quantize(BufferId out, BufferId x, Rounding rounding) {
   require(rounding.group % kRun == 0, "rounded groups are rows or multiples of 32 columns");
   ops_.push_back([this, out, x, rounding](const Batch& batch) {
     const RoundedBuffer& to = rounded_[out];
-    const int rows = to.selected ? batch.selected : batch.tokens;
-    for_rows(rows, 2 * buffers_[x].stride, [&](int row) {
+    for_rows(rows_of(batch, to.selected, to.routed), 2 * buffers_[x].stride, [&](int row) {
       kernels_.quantize_row(buffers_[x].row(row), to.width, rounding,
                             to.codes.data() + row * to.stride,
                             to.scales.data() + row * (to.stride / kRun),
