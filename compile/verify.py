@@ -265,10 +265,17 @@ def _again_notes(tensors: Sequence[TensorState]) -> list[str]:
     if not again:
         return []
     worst = max(again, key=lambda tensor: tensor.rms_error or 0)
-    return [
+    notes = [
         f"{len(again)} tensors were rounded by the build: relative rms error up to "
         f"{worst.rms_error:.2g} ({worst.name})"
     ]
+    foreign = sum(tensor.encoder == "another" for tensor in again)
+    if foreign:
+        notes.append(
+            f"{foreign} of them by another encoder than this one: each code is the nearest on its "
+            "grid, but whether that grid is what was meant cannot be checked"
+        )
+    return notes
 
 
 def probe_tokens(model: Model) -> list[int]:

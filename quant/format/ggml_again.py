@@ -5,18 +5,21 @@ nearly all codes, and what is lost is that its scales have six or eight bits.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import UnsupportedModelError
+from quant.format.ggml_fp4 import holds
 from quant.format.ggml_grid import Floats, Levels
 from quant.format.ggml_search import EFFORTS, Known, round_blocks
 from quant.format.gguf_blocks import decode, encode
-from quant.format.gguf_rounding import round_to
-from quant.format.gguf_types import GgmlType
-from quant.format.scheme import IntScheme
-from quant.format.tensor import QuantizedTensor, Weight
+from quant.format.gguf_rounding import PLAINLY_ROUNDED, round_to
+from quant.format.gguf_types import MXFP4, TYPE_BY_NAME, GgmlType
+from quant.format.scheme import FloatScheme, IntScheme, Scheme
+from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
 _PART_ELEMENTS = 1 << 20
 
@@ -39,10 +42,28 @@ def rounded_again(name: str, kind: GgmlType, weight: QuantizedTensor) -> Quantiz
     is not finite or too large.
     """
     if kind.name not in EFFORTS:
-        tensor = decode(kind, round_to(name, kind, weight.dequantize()), weight.shape)
-        assert isinstance(tensor, QuantizedTensor)
-        return tensor
+        return _plainly_rounded(name, kind, weight.dequantize())
     return round_blocks(name, kind, weight.dequantize(), known=known_scales(kind, weight))
+
+
+def block_type(scheme: Scheme) -> GgmlType | None:
+    """The type whose blocks a scheme is read from; None for one that is no type of ggml's."""
+    if isinstance(scheme, FloatScheme):
+        return None
+    if scheme.ggml_type is not None:
+        return TYPE_BY_NAME[scheme.ggml_type]
+    return MXFP4 if holds(MXFP4, scheme) else None
+
+
+def float_encoders(kind: GgmlType) -> list[Callable[[FloatArray], QuantizedTensor]]:
+    """Every way in which a build rounds floats to `kind`: plainly, as ggml's reference does, and
+    on searched scales. Rows do not influence each other in any of them."""
+    found: list[Callable[[FloatArray], QuantizedTensor]] = []
+    if kind in PLAINLY_ROUNDED:
+        found.append(partial(_plainly_rounded, "", kind))
+    if kind.name in EFFORTS:
+        found.append(partial(round_blocks, "", kind))
+    return found
 
 
 def relative_rms(reference: Weight, stored: Weight) -> float:
@@ -57,6 +78,12 @@ def relative_rms(reference: Weight, stored: Weight) -> float:
         total += float(np.square(wide, dtype=np.float64).sum())
         lost += float(np.square(_floats(stored, picked) - wide, dtype=np.float64).sum())
     return math.sqrt(lost / total) if total else 0.0
+
+
+def _plainly_rounded(name: str, kind: GgmlType, weight: FloatArray) -> QuantizedTensor:
+    tensor = decode(kind, round_to(name, kind, weight), weight.shape)
+    assert isinstance(tensor, QuantizedTensor)
+    return tensor
 
 
 def _floats(weight: Weight, rows: npt.NDArray[np.intp]) -> Floats:

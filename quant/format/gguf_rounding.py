@@ -12,11 +12,12 @@ import numpy.typing as npt
 from quant.format.errors import UnsupportedModelError
 from quant.format.ggml_fp4 import round_mxfp4
 from quant.format.gguf_blocks import BLOCK, FLOATS, LAYOUTS, Bytes, Codes, pack_blocks
-from quant.format.gguf_types import MXFP4, Q8_0, GgmlType
+from quant.format.gguf_types import IQ4_NL, MXFP4, Q8_0, GgmlType
 from quant.format.tensor import FloatArray
 
 Floats = npt.NDArray[np.float32]
 Rounded = tuple[Codes, Floats, Floats | None]
+PLAINLY_ROUNDED = (*(kind for kind in LAYOUTS if kind != IQ4_NL), MXFP4)
 CHUNK_ELEMENTS = 1 << 20
 """Elements rounded at a time, so that temporaries stay small whatever the tensor's size."""
 
