@@ -39,6 +39,8 @@ def open_model(path: Path) -> Model:
         return _open_gguf(path, path, None)
     if path.name == GRAPH_FILE:
         return _open_onnx(path, path.parent)
+    if path.name == ENGINE_FILE:
+        return _open_directory(path.parent)
     raise InputError(f"{path}: is neither a .gguf file nor a directory with a {CONFIG}")
 
 
@@ -51,6 +53,11 @@ def _open_directory(path: Path) -> Model:
         return _open_gguf(path, payloads[0], path)
     if (path / GRAPH_FILE).exists() and not any(path.glob("*.safetensors")):
         return _open_onnx(path, path)
+    if (path / ENGINE_FILE).exists():
+        raise InputError(
+            f"{path}: holds {ENGINE_FILE} without the {GRAPH_FILE} and the weights that it was "
+            "built from; copy them beside it"
+        )
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: holds neither a {CONFIG} nor a .gguf file")
     checkpoint = open_checkpoint(path)

@@ -109,6 +109,16 @@ def test_every_family_becomes_an_engine(tmp_path: Path, family: str) -> None:
     assert told == (family in ("mixtral", "qwen3_moe"))
 
 
+def test_heads_without_a_kernel_of_their_own_are_told_of(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"heads": 2, "kv_heads": 1, "layers": 1}
+    for head_dim, several in ((128, False), (320, True)):
+        name = str(head_dim)
+        checkpoint = tiny_checkpoint(tmp_path / name, head_dim=head_dim, **sizes)
+        outcome = build(checkpoint, tmp_path / f"{name}-out", target="tensorrt:sm89")
+        told = any("no single kernel for attention" in note for note in outcome["notes"])
+        assert told == several
+
+
 def test_an_engine_of_other_bytes_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(tiny_checkpoint(tmp_path / "model"), out, target="tensorrt:sm89")

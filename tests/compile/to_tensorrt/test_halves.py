@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from compile.onnx_contract import GRAPH_FILE
+from compile.onnx_lint import lint, read_onnx
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from tests.compile.to_onnx.fp8_models import FP8_SCHEMES, fp8_model
 from tests.compile.to_tensorrt.graphs import (
@@ -109,3 +110,14 @@ def test_nothing_is_computed_that_nobody_reads(tmp_path: Path) -> None:
     assert all(read.intersection(node.outputs) for node in graphs.halves.nodes)
     assert kinds(graphs)["Attention"] == 2
     assert kinds(graphs)["Gemm"] == 15
+
+
+def test_the_linter_finds_fault_with_the_portable_graph_alone(tmp_path: Path) -> None:
+    graphs = both_graphs(tmp_path, "mixtral", scheme=IntScheme(4, False, PerGroup(32)))
+
+    def faults(name: str) -> set[str]:
+        found = lint(read_onnx(graphs.directory / name))
+        return {finding.rule for finding in found if "tensorrt" in finding.targets}
+
+    assert "L5" in faults(GRAPH_FILE), "zero points"
+    assert faults(HALVES) == set()

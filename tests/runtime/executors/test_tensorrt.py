@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from compile.engine_file import ENGINE_FILE
 from compile.model import Model
+from compile.onnx_contract import GRAPH_FILE
 from compile.open_model import open_model
 from quant.format.errors import InputError, MissingExtraError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
@@ -146,6 +147,15 @@ def test_an_engine_without_a_manifest_is_refused(artifact: Model) -> None:
     (artifact.directory / "manifest.json").unlink()
     with pytest.raises(InputError, match="nothing tells what the engine was built for"):
         executor_of(open_model(artifact.directory), HostPlatform())
+
+
+def test_an_engine_is_opened_by_its_own_name_and_not_without_its_graph(artifact: Model) -> None:
+    assert artifact.directory is not None
+    found = open_model(artifact.directory / ENGINE_FILE)
+    assert (found.kind, found.directory) == ("tensorrt", artifact.directory)
+    (artifact.directory / GRAPH_FILE).unlink()
+    with pytest.raises(InputError, match="copy them beside it"):
+        open_model(artifact.directory)
 
 
 def test_pages_of_another_size_are_refused(artifact: Model) -> None:
