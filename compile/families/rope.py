@@ -42,9 +42,10 @@ def rope_specs_by_window(
     specs = []
     for kind, (theta_key, scaling_key) in _LAYER_KINDS.items():
         theta = settings.get(theta_key)
-        older = {"rope_theta": LOCAL_THETA if theta is None else theta}
-        older |= _table(settings.get(scaling_key) or {}) if scaling_key else {}
-        flat = Settings({"rope_parameters": older | dict(_table(given.get(kind) or {}))}, {})
+        table = {"rope_theta": LOCAL_THETA if theta is None else theta}
+        table |= _table(given.get(kind) or {})
+        table |= _table(settings.get(scaling_key) or {}) if scaling_key else {}
+        flat = Settings({"rope_parameters": table}, {})
         specs.append(_spec(_parameters(flat, max_positions), head_dim))
     return specs[0], specs[1]
 

@@ -71,8 +71,12 @@ def build_model(
 def _tensor_bytes(plan: GgufPlan, row: GgufRow, again: RoundedAgain) -> npt.NDArray[np.uint8]:
     if not row.sources:
         return plan.rope_factors[row.tensor].view(np.uint8)
-    parts = [_weight_bytes(plan, row, name, again) for name in row.sources]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if len(row.sources) == 1:
+        return _weight_bytes(plan, row, row.sources[0], again)
+    stacked = np.empty((len(row.sources), row.nbytes // len(row.sources)), np.uint8)
+    for part, name in zip(stacked, row.sources, strict=True):
+        part[:] = _weight_bytes(plan, row, name, again).reshape(-1)
+    return stacked
 
 
 def _weight_bytes(

@@ -117,10 +117,11 @@ def test_longer_contexts_have_the_long_factors(tmp_path: Path) -> None:
     assert np.abs(np.array(model.scores[: len(tokens)]) - reference).max() < LOGIT_NOISE
 
 
-def test_blocks_are_read_as_the_numbers_that_they_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "phi3", "mixtral"])
+def test_blocks_are_read_as_the_numbers_that_they_hold(family: str, tmp_path: Path) -> None:
     """llama.cpp rounds activations to 8 bits before it multiplies them with blocks: about 1/250 of
     each product at random, so the mean distance stays far below one rounding of the weights."""
-    directory = tiny_checkpoint(tmp_path / "model", "llama")
+    directory = tiny_checkpoint(tmp_path / "model", family, tied=family == "gemma2")
     reference = transformers_logits(directory, PROMPT)
     for name in ("q8_0", "q5_0"):
         build_gguf(directory, tmp_path / f"{name}.gguf", name)
