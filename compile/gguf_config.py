@@ -24,6 +24,8 @@ MODEL_TYPES = {
 """Hugging Face model_type by GGUF architecture and whether it is a mixture of experts; Mistral
 files call themselves llama."""
 
+SAME_WINDOW = ("phi3", "mixtral")
+"""Families whose layers all have the window that a file tells, though llama.cpp ignores it."""
 ACTIVATION_KEYS = {"silu": "hidden_act", "gelu_tanh": "hidden_activation"}
 ACTIVATION_NAMES = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 
@@ -77,6 +79,10 @@ class GgufKeys:
             config |= self._gemma(config)
         if self.experts:
             config |= self._mixture(config["intermediate_size"])
+        if self.family in SAME_WINDOW:
+            # 0 says that there is none; without the key, transformers would take its default.
+            window = self.optional_integer(f"{self.arch}.attention.sliding_window", 0)
+            config["sliding_window"] = window or None
         return config | self._token_ids()
 
     def _gemma(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -279,6 +279,13 @@ def test_defaults_of_gemma_are_those_of_llama_cpp(tmp_path: Path) -> None:
     assert config["layer_types"][2::3] == ["full_attention"] * 2
 
 
+@pytest.mark.parametrize(("stored", "window"), [(64, 64), (0, None), (None, None)])
+def test_a_window_of_all_layers_is_kept(stored: Any, window: Any, tmp_path: Path) -> None:
+    keys = {"attention.sliding_window": stored}
+    config, *_ = open_gguf(write(tmp_path / "m.gguf", "phi3", keys))
+    assert config["sliding_window"] == window
+
+
 def test_equal_values_per_layer_are_one_value(tmp_path: Path) -> None:
     config, *_ = open_gguf(write(tmp_path / "m.gguf", keys={"attention.head_count": [4, 4]}))
     assert config["num_attention_heads"] == 4
