@@ -93,6 +93,14 @@ struct AttentionView {
   int window = 0;        // 0: all
 };
 
+// One query head of one token: it sees the positions [begin, end).
+struct QueryRow {
+  const float* q;
+  float* out;
+  int begin;
+  int end;
+};
+
 enum class Activation : std::uint8_t { silu, gelu_tanh };
 
 enum class Levels : std::uint8_t { int8, e4m3, e2m1 };
@@ -113,9 +121,9 @@ struct KernelTable {
   // out[rows, strip] = x[rows, columns] @ strip.T + bias; panel: (kPanel + 1) * kStrip floats.
   void (*linear)(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
                  const float* bias, float* out, std::size_t out_stride, float* panel);
-  // Attention of the query heads that share `kv_head`, for one token; scratch: see below.
-  void (*attend)(const AttentionView& view, const float* q, int position, const std::int32_t* pages,
-                 int kv_head, float* out, float* scratch);
+  // Up to kQueryRows rows of one sequence that read the same `kv_head`; scratch: see below.
+  void (*attend)(const AttentionView& view, const QueryRow* rows, int count,
+                 const std::int32_t* pages, int kv_head, float* scratch);
   void (*rms_norm)(const float* x, const float* weight, int runs, int size, float eps, float* out);
   void (*gated_act)(const float* gate, const float* up, std::size_t n, Activation activation,
                     float* out);
@@ -130,11 +138,11 @@ struct KernelTable {
                       const float* bias, float* out, std::size_t out_stride);
 };
 
-// Query heads that one pass over a page serves.
-constexpr int kHeadBlock = 4;
+// Rows that one pass over the pages serves.
+constexpr int kQueryRows = 12;
 
 inline std::size_t attend_scratch(const AttentionView& view) {
-  return static_cast<std::size_t>(kHeadBlock) * (view.key_stride + view.value_stride);
+  return static_cast<std::size_t>(kQueryRows) * (view.key_stride + view.value_stride);
 }
 
 // `name` is "auto", "avx512", "avx2" or "portable"; nullptr where this processor lacks it.

@@ -156,7 +156,7 @@ void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
     const std::size_t heads = static_cast<std::size_t>(num_pages) * cache.kv_heads;
     cache.keys = Memory<float>(heads * cache.head_dim * key_stride);
     cache.values = Memory<float>(heads * page_size * round_up(cache.head_dim, kPad));
-    const std::size_t attend = kHeadBlock * (key_stride + round_up(cache.head_dim, kPad));
+    const std::size_t attend = kQueryRows * (key_stride + round_up(cache.head_dim, kPad));
     scratch_size_ = std::max(scratch_size_, attend);
   }
   for (Memory<float>& scratch : scratch_) scratch = Memory<float>(scratch_size_);

@@ -151,6 +151,10 @@ class Plan {
   const std::int32_t* pages_of(const Batch& batch, int token) const;
   void store_token(const Cache& cache, const AttentionView& view, const Batch& batch, int token,
                    const float* k, const float* v) const;
+  void split_sequences(const Batch& batch, int most);
+  // Tokens [first, last), all of one sequence, and the query heads that share `kv_head`.
+  void attend_run(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
+                  int first, int last, int kv_head, float* scratch) const;
   // work(row) for every row; rows are handed out in runs of about `grain` / cost_of_row.
   template <class F>
   void for_rows(int rows, std::size_t cost_of_row, F&& work);
@@ -165,6 +169,7 @@ class Plan {
   std::vector<int> sequence_of_;
   std::vector<Route> routes_;  // one for each expert of the layer that is run
   int expert_ = 0;
+  std::vector<int> run_starts_;  // of tokens; the last one ends the step
   std::vector<Memory<float>> scratch_;  // one per thread
   std::size_t scratch_size_;
   int num_pages_ = 0;

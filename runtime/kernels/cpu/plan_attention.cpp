@@ -28,6 +28,35 @@ void Plan::store_token(const Cache& cache, const AttentionView& view, const Batc
   }
 }
 
+// Neighbouring tokens of one sequence, at most `most` of them, form a run.
+void Plan::split_sequences(const Batch& batch, int most) {
+  run_starts_.clear();
+  for (int s = 0; s < batch.sequences; ++s)
+    for (int t = batch.query_starts[s]; t < batch.query_starts[s + 1]; t += most)
+      run_starts_.push_back(t);
+  run_starts_.push_back(batch.tokens);
+}
+
+void Plan::attend_run(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
+                      int first, int last, int kv_head, float* scratch) const {
+  const int shared = view.heads / view.kv_heads;
+  const std::int32_t* pages = pages_of(batch, first);
+  QueryRow rows[kQueryRows];
+  int count = 0;
+  for (int t = first; t < last; ++t) {
+    const int end = batch.positions[t] + 1;
+    const int begin = view.window != 0 && end > view.window ? end - view.window : 0;
+    for (int h = 0; h < shared; ++h) {
+      const std::size_t at = static_cast<std::size_t>(kv_head * shared + h) * view.head_dim;
+      rows[count++] = {buffers_[q].row(t) + at, buffers_[out].row(t) + at, begin, end};
+      if (count < kQueryRows) continue;
+      kernels_.attend(view, rows, count, pages, kv_head, scratch);
+      count = 0;
+    }
+  }
+  if (count > 0) kernels_.attend(view, rows, count, pages, kv_head, scratch);
+}
+
 void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cache_id,
                       AttentionView view) {
   ops_.push_back([this, out, q, k, v, cache_id, view](const Batch& batch) mutable {
@@ -40,11 +69,15 @@ void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cach
     for_rows(batch.tokens, 4 * buffers_[k].stride, [&](int t) {
       store_token(cache, view, batch, t, buffers_[k].row(t), buffers_[v].row(t));
     });
+    const int shared = view.heads / view.kv_heads;
+    const int run = std::max(1, kQueryRows / shared);
+    split_sequences(batch, run);
     // The last tokens have the longest way back: they go first, so that no thread ends alone.
-    pool_->run(batch.tokens * view.kv_heads, [&](int piece, int thread) {
-      const int token = batch.tokens - 1 - piece / view.kv_heads;
-      kernels_.attend(view, buffers_[q].row(token), batch.positions[token], pages_of(batch, token),
-                      piece % view.kv_heads, buffers_[out].row(token), scratch_[thread].data());
+    const int runs = static_cast<int>(run_starts_.size()) - 1;
+    pool_->run(runs * view.kv_heads, [&](int piece, int thread) {
+      const int at = runs - 1 - piece / view.kv_heads;
+      attend_run(view, batch, q, out, run_starts_[at], run_starts_[at + 1], piece % view.kv_heads,
+                 scratch_[thread].data());
     });
   });
 }

@@ -271,11 +271,15 @@ inline float sum_lanes(Vec a) {
 }
 
 inline float max_lanes(Vec a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(a);
+#else
   float lanes[kLanes];
   store(lanes, a);
   float most = lanes[0];
   for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
   return most;
+#endif
 }
 
 inline Vec load_number(Number type, const void* base, std::size_t index) {

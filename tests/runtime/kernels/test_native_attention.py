@@ -146,3 +146,17 @@ def test_scores_far_apart_neither_overflow_nor_vanish(isa: str) -> None:
     x[3, 16:32] = 30.0
     found = attend(case, x, isa)
     np.testing.assert_array_equal(found[3:], np.broadcast_to(x[3, 32:], (37, 16)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shared", [1, 3, 9])
+@pytest.mark.parametrize("window", [0, 7])
+def test_what_is_not_seen_is_not_read(isa: str, shared: int, window: int) -> None:
+    """Keys and values of a later token, or another's in the page, may be no numbers."""
+    case = Case(2, shared, 20, 21, 16, window, 0.0, 5)
+    x = random_floats((case.tokens, sum(case.widths)), 5)
+    clean = attend(case, x, isa)
+    x[-1] = np.nan
+    found = attend(case, x, isa)
+    np.testing.assert_array_equal(found[:-1], clean[:-1])
+    assert np.isnan(found[-1]).all()
