@@ -143,21 +143,28 @@ int Matrix::quad_bias() const {
 }
 
 void Matrix::pack_quads(const CodesSource& source, int strip) {
-  std::uint8_t* to = codes_.data() + strip * strip_bytes_;
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
-  const int bias = quad_bias();
+  const bool pairs = codes_type_ == Codes::int4;
+  // In two's complement of so many bits, adding the bias turns the sign bit over.
+  const std::uint32_t bias = 0x01010101U * static_cast<std::uint32_t>(quad_bias());
+  const int columns = pairs ? 8 : 4;  // of one quad
+  std::vector<std::int8_t> row(round_up(columns_, kRun));
   for (int lane = 0; lane < lanes; ++lane) {
-    const std::int8_t* row =
+    const std::int8_t* codes =
         source.codes + (static_cast<std::size_t>(strip) * kStrip + lane) * columns_;
-    for (int k = 0; k < columns_; ++k) {
-      const int code = row[column_order_.empty() ? k : column_order_[k]] + bias;
-      if (codes_type_ == Codes::int4) {
-        std::uint8_t& pair = to[static_cast<std::size_t>(k / 8) * 4 * kStrip + 4 * lane + k % 4];
-        pair |= static_cast<std::uint8_t>((code & 15) << (k % 8 < 4 ? 0 : 4));
-      } else {
-        to[static_cast<std::size_t>(k / 4) * 4 * kStrip + 4 * lane + k % 4] =
-            static_cast<std::uint8_t>(code);
-      }
+    if (column_order_.empty()) {
+      std::copy_n(codes, columns_, row.data());
+    } else {
+      for (int k = 0; k < columns_; ++k) row[k] = codes[column_order_[k]];
+    }
+    std::uint8_t* to = codes_.data() + strip * strip_bytes_ + 4 * lane;
+    for (int k = 0; k < columns_; k += columns, to += 4 * kStrip) {
+      std::uint32_t four[2] = {};
+      std::memcpy(four, row.data() + k, columns);
+      const std::uint32_t quad =
+          pairs ? ((four[0] & 0x0F0F0F0FU) ^ bias) | ((four[1] & 0x0F0F0F0FU) ^ bias) << 4
+                : four[0] ^ bias;
+      std::memcpy(to, &quad, sizeof quad);
     }
   }
 }
