@@ -20,7 +20,7 @@ from compile.to_tensorrt.cards import check_types
 from compile.verify import verify
 from quant.format.errors import CheckFailedError, InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
-from tests.compile.to_onnx.fp8_models import FP8_SCHEMES, fp8_model
+from tests.compile.to_onnx.fp8_models import fp8_model
 from tests.tiny import tiny_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
@@ -31,7 +31,8 @@ SCHEMES = {
     "int4-zero-points": IntScheme(4, False, PerGroup(32)),
     "int8": IntScheme(8, True, PerChannel()),
 }
-WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate": 1024, "layers": 2, "heads": 8}
+NO_KERNEL = "no single kernel for attention"
+WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate": 1024, "layers": 1, "heads": 8}
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -60,7 +61,7 @@ def test_integers_stay_packed_in_the_engine(tmp_path: Path) -> None:
     # What surrounds the weights is the same in all of them, so it is not in the differences.
     for name in ("int4", "int8"):
         saved, expected = (sizes["float"][index] - sizes[name][index] for index in (0, 1))
-        assert expected > 3e6, "the layers are too small to tell"
+        assert expected > 1.5e6, "the layers are too small to tell"
         assert 0.9 * expected < saved < 1.2 * expected
 
 
@@ -86,7 +87,7 @@ def test_turing_takes_bytes_and_halves_alone(tmp_path: Path) -> None:
         assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("name", FP8_SCHEMES)
+@pytest.mark.parametrize("name", ["dynamic", "block"])
 def test_fp8_becomes_an_engine_where_there_are_instructions_for_it(
     tmp_path: Path, name: str
 ) -> None:
@@ -102,21 +103,20 @@ def test_fp8_becomes_an_engine_where_there_are_instructions_for_it(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_becomes_an_engine(tmp_path: Path, family: str) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "model", family, scheme=SCHEMES["int4-zero-points"])
+    options: dict[str, Any] = {"scheme": SCHEMES["int4-zero-points"], "layers": 1}
+    checkpoint = tiny_checkpoint(tmp_path / "model", family, **options)
     outcome = build(checkpoint, tmp_path / "out", target="tensorrt:sm80+sm121")
     assert verify(tmp_path / "out", checkpoint).passed
+    assert not any(NO_KERNEL in note for note in outcome["notes"])
     told = any("every expert runs for every token" in note for note in outcome["notes"])
     assert told == (family in ("mixtral", "qwen3_moe"))
 
 
 def test_heads_without_a_kernel_of_their_own_are_told_of(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"heads": 2, "kv_heads": 1, "layers": 1}
-    for head_dim, several in ((128, False), (320, True)):
-        name = str(head_dim)
-        checkpoint = tiny_checkpoint(tmp_path / name, head_dim=head_dim, **sizes)
-        outcome = build(checkpoint, tmp_path / f"{name}-out", target="tensorrt:sm89")
-        told = any("no single kernel for attention" in note for note in outcome["notes"])
-        assert told == several
+    sizes: dict[str, Any] = {"heads": 2, "kv_heads": 1, "layers": 1, "head_dim": 320}
+    checkpoint = tiny_checkpoint(tmp_path / "model", **sizes)
+    outcome = build(checkpoint, tmp_path / "out", target="tensorrt:sm89")
+    assert any(NO_KERNEL in note for note in outcome["notes"])
 
 
 def test_an_engine_of_other_bytes_is_refused(tmp_path: Path) -> None:
