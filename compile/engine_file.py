@@ -142,7 +142,8 @@ def check_machine(facts: EngineFacts, builder_version: str, card: str) -> None:
             f"{builder_version} is installed; build it again with: {rebuild_command(facts.target)}"
         )
     if card not in facts.cards:
-        built, target = ", ".join(facts.cards), f"tensorrt:{card}"
+        built = ", ".join(facts.cards)
+        target = "tensorrt" if facts.builder == "tensorrt" else f"tensorrt:{card}"
         raise InputError(
             f"the engine was built for {built} and this GPU is {card}; build it again with: "
             f"{rebuild_command(target)}"

@@ -1,6 +1,7 @@
 """The command line over TensorRT artifacts, on a machine without a GPU."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,27 @@ def test_an_engine_for_another_gpu_is_made_from_the_artifact(made: Path, capsys:
         assert (made / "again" / name).read_bytes() == (made / "out" / name).read_bytes()
     found = told(capsys, "verify", str(made / "again"), "--against", str(made / "model"))
     assert found["passed"]
+
+
+def test_a_plan_says_what_would_be_built_and_refuses_what_would_not(
+    made: Path, capsys: Capture
+) -> None:
+    found = told(capsys, "plan", str(made / "model"), "--target", "tensorrt:sm89")
+    types = {tensor["tensor"]: tensor["type"] for tensor in found["tensors"]}
+    assert types["model.layers.0.mlp.up_proj.weight"] == "int4"
+    assert any("the engine holds the same types" in note for note in found["notes"])
+    assert run(["plan", str(made / "model"), "--target", "tensorrt:sm75"]) == 2
+    assert "sm75 (Turing" in capsys.readouterr().err
+
+
+def test_an_engine_for_this_machine_needs_its_package_and_its_gpu(
+    made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["build", str(made / "model"), "-o", str(tmp_path / "out"), "--target", "tensorrt"]
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert run(args) == 2
+    assert "coldpress[tensorrt-full]" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tensorrt", sys.modules["tensorrt_rtx"])
+    assert run(args) == 2
+    assert "there is no NVIDIA GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -14,8 +14,8 @@ OUT_OF_MEMORY = 2
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 """CUdevice_attribute: of the compute capability."""
 NO_GPU = (
-    "there is no NVIDIA GPU here that can run the engine ({why}); --backend onnx and --backend cpu "
-    "serve the numbers that lie beside it"
+    "there is no NVIDIA GPU here ({why}); --backend onnx and --backend cpu serve the numbers that "
+    "lie beside an engine, and --target tensorrt:smNN builds one for another machine"
 )
 
 
