@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.codebooks import codebook_values
+from quant.format.ggml_fp4 import factor_of, with_factor
 from quant.format.scheme import CodebookScheme, IntScheme
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
@@ -60,6 +61,22 @@ def same_integers_rounded_minimum(
         _exact("integer", reference.codes.astype(np.int16) - lowest, _integers(stored)),
         _bitwise("scale", scale, _per_column(stored, "scale")),
         _exact("minimum", expected, _per_column(stored, "minimum")),
+    ]
+
+
+def same_codes_nearest_factor(reference: QuantizedTensor, stored: QuantizedTensor) -> list[Check]:
+    """GGUF multiplies NVFP4 where others divide: one over the divisor is rounded to float32."""
+    scales = [
+        side.scale.astype(np.float32)[:, side.column_groups()] for side in (reference, stored)
+    ]
+    expected = with_factor(reference, factor_of(reference)).global_scale or 0
+    divisors = [
+        np.full((1, 1), value, np.float32) for value in (expected, stored.global_scale or 0)
+    ]
+    return [
+        _exact("integer", _integers(reference), _integers(stored)),
+        _bitwise("scale", *scales),
+        _bitwise("global scale", *divisors),
     ]
 
 

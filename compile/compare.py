@@ -15,6 +15,7 @@ from compile.checks import (
     nearest_floats,
     nearest_integers,
     nearest_levels,
+    same_codes_nearest_factor,
     same_integers,
     same_integers_rounded_minimum,
     same_values,
@@ -27,6 +28,7 @@ from quant.format.ggml_again import (
     relative_rms,
     rounded_again,
 )
+from quant.format.gguf_types import NVFP4
 from quant.format.scheme import CodebookScheme, IntScheme
 from quant.format.tensor import QuantizedTensor, Weight
 
@@ -114,6 +116,8 @@ def _attempts_of_integers(
         yield "equal", equal_values, None
         yield "rounded", same_integers_rounded_minimum, None
     kind = block_type(stored.scheme)
+    if kind == NVFP4 == block_type(reference.scheme):
+        yield "rounded", same_codes_nearest_factor, None
     if kind is not None and exact_blocks("", kind, reference) is None:
         yield "requantized", partial(as_we_encode, partial(rounded_again, "", kind)), "ours"
     elif kind is None and isinstance(stored.scheme, IntScheme) and _coarser(reference, stored):

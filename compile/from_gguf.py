@@ -11,6 +11,7 @@ import numpy.typing as npt
 from compile.gguf_config import GgufKeys
 from compile.gguf_names import (
     ARCHITECTURES,
+    FACTOR,
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
@@ -21,9 +22,10 @@ from compile.gguf_names import (
     take_rows,
 )
 from quant.format.errors import FileFormatError, UnsupportedModelError
+from quant.format.ggml_fp4 import with_factor
 from quant.format.gguf_blocks import FLOATS, SCHEMES, decode, scheme_of
 from quant.format.gguf_file import GgufFile, GgufTensor
-from quant.format.gguf_types import GgmlType
+from quant.format.gguf_types import F32, NVFP4, GgmlType
 from quant.format.scheme import FloatScheme, Scheme
 from quant.format.tensor import QuantizedTensor, Weight
 
@@ -45,7 +47,7 @@ class GgufWeights:
         self._experts: dict[str, int] = {}
         count = config.get("num_local_experts") or config.get("num_experts") or 0
         for tensor in file.tensors.values():
-            if tensor.name in COMPUTED:
+            if tensor.name in COMPUTED or _is_factor(file, tensor):
                 continue
             stacked = experts_names(tensor.name, count, self._architecture)
             if stacked is not None:
@@ -76,6 +78,9 @@ class GgufWeights:
             weight = decode(tensor.type, data, shape)
         else:
             weight = _dequantize(tensor.type, data).reshape(shape)
+        if tensor.type == NVFP4:
+            assert isinstance(weight, QuantizedTensor)
+            weight = with_factor(weight, self._factor(name, tensor))
         heads = self._reordered_heads(name)
         if heads is not None:
             weight = take_rows(weight, halves_order(tensor.shape[0], heads))
@@ -86,6 +91,23 @@ class GgufWeights:
             assert not isinstance(weight, QuantizedTensor), "a vector has no blocks"
             weight = weight.astype(np.float32) - np.float32(offset)
         return weight
+
+    def _factor(self, name: str, tensor: GgufTensor) -> np.float32:
+        """What an NVFP4 matrix is multiplied by: 1 where the file does not say."""
+        beside = self._file.tensors.get(tensor.name.removesuffix(".weight") + FACTOR)
+        if beside is None:
+            return np.float32(1)
+        count = tensor.shape[0] if name in self._experts else 1
+        if beside.type != F32 or beside.shape != (count,):
+            problem = f"tensor '{beside.name}' must be F32 [{count}]"
+            raise FileFormatError(
+                self._file.path, f"{problem}, not {beside.type} {[*beside.shape]}"
+            )
+        factor: np.float32 = self._file.raw(beside.name).view("<f4")[self._experts.get(name, 0)]
+        if not np.isfinite(factor) or factor <= 0:
+            problem = f"tensor '{beside.name}' holds {factor}, not a number above 0"
+            raise FileFormatError(self._file.path, problem)
+        return factor
 
     def _add_experts(self, tensor: GgufTensor, names: list[str]) -> None:
         if len(tensor.shape) != 3 or tensor.shape[0] != len(names):
@@ -120,6 +142,13 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], GgufWeights, Mapping[str, Any
     config = GgufKeys(file).config()
     weights = GgufWeights(file, config)
     return config, weights, file.metadata, _type_notes(file)
+
+
+def _is_factor(file: GgufFile, tensor: GgufTensor) -> bool:
+    """Whether a tensor says how the NVFP4 one beside it, or its input, is multiplied."""
+    stem, _, kind = tensor.name.rpartition(".")
+    owner = file.tensors.get(f"{stem}.weight")
+    return kind in ("scale", "input_scale") and owner is not None and owner.type == NVFP4
 
 
 def _type_notes(file: GgufFile) -> list[str]:

@@ -16,6 +16,8 @@ from quant.format.tensor import QuantizedTensor, Weight
 
 ROPE_FACTORS = "rope_freqs.weight"
 SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+FACTOR = ".scale"
+"""Ends the name of what an NVFP4 tensor is multiplied by, in place of `.weight`."""
 EMBEDDINGS = "token_embd.weight"
 HEAD = "output.weight"
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from compile.gguf_names import interleaved_order, rope_heads, take_rows
+from compile.gguf_names import FACTOR, interleaved_order, rope_heads, take_rows
 from compile.model import Model
 from compile.open_model import open_model
 from compile.to_gguf.again import RoundedAgain
 from compile.to_gguf.plan import GgufPlan, GgufRow, plan_model
+from quant.format.ggml_fp4 import factor_of
 from quant.format.ggml_search import round_blocks
 from quant.format.gguf_blocks import FLOATS, encode
 from quant.format.gguf_rounding import round_to
@@ -71,12 +72,20 @@ def build_model(
 def _tensor_bytes(plan: GgufPlan, row: GgufRow, again: RoundedAgain) -> npt.NDArray[np.uint8]:
     if not row.sources:
         return plan.rope_factors[row.tensor].view(np.uint8)
+    if row.tensor.endswith(FACTOR):
+        return np.array([_factor(plan, name) for name in row.sources], "<f4").view(np.uint8)
     if len(row.sources) == 1:
         return _weight_bytes(plan, row, row.sources[0], again)
     stacked = np.empty((len(row.sources), row.nbytes // len(row.sources)), np.uint8)
     for part, name in zip(stacked, row.sources, strict=True):
         part[:] = _weight_bytes(plan, row, name, again).reshape(-1)
     return stacked
+
+
+def _factor(plan: GgufPlan, name: str) -> np.float32:
+    weight = plan.model.weights.load(name)
+    assert isinstance(weight, QuantizedTensor), "floats have no factor"
+    return factor_of(weight)
 
 
 def _weight_bytes(

@@ -14,6 +14,7 @@ from compile.families import check_weights
 from compile.gguf_names import (
     ARCHITECTURES,
     EMBEDDINGS,
+    FACTOR,
     HEAD,
     ROUTER,
     Architecture,
@@ -29,7 +30,7 @@ from compile.to_gguf.types import AGAIN, MIX_NAMES, TYPE_NAMES, choose_type
 from compile.to_gguf.vocabulary import vocabulary_keys
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.ggml_mix import MixedType, facts_of, file_type, mixed_type
-from quant.format.gguf_types import F32, TYPE_BY_NAME, GgmlType
+from quant.format.gguf_types import F32, NVFP4, TYPE_BY_NAME, GgmlType
 from quant.format.gguf_writer import MAX_NAME_LENGTH, GgufLayout, TensorSlot
 from quant.format.scheme import FloatScheme, QuantizedScheme, Scheme
 
@@ -211,10 +212,19 @@ def _rows(
             kind, reason = F32, "routers are F32 in every GGUF file"
         stacked = (len(names), *shape) if stacked_name(name, architecture) else shape
         rows.append(GgufRow(tensor, names, str(scheme), kind, stacked, reason))
+        if kind == NVFP4:
+            rows.append(_factor_row(rows[-1]))
     for tensor, values in factors.items():
         computed = (str(FloatScheme("float32")), F32, values.shape, "rotary scaling")
         rows.append(GgufRow(tensor, (), *computed))
     return tuple(rows)
+
+
+def _factor_row(row: GgufRow) -> GgufRow:
+    """The tensor that an NVFP4 one is multiplied by, a number for each of its matrices."""
+    name = row.tensor.removesuffix(".weight") + FACTOR
+    scheme, shape = str(FloatScheme("float32")), (len(row.sources),)
+    return GgufRow(name, row.sources, scheme, F32, shape, f"what {row.tensor} is multiplied by")
 
 
 def _sources(weights: Iterable[str], architecture: Architecture) -> dict[str, tuple[str, ...]]:

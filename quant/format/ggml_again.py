@@ -17,7 +17,7 @@ from quant.format.ggml_grid import Floats, Levels
 from quant.format.ggml_search import EFFORTS, Known, round_blocks
 from quant.format.gguf_blocks import decode, encode
 from quant.format.gguf_rounding import PLAINLY_ROUNDED, round_to
-from quant.format.gguf_types import MXFP4, TYPE_BY_NAME, GgmlType
+from quant.format.gguf_types import MXFP4, NVFP4, TYPE_BY_NAME, GgmlType
 from quant.format.scheme import FloatScheme, IntScheme, Scheme
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
@@ -52,7 +52,7 @@ def block_type(scheme: Scheme) -> GgmlType | None:
         return None
     if scheme.ggml_type is not None:
         return TYPE_BY_NAME[scheme.ggml_type]
-    return MXFP4 if holds(MXFP4, scheme) else None
+    return next((kind for kind in (MXFP4, NVFP4) if holds(kind, scheme)), None)
 
 
 def float_encoders(kind: GgmlType) -> list[Callable[[FloatArray], QuantizedTensor]]:

@@ -8,6 +8,7 @@ of its own. Source: ggml-common.h (block_mxfp4, block_nvfp4) and quantize_row_mx
 ggml-quants.c in github.com/ggml-org/llama.cpp.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 import ml_dtypes
@@ -92,6 +93,18 @@ def round_mxfp4(blocks: npt.NDArray[np.float32]) -> Bytes:
     codes = np.searchsorted(_MIDDLES, steps).astype(np.uint8)
     codes |= ((blocks < 0) & (codes > 0)).astype(np.uint8) << np.uint8(3)
     return pack_fp4(MXFP4, codes.view(np.int8), exponent)
+
+
+def factor_of(tensor: QuantizedTensor) -> np.float32:
+    """What every number of NVFP4 blocks is multiplied by: float32's nearest to one over the global
+    scale, which is a divisor."""
+    return np.float32(1) / np.float32(1 if tensor.global_scale is None else tensor.global_scale)
+
+
+def with_factor(tensor: QuantizedTensor, factor: np.float32) -> QuantizedTensor:
+    """The inverse: NVFP4 blocks with their factor. Where it came from a global scale, that may be
+    off by one part in 2**23 by now."""
+    return replace(tensor, global_scale=float(np.float32(1) / factor))
 
 
 def _sizes(kind: GgmlType) -> tuple[int, int]:

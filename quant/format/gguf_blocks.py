@@ -30,6 +30,7 @@ from quant.format.gguf_types import (
     F32,
     IQ4_NL,
     MXFP4,
+    NVFP4,
     Q4_0,
     Q4_1,
     Q5_0,
@@ -83,7 +84,7 @@ SCHEMES: dict[GgmlType, QuantizedScheme] = {
 }
 SCHEMES[IQ4_NL] = CodebookScheme("iq4_nl", PerGroup(BLOCK), ggml_type=IQ4_NL.name)
 SCHEMES |= {kind: nested.scheme for kind, nested in NESTED_LAYOUTS.items()}
-SCHEMES[MXFP4] = FP4_SCHEMES[MXFP4]
+SCHEMES |= FP4_SCHEMES
 """The scheme of every type that is read as the integers it holds."""
 
 FLOATS = {F32: np.dtype("<f4"), F16: np.dtype("<f2"), BF16: np.dtype(ml_dtypes.bfloat16)}
@@ -164,6 +165,8 @@ def lossless_type(scheme: Scheme, columns: int) -> tuple[GgmlType, str]:
         return TYPE_BY_NAME[scheme.ggml_type], "the same blocks"
     if holds(MXFP4, scheme) and columns % MXFP4.block == 0:
         return MXFP4, "the same codes and scales"
+    if holds(NVFP4, scheme) and columns % NVFP4.block == 0:
+        return NVFP4, "the same codes and scales, their common factor beside them"
     if isinstance(scheme, CodebookScheme):
         return F32, f"no block holds {scheme}: dequantized"
     if columns % BLOCK:

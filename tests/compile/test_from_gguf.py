@@ -366,3 +366,39 @@ def test_a_quantized_vector_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", types={"output_norm.weight": "Q8_0"})
     with pytest.raises(FileFormatError, match=r"'output_norm\.weight' is Q8_0 but not a matrix"):
         open_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("factor", "problem"),
+    [
+        (np.ones(2, np.float32), "'blk.0.ffn_up.scale' must be F32 [1], not F32 [2]"),
+        (np.ones(1, np.int32), "'blk.0.ffn_up.scale' must be F32 [1], not I32 [1]"),
+        (np.zeros(1, np.float32), "'blk.0.ffn_up.scale' holds 0.0, not a number above 0"),
+        (np.full(1, np.nan, np.float32), "'blk.0.ffn_up.scale' holds nan"),
+    ],
+    ids=["shape", "type", "zero", "nan"],
+)
+def test_a_factor_that_is_none_is_refused(
+    factor: npt.NDArray[Any], problem: str, tmp_path: Path
+) -> None:
+    types, extra = {"blk.0.ffn_up.weight": "NVFP4"}, {"blk.0.ffn_up.scale": factor}
+    path = write(tmp_path / "m.gguf", types=types, extra=extra)
+    with pytest.raises((FileFormatError, UnsupportedModelError)) as caught:
+        open_gguf(path)[1].load("model.layers.0.mlp.up_proj.weight")
+    assert problem in str(caught.value) or "type I32" in str(caught.value)
+
+
+def test_small_floats_are_multiplied_by_their_factor(tmp_path: Path) -> None:
+    """Scales of inputs are for processors that round these: not used."""
+    types = {"blk.0.ffn_up.weight": "NVFP4", "blk.0.ffn_down.weight": "NVFP4"}
+    three = np.full(1, 3, np.float32)
+    extra = {"blk.0.ffn_up.scale": three, "blk.0.ffn_up.input_scale": three}
+    path = write(tmp_path / "m.gguf", types=types, extra=extra)
+    weights = open_gguf(path)[1]
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name, factor in (("up", 3), ("down", 1)):
+        tensor = stored[f"blk.0.ffn_{name}.weight"]
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type) * np.float32(factor)
+        found = weights.load(f"model.layers.0.mlp.{name}_proj.weight")
+        assert isinstance(found, QuantizedTensor)
+        np.testing.assert_allclose(found.dequantize(), expected, rtol=2**-22)

@@ -8,6 +8,7 @@ import pytest
 from compile.compare import compare_weights
 from compile.from_gguf import open_gguf
 from compile.to_gguf.build import build_gguf
+from quant.format.tensor import QuantizedTensor
 from tests.quant.format.random_weights import SCHEMES
 from tests.quant.format.tiny_quantized import ATTENTION, MLP, quantized_llama
 from tests.tiny import write_tokenizer
@@ -17,7 +18,7 @@ TYPES = {
     "w4a8": "Q4_0",
     "fp8-dynamic": "F32",
     "fp8-block": "F32",
-    "nvfp4": "F32",
+    "nvfp4": "NVFP4",
     "mxfp4": "MXFP4",
 }
 
@@ -33,8 +34,19 @@ def test_the_reader_of_gguf_gets_the_same_numbers(tmp_path: Path, name: str) -> 
     down = stored["blk.0.ffn_down.weight"]
     assert down.tensor_type.name == TYPES[name]
     values = gguf.quants.dequantize(down.data, down.tensor_type)
-    expected = quantized["model.layers.0.mlp.down_proj.weight"].dequantize()
-    np.testing.assert_array_equal(values, expected)
+    weight = quantized["model.layers.0.mlp.down_proj.weight"]
+    if name == "nvfp4":
+        # Others divide by a factor, GGUF multiplies: one over it is rounded to float32.
+        values = values * stored["blk.0.ffn_down.scale"].data
+        np.testing.assert_allclose(values, weight.dequantize(), rtol=2**-22)
+    else:
+        np.testing.assert_array_equal(values, weight.dequantize())
     _, source, _, _ = open_gguf(tmp_path / "out.gguf")
     for tensor, weight in quantized.items():
-        assert compare_weights(tensor, weight, source.load(tensor)).state == "equal"
+        found = source.load(tensor)
+        states = ("equal", "rounded") if name == "nvfp4" else ("equal",)
+        assert compare_weights(tensor, weight, found).state in states
+        assert isinstance(found, QuantizedTensor) == (TYPES[name] != "F32")
+        if isinstance(found, QuantizedTensor) and name in ("nvfp4", "mxfp4"):
+            assert np.array_equal(found.codes, weight.codes)
+            assert np.array_equal(found.scale.view(np.uint8), weight.scale.view(np.uint8))
