@@ -35,14 +35,18 @@ def aliased(graph: Graph) -> Graph:
     nodes = Nodes()
     nodes.constants |= graph.constants
     nodes.add("Add", PAST_LENGTHS, QUERY_LENGTHS, out=TOTAL_LENGTHS)
+    # Rows are written as they are: pools have no heads here, and need none.
+    rows = {node.outputs[0]: node.inputs[0] for node in graph.nodes if node.outputs[0] in pools}
     for node in graph.nodes:
-        _add(nodes, _with_inputs(node, renamed), pools, head_dims)
+        _add(nodes, _with_inputs(node, renamed), pools, rows, head_dims)
     kept = [port for port in graph.outputs if port.name not in pools]
-    written = [replace(shapes[pool], name=written_name(pool)) for pool in pools.values()]
+    flat = {pool: _flat(shapes[pool]) for pool in pools.values()}
+    written = [replace(port, name=written_name(pool)) for pool, port in flat.items()]
+    inputs = [flat.get(port.name, port) for port in graph.inputs]
     outputs = (*kept, *written)
     return replace(
         graph,
-        inputs=(*graph.inputs, Port(WRITE_SLOTS, "int64", ("T", 2))),
+        inputs=(*inputs, Port(WRITE_SLOTS, "int64", ("T", 2))),
         outputs=outputs,
         nodes=_alive(nodes.nodes, outputs),
         constants=nodes.constants,
@@ -54,18 +58,31 @@ def _pool(new: str) -> str:
     return new.replace(NEW_PREFIX, POOL_PREFIX, 1) if new.startswith(NEW_PREFIX) else ""
 
 
+def _flat(pool: Port) -> Port:
+    """[N, P, kv_heads * head_dim]."""
+    *places, heads, head_dim = pool.shape
+    return replace(pool, shape=(*places, int(heads) * int(head_dim)))
+
+
 def _with_inputs(node: Node, renamed: Mapping[str, str]) -> Node:
     return replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
 
 
-def _add(nodes: Nodes, node: Node, pools: Mapping[str, str], head_dims: Mapping[str, int]) -> None:
+def _add(
+    nodes: Nodes,
+    node: Node,
+    pools: Mapping[str, str],
+    rows: Mapping[str, str],
+    head_dims: Mapping[str, int],
+) -> None:
+    """rows: what is written into the pool of each output, float32 [T, kv_heads * head_dim]."""
     out = node.outputs[0]
     owner = out.removesuffix(".pages")
     if out == "mask.past.lengths":
         nodes.nodes.append(_with_inputs(node, {PAST_LENGTHS: TOTAL_LENGTHS}))
     elif owner != out and owner in pools:
         pool = pools[owner]
-        written = nodes.add("ScatterND", pool, WRITE_SLOTS, owner, out=written_name(pool))
+        written = nodes.add("ScatterND", pool, WRITE_SLOTS, rows[owner], out=written_name(pool))
         nodes.nodes.append(_with_inputs(node, {pool: written}))
     elif node.op == "Attention":
         _attend(nodes, node, head_dims[node.inputs[1].removesuffix(".past")])

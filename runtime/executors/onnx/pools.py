@@ -54,7 +54,7 @@ class WritingRunner:
         self._page_size = next(iter(pools.values())).shape[1]
         self._binding = session.io_binding()
         for name, pool in pools.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(pool)
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(pool.reshape(*pool.shape[:2], -1))
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(written_name(name), value)
 
