@@ -44,6 +44,8 @@ SCALE_SUFFIX = ".scale"
 ZERO_POINT_SUFFIX = ".zero_point"
 ORDER_SUFFIX = ".order"
 INPUT_SCALE_SUFFIX = ".input_scale"
+LOOKED_UP_SUFFIX = ".looked_up"
+"""Of a second name for a part's bytes, under which rows are looked up."""
 PART_SUFFIXES = (SCALE_SUFFIX, ZERO_POINT_SUFFIX)
 """What the parts of a quantized weight are called after its own name."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from compile.onnx_contract import ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
+from compile.onnx_contract import LOOKED_UP_SUFFIX, ORDER_SUFFIX, SCALE_SUFFIX, ZERO_POINT_SUFFIX
 from compile.to_onnx.inputs import ZERO, InputNodes, has_integers
 from compile.to_onnx.nodes import Nodes
 from compile.to_onnx.types import Form
@@ -14,7 +14,7 @@ FLOAT = 1
 
 def second_name(part: str) -> str:
     """Of a tensor whose bytes are another's: ONNX Runtime packs none that is looked up as well."""
-    return f"{part}.looked_up"
+    return f"{part}{LOOKED_UP_SUFFIX}"
 
 
 def _is_integer_product(form: Form, inputs: ActivationScheme) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from compile.onnx_bytes import FP8
-from compile.onnx_contract import SCALE_SUFFIX
+from compile.onnx_contract import LOOKED_UP_SUFFIX, SCALE_SUFFIX
 from compile.onnx_proto import Graph, Node, Port
 from compile.to_tensorrt.quantized import Quantized, QuantizedProducts
 from compile.to_tensorrt.typed_nodes import TypedNodes
@@ -36,7 +36,8 @@ def in_halves(graph: Graph) -> Graph:
     nodes = _needed(rewriting.nodes.nodes, {port.name for port in outputs})
     used = {name for node in nodes for name in node.inputs}
     # Second names exist for readers who look up integers before they dequantize them.
-    kept = tuple(t for t in graph.tensors if t.name in used or not t.name.endswith(".looked_up"))
+    second = {t.name for t in graph.tensors if t.name.endswith(LOOKED_UP_SUFFIX)}
+    kept = tuple(t for t in graph.tensors if t.name not in second - used)
     constants = {**graph.constants, **rewriting.nodes.constants}
     return replace(
         graph,
@@ -115,7 +116,7 @@ class _Rewriting:
             half = self.nodes.half_of_stored(part)
             self.nodes.append(Node("Gather", (half, indices), (out,), node.attributes), half=True)
             return
-        self._looked_up[out] = (part.removesuffix(".looked_up"), indices)
+        self._looked_up[out] = (part.removesuffix(LOOKED_UP_SUFFIX), indices)
 
     def _multiply(self, node: Node) -> None:
         (x, weight, *bias), out = node.inputs, node.outputs[0]

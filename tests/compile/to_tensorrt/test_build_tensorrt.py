@@ -20,8 +20,10 @@ from compile.to_tensorrt.cards import check_types
 from compile.verify import verify
 from quant.format.errors import CheckFailedError, InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.format.tensor import QuantizedTensor
 from tests.compile.to_onnx.fp8_models import fp8_model
-from tests.tiny import tiny_checkpoint
+from tests.runtime.executors.onnx_models import TABLE
+from tests.tiny import round_to_nearest, tiny_checkpoint, tiny_model
 
 pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
 
@@ -32,6 +34,7 @@ SCHEMES = {
     "int8": IntScheme(8, True, PerChannel()),
 }
 NO_KERNEL = "no single kernel for attention"
+TALL: dict[str, Any] = {"vocab": 16384, "hidden_size": 512, "layers": 1, "heads": 8}
 WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate": 1024, "layers": 1, "heads": 8}
 
 
@@ -74,6 +77,24 @@ def test_an_engine_that_unpacks_its_weights_is_refused(
     with pytest.raises(CheckFailedError, match="unpacked"):
         build(checkpoint, tmp_path / "out", target="tensorrt:sm89")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tied_table_of_integers_is_held_once(tmp_path: Path) -> None:
+    """Looked up by token and multiplied, with zero points."""
+    table = round_to_nearest(wide_table(), IntScheme(8, False, PerGroup(64)))
+    model = tiny_model(tied=True, weights={TABLE: table}, **TALL)
+    build_model(model, tmp_path, version="test")
+    use_halves(tmp_path, "test")
+    api = BuildApi(here=False)
+    facts = build_engine(tmp_path, model.program, "tensorrt:sm89", api, ("sm89",)).facts
+    held = facts.engine_bytes - facts.packed_bytes
+    assert held < table.codes.nbytes, "a second copy"
+
+
+def wide_table() -> Any:
+    values = tiny_model(tied=True, **TALL).weights.load(TABLE)
+    assert not isinstance(values, QuantizedTensor)
+    return values
 
 
 def test_turing_takes_bytes_and_halves_alone(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tests.compile.to_tensorrt.graphs import (
     graphs_of,
     run_in_two_steps,
 )
+from tests.runtime.executors.onnx_models import TABLE, table_of
+from tests.tiny import tiny_model
 
 ROUNDINGS = 12
 """Of each layer: into and out of q, k, v, attention, o, gate and up, down."""
@@ -49,6 +51,21 @@ def test_its_logits_are_those_of_the_portable_graph(tmp_path: Path, case: str) -
 @pytest.mark.parametrize("name", FP8_SCHEMES)
 def test_the_logits_of_fp8_too(tmp_path: Path, name: str) -> None:
     check_logits(graphs_of(tmp_path, fp8_model(name)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("grain", [PerChannel(), PerGroup(16)], ids=str)
+def test_tables_of_integers_are_looked_up_dequantized(
+    tmp_path: Path, grain: PerChannel | PerGroup, symmetric: bool, tied: bool
+) -> None:
+    table = table_of(IntScheme(8, symmetric, grain))
+    graphs = graphs_of(tmp_path, tiny_model(tied=tied, weights={TABLE: table}))
+    check_logits(graphs)
+    assert TABLE in {tensor.name for tensor in graphs.halves.tensors if tensor.dtype == "int8"}
+    assert not any("looked_up" in tensor.name for tensor in graphs.halves.tensors)
+    readers = [node.op for node in graphs.halves.nodes if TABLE in node.inputs]
+    assert readers == ["DequantizeLinear"], "one table, whoever reads it"
 
 
 def check_logits(graphs: Graphs) -> None:
