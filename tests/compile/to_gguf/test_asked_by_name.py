@@ -99,3 +99,34 @@ def test_auto_never_rounds(tmp_path: Path) -> None:
         built = build_gguf(source, tmp_path / f"{number}.gguf")
         assert set(verify(built.path, source).counts) == {"equal"}
         assert not any("rounded again" in note for note in built.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "type_name", "state"),
+    [
+        ("qwen3_moe", "q4_k_m", "equal"),
+        ("qwen3_moe", "mxfp4", "requantized"),
+        ("mixtral", "q4_k_m", "requantized"),
+        ("mixtral", "q8_0", "requantized"),
+    ],
+)
+def test_experts_are_rounded_and_proven_one_by_one(
+    family: str, type_name: str, state: str, tmp_path: Path
+) -> None:
+    """Rows of 64 fill blocks of 32, so that codes of 4 bits are kept but in MXFP4."""
+    scheme = INT4 if family == "qwen3_moe" else None
+    source = tiny_checkpoint(tmp_path / "model", family, scheme=scheme, hidden_size=64, layers=1)
+    path = tmp_path / "model.gguf"
+    build_gguf(source, path, type_name)
+    report = verify(path, source)
+    assert report.passed, report.failures
+    experts = [tensor for tensor in report.tensors if ".experts." in tensor.name]
+    assert len(experts) == 3 * 4
+    assert {tensor.state for tensor in experts} == {state}
+    file = GgufFile(path)
+    stacked = file.tensors["blk.0.ffn_up_exps.weight"]
+    data = bytearray(path.read_bytes())
+    data[stacked.offset + stacked.nbytes - 1] ^= 0x40
+    path.write_bytes(data)
+    (failure,) = verify(path, source).failures
+    assert ".experts.3." in failure and "holds other numbers" in failure
