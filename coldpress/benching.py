@@ -23,15 +23,19 @@ def bench(
     prompt_tokens: int = 128,
     output_tokens: int = 64,
     rounds: int = 1,
+    profile: bool = False,
     machine: Machine = DEFAULT_MACHINE,
     on_progress: Callable[[int, int, str], None] | None = None,
     on_note: OnNote | None = None,
 ) -> dict[str, Any]:
     """The JSON of `coldpress bench`, its runs still as dataclasses.
 
-    Raises InputError when prompt and output do not fit the model's context.
+    profile: time every op as well; "profile" then lists where the time went, a list for each
+    concurrency. Raises InputError when prompt and output do not fit the model's context, and for a
+    profile of an executor that has none.
     """
     from runtime.bench import measure, read_bytes_per_second, resident_bytes
+    from runtime.executors.cpu import CpuExecutor
     from runtime.machine import available_threads
 
     threads = machine.threads or available_threads()
@@ -48,10 +52,14 @@ def bench(
     executor = open_executor(
         model, replace(machine, threads=threads), tokens=longest, sequences=max(concurrency)
     )
-    runs = []
+    runs, profiles = [], []
     try:
+        if profile and not isinstance(executor, CpuExecutor):
+            raise InputError("only the cpu backend times its ops; leave --profile out")
         measure(executor, 1, prompt_tokens=8, output_tokens=2, decode_limit=1.0)
         for index, streams in enumerate(concurrency):
+            if isinstance(executor, CpuExecutor):
+                executor.profile(profile)
             run = measure(
                 executor,
                 streams,
@@ -61,6 +69,8 @@ def bench(
                 rounds=rounds,
             )
             runs.append(run)
+            if profile and isinstance(executor, CpuExecutor):
+                profiles.append(executor.timings())
             if on_progress is not None:
                 on_progress(index + 1, len(concurrency), f"{streams} stream(s)")
         resident = resident_bytes()
@@ -78,4 +88,5 @@ def bench(
         },
         "runs": runs,
         "resident_bytes": resident,
+        **({"profile": profiles} if profile else {}),
     }

@@ -35,6 +35,11 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     return table
 
 
+def stacked(*tables: Table) -> Group:
+    """One below the other."""
+    return Group(*tables)
+
+
 def verify_table(report: "VerifyReport") -> Table:
     """One row per check, with what was found."""
     table = Table(title=report.artifact, title_justify="left")

@@ -1,12 +1,17 @@
 """coldpress bench: latency, throughput and memory."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from coldpress.console import Console
 from coldpress.loading import Machine
 from coldpress.options import PATH, json_option, machine_options, pass_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
@@ -32,6 +37,7 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[i
 @click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--output-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--profile", is_flag=True, help="Say where the time went, op by op.")
 @machine_options("int8")
 @json_option
 @pass_console
@@ -42,9 +48,11 @@ def command(
     prompt_tokens: int,
     output_tokens: int,
     rounds: int,
+    profile: bool,
     machine: Machine,
 ) -> None:
     """Time ARTIFACT through the engine: random prompts, greedy, output forced to its length."""
+    from coldpress import tables
     from coldpress.benching import bench
     from coldpress.tables import rows_table
 
@@ -55,6 +63,7 @@ def command(
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             rounds=rounds,
+            profile=profile,
             machine=machine,
             on_progress=on_progress,
             on_note=console.note,
@@ -76,4 +85,28 @@ def command(
         f"{artifact}: {prompt_tokens} + {output_tokens} tokens, {figures['threads']} threads, "
         f"weights of {held:,.1f} MB in memory"
     )
-    console.result(figures, lambda: rows_table(title, columns, rows))
+    shown = rows_table(title, columns, rows)
+    console.result(figures, lambda: tables.stacked(shown, *profile_tables(figures)))
+
+
+def profile_tables(figures: Mapping[str, Any]) -> "list[Table]":
+    """One for each concurrency, the longest op first; none without a profile."""
+    from coldpress.tables import rows_table
+
+    found = []
+    for run, times in zip(figures["runs"], figures.get("profile", []), strict=False):
+        prefill = sum(each.prefill_seconds for each in times)
+        decode = sum(each.decode_seconds for each in times)
+        rows = [
+            [
+                each.op,
+                f"{each.prefill_seconds / max(prefill, 1e-9):.1%}",
+                f"{each.decode_seconds / max(decode, 1e-9):.1%}",
+            ]
+            for each in sorted(times, key=lambda each: -each.decode_seconds - each.prefill_seconds)
+        ]
+        title = (
+            f"{run.concurrency} stream(s): {prefill:.2f} s of prefill, {decode:.2f} s of decoding"
+        )
+        found.append(rows_table(title, ["op", "of prefill", "of decoding"], rows))
+    return found

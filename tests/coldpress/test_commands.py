@@ -124,6 +124,29 @@ def test_bench_prints_the_documented_json(tiny_gguf: Path, run_json: Run) -> Non
     assert 0.9 < limits["held_bytes"] / limits["weight_bytes"] < 1.1, "blocks stay blocks"
 
 
+def test_a_profile_says_where_every_step_went(tiny_gguf: Path, run_json: Run) -> None:
+    sizes = ("--concurrency", "1,3", "--prompt-tokens", 20, "--output-tokens", 5)
+    value = run_json("bench", tiny_gguf, *sizes, "--threads", 1, "--profile")
+    assert len(value["profile"]) == 2
+    for run_, ops in zip(value["runs"], value["profile"], strict=True):
+        seconds = {each["op"]: each for each in ops}
+        assert {"attention", "norm", "int8 by int8", "embed"} <= set(seconds)
+        assert all(each["prefill_seconds"] > 0 for each in ops if each["op"] != "softcap")
+        tokens = run_["concurrency"] * 5
+        decoding = sum(each["decode_seconds"] for each in ops)
+        assert 0 < decoding < tokens / run_["decode_tokens_per_second"]
+
+
+def test_a_profile_is_shown_and_is_for_our_own_kernels(
+    tiny: Path, tiny_gguf: Path, capsys: Capture
+) -> None:
+    sizes = ["--concurrency", "2", "--prompt-tokens", "9", "--output-tokens", "3", "--profile"]
+    assert run(["bench", str(tiny_gguf), *sizes]) == 0
+    assert "of decoding" in capsys.readouterr().out
+    assert run(["bench", str(tiny), *sizes, "--backend", "torch"]) == 2
+    assert "leave --profile out" in capsys.readouterr().err
+
+
 def test_bench_refuses_what_the_context_cannot_hold(tiny: Path, capsys: Capture) -> None:
     assert run(["bench", str(tiny), "--prompt-tokens", "200", "--output-tokens", "100"]) == 2
     assert "200 + 100" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """CpuExecutor: the Executor that `serve` uses where there is no accelerator."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,16 @@ from runtime.kernels.cpu._native import Plan, ThreadPool
 from runtime.machine import available_threads
 
 Activations = Literal["int8", "float32"]
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """Seconds of all ops of one kind: in steps with prompts in them, and in those of one token for
+    each sequence."""
+
+    op: str
+    prefill_seconds: float
+    decode_seconds: float
 
 
 class CpuExecutor:
@@ -82,6 +93,20 @@ class CpuExecutor:
             np.ascontiguousarray(batch.logit_rows, dtype=np.int32),
             self._logits,
         )
+
+    def profile(self, on: bool) -> None:
+        """Time every op of the steps that follow, from zero; a step takes a little longer then."""
+        assert self._plan is not None, "the executor is closed"
+        self._plan.profile(on)
+
+    def timings(self) -> list[OpTime]:
+        """Where the time of the steps since `profile(True)` went, by kind of op."""
+        assert self._plan is not None, "the executor is closed"
+        sums: dict[str, tuple[float, float]] = {}
+        for name, prefill, decode in self._plan.timings():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + prefill, before[1] + decode
+        return [OpTime(name, *seconds) for name, seconds in sums.items()]
 
     def close(self) -> None:
         """Frees weights, pool and threads, once the last logits are let go of too."""

@@ -125,6 +125,10 @@ class Plan:
     ) -> None: ...
     @property
     def cache_bytes(self) -> int: ...
+    def profile(self, on: bool) -> None:
+        """Time every op from now on, from zero, or stop doing so."""
+    def timings(self) -> list[tuple[str, float, float]]:
+        """Of each op its name, and its seconds in steps of prefill and of decoding."""
     def step(
         self,
         token_ids: npt.NDArray[np.int32],

@@ -54,6 +54,33 @@ void softcap(float* x, std::size_t n, float cap) {
     store(x + i, mul(splat(cap), tanh(div(load(x + i), splat(cap)))));
 }
 
+// n is a multiple of kPad: rows are padded.
+void add_rows(const float* a, const float* b, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; i += kLanes) store(out + i, add(load(a + i), load(b + i)));
+}
+
+void rope(const float* x, const float* cosines, const float* sines, int heads, int head_dim,
+          int half, float* out) {
+  for (int h = 0; h < heads; ++h, x += head_dim, out += head_dim) {
+    int i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+      const Vec first = load(x + i);
+      const Vec second = load(x + i + half);
+      const Vec cosine = load(cosines + i);
+      const Vec sine = load(sines + i);
+      store(out + i, sub(mul(first, cosine), mul(second, sine)));
+      store(out + i + half, add(mul(second, cosine), mul(first, sine)));
+    }
+    for (; i < half; ++i) {
+      const float first = x[i];
+      const float second = x[i + half];
+      out[i] = first * cosines[i] - second * sines[i];
+      out[i + half] = second * cosines[i] + first * sines[i];
+    }
+    for (i = 2 * half; i < head_dim; ++i) out[i] = x[i];
+  }
+}
+
 #define COLDPRESS_STRING(name) #name
 #define COLDPRESS_NAME(name) COLDPRESS_STRING(name)
 
@@ -64,6 +91,8 @@ const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
                             rms_norm,
                             gated_act,
                             softcap,
+                            add_rows,
+                            rope,
                             round_row,
                             quantize_row,
                             linear_int8};

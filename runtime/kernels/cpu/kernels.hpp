@@ -128,6 +128,10 @@ struct KernelTable {
   void (*gated_act)(const float* gate, const float* up, std::size_t n, Activation activation,
                     float* out);
   void (*softcap)(float* x, std::size_t n, float cap);
+  void (*add)(const float* a, const float* b, std::size_t n, float* out);
+  // Turns `heads` heads by the angles of one position; half: pairs that turn, the rest is copied.
+  void (*rope)(const float* x, const float* cosines, const float* sines, int heads, int head_dim,
+               int half, float* out);
   void (*round_row)(const float* x, int n, const Rounding& rounding, float* out);
   // The same to int8 codes; a group is the whole row or a multiple of kRun columns. `n` codes, a
   // scale for each kRun of them and a sum for each kSumRun; what pads the row is left alone.

@@ -159,6 +159,13 @@ NB_MODULE(_native, m) {
       .def("allocate", &Plan::allocate, nb::arg("num_pages"), nb::arg("page_size"),
            nb::arg("max_tokens"), nb::arg("vocab_size"))
       .def_prop_ro("cache_bytes", &Plan::cache_bytes)
+      .def("profile", &Plan::profile, nb::arg("on"))
+      .def("timings", [](const Plan& plan) {
+        std::vector<std::tuple<std::string, double, double>> found;
+        for (const Plan::Timing& each : plan.timings())
+          found.emplace_back(each.name, each.prefill_seconds, each.decode_seconds);
+        return found;
+      })
       .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("query_starts"),
            nb::arg("page_table"), nb::arg("logit_rows"), nb::arg("result"));
 

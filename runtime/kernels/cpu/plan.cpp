@@ -1,6 +1,7 @@
 #include "plan.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -42,7 +43,7 @@ int Plan::rows_of(const Batch& batch, bool selected, bool routed) const {
 }
 
 void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale) {
-  ops_.push_back([this, out, table, scale](const Batch& batch) {
+  add_op("embed", [this, out, table, scale](const Batch& batch) {
     for_rows(batch.tokens, 8 * static_cast<std::size_t>(table->columns()), [&](int t) {
       float* row = buffers_[out].row(t);
       table->dequantize_row(batch.token_ids[t], row);
@@ -55,7 +56,7 @@ void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table, float sc
 void Plan::add_slice(BufferId out, BufferId x, int start) {
   if (start < 0 || start + buffers_[out].width > buffers_[x].width)
     throw std::invalid_argument("a slice reaches beyond its source");
-  ops_.push_back([this, out, x, start](const Batch& batch) {
+  add_op("slice", [this, out, x, start](const Batch& batch) {
     for_rows(count(batch, out), buffers_[out].stride, [&](int row) {
       std::copy_n(buffers_[x].row(row) + start, buffers_[out].width, buffers_[out].row(row));
     });
@@ -63,7 +64,7 @@ void Plan::add_slice(BufferId out, BufferId x, int start) {
 }
 
 void Plan::add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps) {
-  ops_.push_back([this, out, x, weight = std::move(weight), eps](const Batch& batch) {
+  add_op("norm", [this, out, x, weight = std::move(weight), eps](const Batch& batch) {
     const int size = static_cast<int>(weight.size());
     const int runs = buffers_[x].width / size;
     for_rows(count(batch, out), buffers_[x].width, [&](int row) {
@@ -74,7 +75,7 @@ void Plan::add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, flo
 }
 
 void Plan::add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix) {
-  ops_.push_back([this, out, x, matrix](const Batch& batch) {
+  add_op("gather", [this, out, x, matrix](const Batch& batch) {
     const std::vector<std::int32_t>& order = matrix->column_order();
     for_rows(count(batch, out), order.size(), [&](int row) {
       const float* from = buffers_[x].row(row);
@@ -85,7 +86,7 @@ void Plan::add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> ma
 }
 
 void Plan::add_round(BufferId out, BufferId x, Rounding rounding) {
-  ops_.push_back([this, out, x, rounding](const Batch& batch) {
+  add_op("round", [this, out, x, rounding](const Batch& batch) {
     for_rows(count(batch, out), 2 * buffers_[x].stride, [&](int row) {
       kernels_.round_row(buffers_[x].row(row), buffers_[x].width, rounding, buffers_[out].row(row));
     });
@@ -93,27 +94,20 @@ void Plan::add_round(BufferId out, BufferId x, Rounding rounding) {
 }
 
 void Plan::add_rope(BufferId out, BufferId x, int heads, int head_dim, int table) {
-  ops_.push_back([this, out, x, heads, head_dim, table](const Batch& batch) {
+  add_op("rope", [this, out, x, heads, head_dim, table](const Batch& batch) {
     const RopeTable& rope = rope_tables_[table];
     const int half = static_cast<int>(rope.frequencies.size());
     for_rows(batch.tokens, buffers_[x].width, [&](int t) {
       const float* cosines = rope.cosines.data() + static_cast<std::size_t>(t) * half;
       const float* sines = rope.sines.data() + static_cast<std::size_t>(t) * half;
-      const float* from = buffers_[x].row(t);
-      float* to = buffers_[out].row(t);
-      for (int h = 0; h < heads; ++h, from += head_dim, to += head_dim) {
-        for (int i = 0; i < half; ++i) {
-          to[i] = from[i] * cosines[i] - from[i + half] * sines[i];
-          to[i + half] = from[i + half] * cosines[i] + from[i] * sines[i];
-        }
-        for (int i = 2 * half; i < head_dim; ++i) to[i] = from[i];
-      }
+      kernels_.rope(buffers_[x].row(t), cosines, sines, heads, head_dim, half,
+                    buffers_[out].row(t));
     });
   });
 }
 
 void Plan::add_gated_act(BufferId out, BufferId gate, BufferId up, Activation activation) {
-  ops_.push_back([this, out, gate, up, activation](const Batch& batch) {
+  add_op("activation", [this, out, gate, up, activation](const Batch& batch) {
     for_rows(count(batch, out), 4 * buffers_[out].stride, [&](int row) {
       kernels_.gated_act(buffers_[gate].row(row), buffers_[up].row(row), buffers_[out].stride,
                          activation, buffers_[out].row(row));
@@ -122,25 +116,23 @@ void Plan::add_gated_act(BufferId out, BufferId gate, BufferId up, Activation ac
 }
 
 void Plan::add_add(BufferId out, BufferId a, BufferId b) {
-  ops_.push_back([this, out, a, b](const Batch& batch) {
+  add_op("add", [this, out, a, b](const Batch& batch) {
     for_rows(count(batch, out), buffers_[out].stride, [&](int row) {
-      const float* left = buffers_[a].row(row);
-      const float* right = buffers_[b].row(row);
-      float* to = buffers_[out].row(row);
-      for (int i = 0; i < buffers_[out].width; ++i) to[i] = left[i] + right[i];
+      kernels_.add(buffers_[a].row(row), buffers_[b].row(row), buffers_[out].stride,
+                   buffers_[out].row(row));
     });
   });
 }
 
 void Plan::add_select_rows(BufferId out, BufferId x) {
-  ops_.push_back([this, out, x](const Batch& batch) {
+  add_op("select", [this, out, x](const Batch& batch) {
     for (int r = 0; r < batch.selected; ++r)
       std::copy_n(buffers_[x].row(batch.logit_rows[r]), buffers_[x].width, buffers_[out].row(r));
   });
 }
 
 void Plan::add_softcap(BufferId x, float cap) {
-  ops_.push_back([this, x, cap](const Batch& batch) {
+  add_op("softcap", [this, x, cap](const Batch& batch) {
     for_rows(count(batch, x), 8 * buffers_[x].stride, [&](int row) {
       kernels_.softcap(buffers_[x].row(row), buffers_[x].stride, cap);
     });
@@ -237,7 +229,29 @@ void Plan::step(const Batch& batch) {
   reserve(batch.tokens, batch.selected);
   locate_sequences(batch);
   for (RopeTable& table : rope_tables_) fill_rope_table(table, batch);
+  if (profiled_) return run_timed(batch);
   for (const Op& op : ops_) op(batch);
+}
+
+void Plan::add_op(const char* name, Op op) {
+  ops_.push_back(std::move(op));
+  timings_.push_back({name});
+}
+
+void Plan::profile(bool on) {
+  profiled_ = on;
+  for (Timing& timing : timings_) timing = {timing.name};
+}
+
+void Plan::run_timed(const Batch& batch) {
+  using Clock = std::chrono::steady_clock;
+  const bool decodes = batch.tokens == batch.sequences;
+  for (std::size_t i = 0; i < ops_.size(); ++i) {
+    const Clock::time_point start = Clock::now();
+    ops_[i](batch);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    (decodes ? timings_[i].decode_seconds : timings_[i].prefill_seconds) += seconds;
+  }
 }
 
 }  // namespace coldpress

@@ -86,6 +86,16 @@ class Plan {
   int width(BufferId id) const { return buffers_[id].width; }
   std::size_t cache_bytes() const;
 
+  // Seconds that each op took since profiling began, in the steps of one token for each sequence
+  // (decode) and in the others (prefill).
+  struct Timing {
+    const char* name;
+    double decode_seconds = 0.0;
+    double prefill_seconds = 0.0;
+  };
+  void profile(bool on);
+  const std::vector<Timing>& timings() const { return timings_; }
+
  private:
   struct Buffer {
     int width;
@@ -137,6 +147,8 @@ class Plan {
     std::vector<float> factors;
   };
   using Op = std::function<void(const Batch&)>;
+  void add_op(const char* name, Op op);
+  void run_timed(const Batch& batch);
 
   void check(const Batch& batch) const;
   void reserve(int tokens, int selected);
@@ -166,6 +178,8 @@ class Plan {
   std::vector<RopeTable> rope_tables_;
   std::vector<Cache> caches_;
   std::vector<Op> ops_;
+  std::vector<Timing> timings_;  // of each op
+  bool profiled_ = false;
   std::vector<int> sequence_of_;
   std::vector<Route> routes_;  // one for each expert of the layer that is run
   int expert_ = 0;

@@ -59,7 +59,7 @@ void Plan::attend_run(const AttentionView& view, const Batch& batch, BufferId q,
 
 void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cache_id,
                       AttentionView view) {
-  ops_.push_back([this, out, q, k, v, cache_id, view](const Batch& batch) mutable {
+  add_op("attention", [this, out, q, k, v, cache_id, view](const Batch& batch) mutable {
     const Cache& cache = caches_[cache_id];
     view.keys = cache.keys.data();
     view.values = cache.values.data();

@@ -15,6 +15,17 @@ void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
+const char* product_name(const Matrix& matrix) {
+  const MatrixView view = matrix.view();
+  switch (view.codes_type) {
+    case Codes::int4: return matrix.in_quads() ? "int4 by int8" : "int4 by float32";
+    case Codes::int8: return matrix.in_quads() ? "int8 by int8" : "int8 by float32";
+    case Codes::number: return view.number == Number::float32 ? "float32 by float32"
+                                                              : "16 bits by float32";
+    default: return "codebook by float32";
+  }
+}
+
 }  // namespace
 
 const Plan::Part& Plan::Parts::holding(int strip) const {
@@ -50,9 +61,11 @@ void Plan::for_strips(const Batch& batch, const Parts& parts, F&& multiply) {
 }
 
 void Plan::add_linear(BufferId x, std::vector<Projection> projections) {
+  require(!projections.empty(), "a product needs a matrix");
   for (const Projection& each : projections)
     require(!each.matrix->in_quads(), "a matrix in quads multiplies int8 alone");
-  ops_.push_back([this, x, parts = join(std::move(projections))](const Batch& batch) {
+  const char* name = product_name(*projections.front().matrix);
+  add_op(name, [this, x, parts = join(std::move(projections))](const Batch& batch) {
     for_strips(batch, *parts, [&](const Part& part, int strip, int first, int rows, int thread) {
       const Buffer& out = buffers_[part.out];
       kernels_.linear(part.view, strip, buffers_[x].row(first), buffers_[x].stride, rows,
@@ -69,7 +82,7 @@ Plan::BufferId Plan::add_rounded_buffer(int width, bool selected, bool routed) {
 
 void Plan::add_quantize(BufferId out, BufferId x, Rounding rounding) {
   require(rounding.group % kRun == 0, "rounded groups are rows or multiples of 32 columns");
-  ops_.push_back([this, out, x, rounding](const Batch& batch) {
+  add_op("quantize", [this, out, x, rounding](const Batch& batch) {
     const RoundedBuffer& to = rounded_[out];
     for_rows(rows_of(batch, to.selected, to.routed), 2 * buffers_[x].stride, [&](int row) {
       kernels_.quantize_row(buffers_[x].row(row), to.width, rounding,
@@ -81,9 +94,11 @@ void Plan::add_quantize(BufferId out, BufferId x, Rounding rounding) {
 }
 
 void Plan::add_linear_int8(BufferId x, std::vector<Projection> projections) {
+  require(!projections.empty(), "a product needs a matrix");
   for (const Projection& each : projections)
     require(each.matrix->in_quads(), "integer products need a matrix in quads");
-  ops_.push_back([this, x, parts = join(std::move(projections))](const Batch& batch) {
+  const char* name = product_name(*projections.front().matrix);
+  add_op(name, [this, x, parts = join(std::move(projections))](const Batch& batch) {
     const RoundedRows from = rounded_[x].rows();
     for_strips(batch, *parts, [&](const Part& part, int strip, int first, int rows, int) {
       const Buffer& out = buffers_[part.out];

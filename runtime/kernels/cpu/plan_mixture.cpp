@@ -23,7 +23,7 @@ void Plan::add_route(BufferId out, BufferId logits, int chosen, bool normalized)
   const int experts = buffers_[logits].width;
   if (chosen < 1 || chosen > experts)
     throw std::invalid_argument("a row is sent to 1 expert at least and to all at most");
-  ops_.push_back([this, out, logits, chosen, normalized, experts](const Batch& batch) {
+  add_op("route", [this, out, logits, chosen, normalized, experts](const Batch& batch) {
     routes_.resize(experts);
     for (Route& route : routes_) {
       route.rows.clear();
@@ -48,7 +48,7 @@ void Plan::add_route(BufferId out, BufferId logits, int chosen, bool normalized)
 }
 
 void Plan::add_send(BufferId out, BufferId x, int expert) {
-  ops_.push_back([this, out, x, expert](const Batch&) {
+  add_op("send", [this, out, x, expert](const Batch&) {
     expert_ = expert;
     const std::vector<int>& rows = routes_[expert].rows;
     for (std::size_t i = 0; i < rows.size(); ++i)
@@ -57,7 +57,7 @@ void Plan::add_send(BufferId out, BufferId x, int expert) {
 }
 
 void Plan::add_collect(BufferId out, BufferId x) {
-  ops_.push_back([this, out, x](const Batch&) {
+  add_op("collect", [this, out, x](const Batch&) {
     const Route& route = routes_[expert_];
     for_rows(static_cast<int>(route.rows.size()), buffers_[x].stride, [&](int i) {
       const float* from = buffers_[x].row(i);

@@ -66,12 +66,7 @@ inline void store_some(float* p, Vec a, int count) {
 inline float largest_of(const float* x, int n) {
   Vec most = splat(0.0F);
   for_vectors(n, [&](int i, int count) { most = max_bits(most, abs(load_some(x + i, count))); });
-  float lanes[kLanes];
-  store(lanes, most);
-  std::uint32_t bits = 0;
-  for (float lane : lanes)
-    if (bits_of_float(lane) > bits) bits = bits_of_float(lane);
-  return float_of_bits(bits);
+  return float_of_bits(max_lane_bits(most));
 }
 
 // The nearest e4m3 to a positive number, at most the largest.
@@ -134,24 +129,18 @@ inline void store_codes(std::int8_t* p, Vec a, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-inline std::int32_t sum_of(const std::int8_t* codes, int count) {
-  std::int32_t sum = 0;
-  for (int i = 0; i < count; ++i) sum += codes[i];
-  return sum;
-}
-
 void quantize_row(const float* x, int n, const Rounding& rounding, std::int8_t* codes,
                   float* scales, std::int32_t* sums) {
+  for (int k = 0; k < n; k += kSumRun) sums[k / kSumRun] = 0;
   for_groups(x, n, rounding, [&](int k, int count, float scale) {
     const Vec divisor = splat(scale);
     for_vectors(count, [&](int i, int lanes) {
       const Vec rounded = round_to(Levels::int8, div(load_some(x + k + i, lanes), divisor));
       store_codes(codes + k + i, rounded, lanes);
+      sums[(k + i) / kSumRun] += sum_whole_lanes(rounded);
     });
     for (int i = 0; i < count; i += kRun) scales[(k + i) / kRun] = scale;
   });
-  for (int k = 0; k < n; k += kSumRun)
-    sums[k / kSumRun] = sum_of(codes + k, n - k < kSumRun ? n - k : kSumRun);
 }
 
 }  // namespace coldpress::COLDPRESS_ISA

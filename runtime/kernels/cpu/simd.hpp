@@ -282,6 +282,28 @@ inline float max_lanes(Vec a) {
 #endif
 }
 
+// The largest lane's bits, of magnitudes.
+inline std::uint32_t max_lane_bits(Vec a) {
+#if defined(__AVX512F__)
+  return static_cast<std::uint32_t>(_mm512_reduce_max_epi32(_mm512_castps_si512(a)));
+#else
+  std::uint32_t lanes[kLanes];
+  std::memcpy(lanes, &a, sizeof lanes);
+  std::uint32_t most = 0;
+  for (std::uint32_t lane : lanes) most = lane > most ? lane : most;
+  return most;
+#endif
+}
+
+// Of whole numbers.
+inline std::int32_t sum_whole_lanes(Vec a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(_mm512_cvtps_epi32(a));
+#else
+  return static_cast<std::int32_t>(sum_lanes(a));
+#endif
+}
+
 inline Vec load_number(Number type, const void* base, std::size_t index) {
   switch (type) {
     case Number::float16:
