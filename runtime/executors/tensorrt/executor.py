@@ -129,7 +129,8 @@ class TensorRTExecutor:
     def _run(self, run: PartOfStep) -> npt.NDArray[np.float32]:
         assert self._context is not None, "the executor is closed"
         device, shapes = self._device, {n: array.shape for n, array in run.inputs.items()}
-        addresses = self._upload(run)
+        # The copy reads `host`, which must live until it is done.
+        addresses, host = self._upload(run)
         for name, pool in self._pools.items():
             shapes[name], addresses[name] = pool.shape, pool.address
         logits = np.empty((len(run.inputs["logit_rows"]), self.vocab_size), np.float32)
@@ -145,10 +146,11 @@ class TensorRTExecutor:
                 device.copy(pool.address + slot * size, source + row * size, count * size)
         device.download(logits, outputs)
         device.wait()
+        del host
         return logits
 
-    def _upload(self, run: PartOfStep) -> dict[str, int]:
-        """All inputs but the pools, in one copy; their addresses."""
+    def _upload(self, run: PartOfStep) -> tuple[dict[str, int], npt.NDArray[np.uint8]]:
+        """All inputs but the pools, in one copy: their addresses, and what is copied."""
         offsets, end = places([array.nbytes for array in run.inputs.values()])
         host, start = np.zeros(end, np.uint8), self._inputs.at_least(end)
         addresses = {}
@@ -156,9 +158,7 @@ class TensorRTExecutor:
             host[offset : offset + array.nbytes].view(np.int64)[:] = array.reshape(-1)
             addresses[name] = start + offset
         self._device.upload(start, host)
-        # The copy reads `host`, which must live until it is done.
-        self._device.wait()
-        return addresses
+        return addresses, host
 
     def close(self) -> None:
         """Frees the engine, the pool and the buffers."""

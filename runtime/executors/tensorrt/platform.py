@@ -46,7 +46,8 @@ class TensorRTContext:
         self._context = engine.create_execution_context(config)
         if self._context is None:
             raise ColdpressError("TensorRT made no execution context for the engine")
-        self._scratch = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
 
     def run(
         self,
@@ -56,12 +57,17 @@ class TensorRTContext:
         scratch: Callable[[int], int],
     ) -> None:
         context = self._context
+        # Two for each layer are pages, which stay where they are.
         for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
-                raise ColdpressError(f"the engine takes no {name} of shape {list(shape)}")
+            if self._shapes.get(name) != shape:
+                if not context.set_input_shape(name, shape):
+                    raise ColdpressError(f"the engine takes no {name} of shape {list(shape)}")
+                self._shapes[name] = shape
         for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise ColdpressError(f"the engine has no tensor {name}")
+            if self._addresses.get(name) != address:
+                if not context.set_tensor_address(name, address):
+                    raise ColdpressError(f"the engine has no tensor {name}")
+                self._addresses[name] = address
         needed = max(1, context.update_device_memory_size_for_shapes())
         context.set_device_memory(scratch(needed), needed)
         if not context.execute_async_v3(stream):

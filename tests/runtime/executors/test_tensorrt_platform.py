@@ -112,6 +112,10 @@ def test_a_step_is_shapes_addresses_memory_and_a_run(
         ("memory", 4096, 300),
         ("run", 7),
     ]
+    context.calls.clear()
+    loaded.run({"x": (2, 4)}, {"x": 256, "y": 768}, 7, scratch)
+    told = [call for call in context.calls if call[0] in ("shape", "address")]
+    assert told == [("shape", "x", (2, 4)), ("address", "y", 768)], "what has changed"
 
 
 @pytest.mark.parametrize(
