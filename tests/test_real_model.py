@@ -9,7 +9,9 @@ import numpy.typing as npt
 import pytest
 
 import coldpress
+from compile.engine_file import read_facts
 from compile.open_model import open_model
+from compile.verify import verify
 from runtime.engine.engine import Engine
 from runtime.engine.request import Request, SamplingParams
 from runtime.evaluation.protocol import chunk_batch
@@ -149,3 +151,15 @@ def test_llama_cpp_continues_ten_prompts_the_same_way(
             assert gap <= TIE_SIGMAS * noise, (PROMPTS[index], place, gap, noise)
             same += int(gap == 0)
     assert same >= 0.9 * 24 * len(prompts), f"llama.cpp chose {same} of 240 tokens as we did"
+
+
+def test_an_engine_holds_all_weights_packed(pressed: tuple[Path, Path], tmp_path: Path) -> None:
+    """Built for GPUs that are not here; nothing of it is run."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt' is not installed")
+    coldpress.build(pressed[0], tmp_path / "engine", target="tensorrt:sm89+sm120")
+    report = verify(tmp_path / "engine", pressed[0])
+    assert report.failures == [] and set(report.counts) == {"equal"}
+    facts = read_facts(tmp_path / "engine")
+    assert facts.cards == ("sm89", "sm120") and facts.limits.context == 8192
+    assert facts.packed_bytes < 120e6, "four bits in the layers, sixteen in the table"
+    assert facts.packed_bytes < facts.engine_bytes < 1.25 * facts.packed_bytes
