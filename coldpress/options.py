@@ -124,7 +124,7 @@ def _activations_option(default: Activations) -> Callable[[F], F]:
         default=default,
         show_default=True,
         help="What integer weights are multiplied by: inputs rounded to int8, which is several "
-        "times as fast, or inputs as they are.",
+        "times as fast (keys and values are float16 then), or inputs as they are.",
     )
 
 

@@ -48,7 +48,8 @@ def load_executor(
     where there is one), whichever is less. Memory is touched only when a page is first used.
 
     exact: no executor may round what its model does not. Otherwise the cpu executor and ONNX
-    Runtime multiply integers by inputs rounded to int8, which is several times as fast.
+    Runtime multiply integers by inputs rounded to int8, which is several times as fast, and the cpu
+    executor keeps keys and values in float16.
 
     Raises InputError for a backend that does not exist or a pool without a page,
     UnsupportedModelError before any weight is read, MissingExtraError where torch or onnxruntime is
@@ -58,7 +59,8 @@ def load_executor(
     if backend == "tensorrt":
         return _tensorrt(model, num_pages, context_tokens, kv_cache_bytes, page_size)
     if num_pages is None:
-        num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size)
+        width = 2 if backend == "cpu" and not exact else 4
+        num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size, width)
     if num_pages < 2:
         raise InputError(
             f"a pool of {num_pages} pages holds no sequence, because page 0 is reserved; "
@@ -83,6 +85,7 @@ def load_executor(
         threads=threads,
         max_step_tokens=max_step_tokens,
         activations="float32" if exact else "int8",
+        cache="float32" if exact else "float16",
     )
 
 
@@ -107,21 +110,24 @@ def resolve_backend(model: Model, backend: str) -> Backend:
     return known
 
 
-def kv_bytes_per_page(program: Program, page_size: int) -> int:
-    """Bytes of one page over all layers: float32 keys and values, as the cpu executor has them."""
+def kv_bytes_per_page(program: Program, page_size: int, width_bytes: int = 4) -> int:
+    """Bytes of one page over all layers, as the cpu executor has them, whose keys and values are
+    numbers of `width_bytes`."""
     floats = 0
     for op in program.ops:
         if isinstance(op, Attend):
             keys = op.head_dim * _padded(page_size)
             values = _padded(op.head_dim) * page_size
             floats += op.kv_heads * (keys + values)
-    return 4 * floats
+    return width_bytes * floats
 
 
-def _pages(program: Program, tokens: int | None, size: int | None, page_size: int) -> int:
+def _pages(
+    program: Program, tokens: int | None, size: int | None, page_size: int, width_bytes: int
+) -> int:
     if tokens is not None:
         return -(-tokens // page_size) + 1
-    page_bytes = kv_bytes_per_page(program, page_size)
+    page_bytes = kv_bytes_per_page(program, page_size, width_bytes)
     if size is not None:
         return size // page_bytes
     wanted = -(-DEFAULT_CONTEXTS * program.sizes.max_positions // page_size) + 1

@@ -1,6 +1,6 @@
 """The rule by which a page pool gets its size, and the backends."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -26,8 +26,10 @@ def pages(**options: Any) -> int:
 
 def test_a_page_is_what_the_pool_takes_for_it() -> None:
     for page_size in (5, 16, 32):
-        executor = CpuExecutor(MODEL, num_pages=7, page_size=page_size)
-        assert executor.cache_bytes == 7 * kv_bytes_per_page(MODEL.program, page_size)
+        numbers: dict[Literal["float16", "float32"], int] = {"float32": 4, "float16": 2}
+        for number, width in numbers.items():
+            executor = CpuExecutor(MODEL, num_pages=7, page_size=page_size, cache=number)
+            assert executor.cache_bytes == 7 * kv_bytes_per_page(MODEL.program, page_size, width)
 
 
 def test_bytes_of_a_page_are_float32_keys_and_values() -> None:
@@ -43,12 +45,15 @@ def test_the_default_pool_holds_sixteen_contexts(monkeypatch: pytest.MonkeyPatch
 
 def test_little_memory_makes_the_default_pool_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free_memory(monkeypatch, 4 * 20 * kv_bytes_per_page(MODEL.program, 32))
-    assert pages() == 20
+    assert pages(exact=True) == 20
+    assert pages() == 40, "half as many bytes each"
 
 
 def test_the_user_can_size_the_pool_in_tokens_bytes_or_pages() -> None:
     assert pages(context_tokens=100) == 4 + 1
-    assert pages(kv_cache_bytes=9 * kv_bytes_per_page(MODEL.program, 32) + 5) == 9
+    size = 9 * kv_bytes_per_page(MODEL.program, 32) + 5
+    assert pages(kv_cache_bytes=size, exact=True) == 9
+    assert pages(kv_cache_bytes=size) == 18
     assert pages(num_pages=3) == 3
 
 

@@ -16,6 +16,7 @@ from runtime.kernels.cpu._native import Plan, ThreadPool
 from runtime.machine import available_threads
 
 Activations = Literal["int8", "float32"]
+CacheNumber = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class CpuExecutor:
     many tokens run in memory that is taken now; a larger one takes more. instruction_set: one of
     `runtime.kernels.cpu._native.instruction_sets()`, or "auto" for the best. activations: what
     integer weights are multiplied by: "float32", the numbers as they are; or "int8", which rounds
-    each run of 32 by a scale of its own and is several times as fast.
+    each run of 32 by a scale of its own and is several times as fast. cache: what keys and values
+    are kept in.
 
-    All other arithmetic is float32 over the stored numbers; keys and values are kept in float32. A
-    row's bits depend on the row alone, whatever the step, the threads and the pages.
+    All other arithmetic is float32 over the stored numbers. A row's bits depend on the row alone,
+    whatever the step, the threads and the pages.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class CpuExecutor:
         max_step_tokens: int = 512,
         instruction_set: str = "auto",
         activations: Activations = "float32",
+        cache: CacheNumber = "float32",
     ) -> None:
         check_supported(model.program)
         assert num_pages > 1 and page_size > 0, "page 0 is reserved: a pool has two pages or more"
@@ -59,7 +62,7 @@ class CpuExecutor:
         pool = ThreadPool(threads or available_threads())
         weights = Weights(model.weights, pool, activations == "int8")
         plan = Plan(pool, instruction_set)
-        self._logits = lower(model.program, weights, plan)
+        self._logits = lower(model.program, weights, plan, cache)
         plan.allocate(num_pages, page_size, max_step_tokens, self._sizes.vocab_size)
         self.threads = pool.size
         self.weight_bytes = weights.nbytes

@@ -35,9 +35,11 @@ Place = tuple[int, Rows]
 Key = TypeVar("Key", bound=Hashable)
 
 
-def lower(program: Program, weights: Weights, plan: Plan) -> int:
-    """Add every op of `program` to `plan`; returns the buffer that will hold the logits."""
-    lowering = _Lowering(program, weights, plan)
+def lower(program: Program, weights: Weights, plan: Plan, cache_number: str) -> int:
+    """Add every op of `program` to `plan`; returns the buffer that will hold the logits.
+
+    cache_number: what keys and values are kept in, "float32" or "float16"."""
+    lowering = _Lowering(program, weights, plan, cache_number)
     for ops in together(program.ops):
         lowering.add(ops)
         lowering.buffers.release(ops)
@@ -80,8 +82,9 @@ def _by(
 
 
 class _Lowering:
-    def __init__(self, program: Program, weights: Weights, plan: Plan) -> None:
+    def __init__(self, program: Program, weights: Weights, plan: Plan, cache_number: str) -> None:
         self.program = program
+        self.cache_number = cache_number
         self.weights = weights
         self.plan = plan
         self.buffers = Buffers(plan, program)
@@ -212,7 +215,7 @@ class _Lowering:
             q,
             k,
             v,
-            cache=self.plan.add_cache(op.kv_heads, op.head_dim),
+            cache=self.plan.add_cache(op.kv_heads, op.head_dim, self.cache_number),
             heads=op.heads,
             kv_heads=op.kv_heads,
             head_dim=op.head_dim,

@@ -17,15 +17,15 @@ constexpr int kValueVecs = 2;
 #endif
 
 // Positions [from, to) of a page, by `vecs` vectors from `j` on; scores: [rows][key_stride].
-template <int rows, int vecs>
-inline void score_tile(const AttentionView& view, const QueryRow* queries, const float* keys, int j,
+template <int rows, int vecs, class Stored>
+inline void score_tile(const AttentionView& view, const QueryRow* queries, const Stored* keys, int j,
                        float* scores) {
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
   for (int d = 0; d < view.head_dim; ++d, keys += view.key_stride) {
     Vec key[vecs];
-    for (int v = 0; v < vecs; ++v) key[v] = load(keys + j + v * kLanes);
+    for (int v = 0; v < vecs; ++v) key[v] = load_floats(keys + j + v * kLanes);
     for (int r = 0; r < rows; ++r) {
       const Vec q = splat(queries[r].q[d]);
       for (int v = 0; v < vecs; ++v) sums[r][v] = fma(key[v], q, sums[r][v]);
@@ -41,8 +41,8 @@ inline void score_tile(const AttentionView& view, const QueryRow* queries, const
   }
 }
 
-template <int rows>
-inline void score_rows(const AttentionView& view, const QueryRow* queries, const float* keys,
+template <int rows, class Stored>
+inline void score_rows(const AttentionView& view, const QueryRow* queries, const Stored* keys,
                        int from, int to, float* scores) {
   int j = from / kLanes * kLanes;
   for (; j + kLanes < to; j += 2 * kLanes) score_tile<rows, 2>(view, queries, keys, j, scores);
@@ -75,8 +75,8 @@ inline Vec weigh_page(float* scores, int from, int to, Softmax& state) {
 }
 
 // What earlier pages left is in `mixed`; values [from, to) join it.
-template <int rows, int vecs>
-inline void mix_tile(const AttentionView& view, const float* values, const float* weights, int from,
+template <int rows, int vecs, class Stored>
+inline void mix_tile(const AttentionView& view, const Stored* values, const float* weights, int from,
                      int to, float* mixed) {
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
@@ -84,7 +84,7 @@ inline void mix_tile(const AttentionView& view, const float* values, const float
   for (int j = from; j < to; ++j) {
     Vec value[vecs];
     for (int v = 0; v < vecs; ++v)
-      value[v] = load(values + static_cast<std::size_t>(j) * view.value_stride + v * kLanes);
+      value[v] = load_floats(values + static_cast<std::size_t>(j) * view.value_stride + v * kLanes);
     for (int r = 0; r < rows; ++r) {
       const Vec weight = splat(weights[r * view.key_stride + j]);
       for (int v = 0; v < vecs; ++v) sums[r][v] = fma(value[v], weight, sums[r][v]);
@@ -94,8 +94,8 @@ inline void mix_tile(const AttentionView& view, const float* values, const float
     for (int v = 0; v < vecs; ++v) store(mixed + r * view.value_stride + v * kLanes, sums[r][v]);
 }
 
-template <int rows>
-inline void mix_rows(const AttentionView& view, const float* values, const float* weights, int from,
+template <int rows, class Stored>
+inline void mix_rows(const AttentionView& view, const Stored* values, const float* weights, int from,
                      int to, float* mixed) {
   if (from >= to) return;
   int d = 0;
@@ -119,9 +119,9 @@ inline Span seen(const QueryRow& row, int base, int page_size) {
   return {from, larger(smaller(row.end - base, page_size), from)};
 }
 
-template <int rows>
-void attend_page(const AttentionView& view, const QueryRow* queries, int base, const float* keys,
-                 const float* values, float* scores, float* mixed, Softmax* states) {
+template <int rows, class Stored>
+void attend_page(const AttentionView& view, const QueryRow* queries, int base, const Stored* keys,
+                 const Stored* values, float* scores, float* mixed, Softmax* states) {
   Span spans[rows];
   Span any{view.page_size, 0};
   Span all{0, view.page_size};
@@ -148,20 +148,22 @@ void attend_page(const AttentionView& view, const QueryRow* queries, int base, c
                 spans[r].to, mixed + r * view.value_stride);
 }
 
+template <class Stored>
 inline void attend_rows(const AttentionView& view, const QueryRow* queries, int rows, int base,
-                        const float* keys, const float* values, float* scores, float* mixed,
+                        const Stored* keys, const Stored* values, float* scores, float* mixed,
                         Softmax* states) {
-  const auto run = rows == 1   ? attend_page<1>
-                   : rows == 2 ? attend_page<2>
-                   : rows == 3 ? attend_page<3>
-                   : rows == 4 ? attend_page<4>
-                   : rows == 5 ? attend_page<kRows < 5 ? 1 : 5>
-                               : attend_page<kRows < 6 ? 1 : 6>;
+  const auto run = rows == 1   ? attend_page<1, Stored>
+                   : rows == 2 ? attend_page<2, Stored>
+                   : rows == 3 ? attend_page<3, Stored>
+                   : rows == 4 ? attend_page<4, Stored>
+                   : rows == 5 ? attend_page<kRows < 5 ? 1 : 5, Stored>
+                               : attend_page<kRows < 6 ? 1 : 6, Stored>;
   run(view, queries, base, keys, values, scores, mixed, states);
 }
 
-void attend(const AttentionView& view, const QueryRow* queries, int count,
-            const std::int32_t* pages, int kv_head, float* scratch) {
+template <class Stored>
+void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
+                   const std::int32_t* pages, int kv_head, float* scratch) {
   float* mixed = scratch + kQueryRows * view.key_stride;
   std::memset(mixed, 0, sizeof(float) * count * view.value_stride);
   Softmax states[kQueryRows];
@@ -173,8 +175,10 @@ void attend(const AttentionView& view, const QueryRow* queries, int count,
   }
   for (int page = begin / view.page_size; page * view.page_size < end; ++page) {
     const std::size_t head = static_cast<std::size_t>(pages[page]) * view.kv_heads + kv_head;
-    const float* keys = view.keys + head * view.head_dim * view.key_stride;
-    const float* values = view.values + head * view.page_size * view.value_stride;
+    const Stored* keys =
+        static_cast<const Stored*>(view.keys) + head * view.head_dim * view.key_stride;
+    const Stored* values =
+        static_cast<const Stored*>(view.values) + head * view.page_size * view.value_stride;
     for (int r = 0; r < count; r += kRows)
       attend_rows(view, queries + r, smaller(kRows, count - r), page * view.page_size, keys, values,
                   scratch + r * view.key_stride, mixed + r * view.value_stride, states + r);
@@ -184,6 +188,26 @@ void attend(const AttentionView& view, const QueryRow* queries, int count,
     for (int d = 0; d < view.head_dim; ++d)
       queries[r].out[d] = mixed[r * view.value_stride + d] / total;
   }
+}
+
+void attend(const AttentionView& view, const QueryRow* queries, int count,
+            const std::int32_t* pages, int kv_head, float* scratch) {
+  const auto run =
+      view.number == Number::float16 ? attend_stored<Float16> : attend_stored<float>;
+  run(view, queries, count, pages, kv_head, scratch);
+}
+
+void narrow(const float* x, int n, std::uint16_t* out) {
+  // The order of the operands lets NaN through.
+  const auto within = [](Vec a) { return min(splat(65504.0F), max(splat(-65504.0F), a)); };
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_float16(out + i, within(load(x + i)));
+  if (i == n) return;
+  float rest[kLanes] = {};
+  std::uint16_t narrowed[kLanes];
+  for (int j = i; j < n; ++j) rest[j - i] = x[j];
+  store_float16(narrowed, within(load(rest)));
+  for (int j = i; j < n; ++j) out[j] = narrowed[j - i];
 }
 
 }  // namespace coldpress::COLDPRESS_ISA

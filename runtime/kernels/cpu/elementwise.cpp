@@ -6,6 +6,7 @@ namespace coldpress::COLDPRESS_ISA {
 void linear(const MatrixView&, int, const float*, std::size_t, int, const float*, float*,
             std::size_t, float*);
 void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, float*);
+void narrow(const float*, int, std::uint16_t*);
 void round_row(const float*, int, const Rounding&, float*);
 void quantize_row(const float*, int, const Rounding&, std::int8_t*, float*, std::int32_t*);
 void linear_int8(const MatrixView&, int, const RoundedRows&, int, const float*, float*,
@@ -88,6 +89,7 @@ extern const KernelTable kTable;
 const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
                             linear,
                             attend,
+                            narrow,
                             rms_norm,
                             gated_act,
                             softcap,

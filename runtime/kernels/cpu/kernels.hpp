@@ -80,8 +80,9 @@ struct RoundedRows {
 // keys: [page][kv_head][head_dim][key_stride], so that a vector holds one element of many keys.
 // values: [page][kv_head][page_size][value_stride].
 struct AttentionView {
-  float* keys = nullptr;
-  float* values = nullptr;
+  Number number = Number::float32;  // or float16
+  void* keys = nullptr;
+  void* values = nullptr;
   int page_size = 0;
   int key_stride = 0;
   int value_stride = 0;
@@ -124,6 +125,8 @@ struct KernelTable {
   // Up to kQueryRows rows of one sequence that read the same `kv_head`; scratch: see below.
   void (*attend)(const AttentionView& view, const QueryRow* rows, int count,
                  const std::int32_t* pages, int kv_head, float* scratch);
+  // The nearest float16, the largest for what is beyond.
+  void (*narrow)(const float* x, int n, std::uint16_t* out);
   void (*rms_norm)(const float* x, const float* weight, int runs, int size, float eps, float* out);
   void (*gated_act)(const float* gate, const float* up, std::size_t n, Activation activation,
                     float* out);
@@ -144,6 +147,8 @@ struct KernelTable {
 
 // Rows that one pass over the pages serves.
 constexpr int kQueryRows = 12;
+// Elements of a head whose keys and values are narrowed.
+constexpr int kLargestHead = 1024;
 
 inline std::size_t attend_scratch(const AttentionView& view) {
   return static_cast<std::size_t>(kQueryRows) * (view.key_stride + view.value_stride);

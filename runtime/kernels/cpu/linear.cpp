@@ -124,17 +124,6 @@ const float* expand(const MatrixView& m, int strip, int from, int to, int& group
   return panel;
 }
 
-// 16-bit floats as they lie in a matrix; the two types are told apart by their names alone.
-struct Float16 {
-  std::uint16_t bits;
-};
-struct Bfloat16 {
-  std::uint16_t bits;
-};
-inline Vec load_weights(const float* p) { return load(p); }
-inline Vec load_weights(const Float16* p) { return load_float16(&p->bits); }
-inline Vec load_weights(const Bfloat16* p) { return load_bfloat16(&p->bits); }
-
 template <class Weight>
 struct Tile {
   const Weight* weights;  // [columns][kStrip]
@@ -154,7 +143,7 @@ inline void multiply(const Tile<Weight>& t, const float* start) {
       sums[r][v] = load((start != nullptr ? start : t.out + r * t.out_stride) + v * kLanes);
   for (int k = 0; k < t.columns; ++k) {
     Vec w[vecs];
-    for (int v = 0; v < vecs; ++v) w[v] = load_weights(t.weights + k * kStrip + v * kLanes);
+    for (int v = 0; v < vecs; ++v) w[v] = load_floats(t.weights + k * kStrip + v * kLanes);
     for (int r = 0; r < rows; ++r) {
       const Vec x = splat(t.x[r * t.x_stride + k]);
       for (int v = 0; v < vecs; ++v) sums[r][v] = fma(w[v], x, sums[r][v]);

@@ -63,6 +63,14 @@ void add_round(Plan& plan, int out, int x, const std::string& numbers, int group
   plan.add_round(out, x, rounding);
 }
 
+int add_cache(Plan& plan, int kv_heads, int head_dim, const std::string& number) {
+  if (number != "float32" && number != "float16")
+    throw std::invalid_argument("caches hold float32 or float16, not " + number);
+  if (head_dim > kLargestHead) throw std::invalid_argument("heads are larger than 1024 elements");
+  return plan.add_cache(kv_heads, head_dim,
+                        number == "float16" ? Number::float16 : Number::float32);
+}
+
 void add_attend(Plan& plan, int out, int q, int k, int v, int cache, int heads, int kv_heads,
                 int head_dim, float scale, int window, float softcap) {
   AttentionView view;
@@ -127,7 +135,7 @@ NB_MODULE(_native, m) {
            nb::arg("routed") = false)
       .def("add_rope_table", &Plan::add_rope_table, nb::arg("frequencies"),
            nb::arg("attention_factor"))
-      .def("add_cache", &Plan::add_cache, nb::arg("kv_heads"), nb::arg("head_dim"))
+      .def("add_cache", &add_cache, nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("number"))
       .def("add_embed", &Plan::add_embed, nb::arg("out"), nb::arg("table"),
            nb::arg("scale") = 1.0F)
       .def("add_slice", &Plan::add_slice, nb::arg("out"), nb::arg("x"), nb::arg("start"))

@@ -146,8 +146,9 @@ void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
   const std::size_t key_stride = round_up(page_size, kPad);
   for (Cache& cache : caches_) {
     const std::size_t heads = static_cast<std::size_t>(num_pages) * cache.kv_heads;
-    cache.keys = Memory<float>(heads * cache.head_dim * key_stride);
-    cache.values = Memory<float>(heads * page_size * round_up(cache.head_dim, kPad));
+    const std::size_t width = cache.number == Number::float32 ? 4 : 2;
+    cache.keys = Memory<std::uint8_t>(width * heads * cache.head_dim * key_stride);
+    cache.values = Memory<std::uint8_t>(width * heads * page_size * round_up(cache.head_dim, kPad));
     const std::size_t attend = kQueryRows * (key_stride + round_up(cache.head_dim, kPad));
     scratch_size_ = std::max(scratch_size_, attend);
   }

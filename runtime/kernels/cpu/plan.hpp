@@ -47,7 +47,8 @@ class Plan {
   BufferId add_rounded_buffer(int width, bool selected, bool routed = false);
   // A rotary embedding; frequencies are radians per position, float64 [dimension / 2].
   int add_rope_table(std::vector<double> frequencies, double attention_factor);
-  int add_cache(int kv_heads, int head_dim);
+  // Of float32 or float16.
+  int add_cache(int kv_heads, int head_dim, Number number);
 
   void add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale);
   void add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps);
@@ -139,8 +140,9 @@ class Plan {
   struct Cache {
     int kv_heads;
     int head_dim;
-    Memory<float> keys;
-    Memory<float> values;
+    Number number;
+    Memory<std::uint8_t> keys;
+    Memory<std::uint8_t> values;
   };
   struct Route {
     std::vector<int> rows;  // of the step, ascending

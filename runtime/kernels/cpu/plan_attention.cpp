@@ -5,8 +5,23 @@
 
 namespace coldpress {
 
-int Plan::add_cache(int kv_heads, int head_dim) {
-  caches_.push_back({kv_heads, head_dim, {}, {}});
+namespace {
+
+// One head's key and value at their slot of a page.
+template <class Stored>
+void store_head(const AttentionView& view, std::size_t head, int slot, const Stored* k,
+                const Stored* v) {
+  Stored* key = static_cast<Stored*>(view.keys) + head * view.head_dim * view.key_stride + slot;
+  for (int d = 0; d < view.head_dim; ++d) key[d * view.key_stride] = k[d];
+  std::copy_n(v, view.head_dim,
+              static_cast<Stored*>(view.values) +
+                  (head * view.page_size + slot) * view.value_stride);
+}
+
+}  // namespace
+
+int Plan::add_cache(int kv_heads, int head_dim, Number number) {
+  caches_.push_back({kv_heads, head_dim, number, {}, {}});
   return static_cast<int>(caches_.size()) - 1;
 }
 
@@ -19,12 +34,16 @@ void Plan::store_token(const Cache& cache, const AttentionView& view, const Batc
   const int position = batch.positions[token];
   const std::size_t page = pages_of(batch, token)[position / page_size_];
   const int slot = position % page_size_;
+  std::uint16_t halves[2][kLargestHead];
   for (int h = 0; h < cache.kv_heads; ++h, k += cache.head_dim, v += cache.head_dim) {
     const std::size_t head = page * cache.kv_heads + h;
-    float* key = view.keys + head * cache.head_dim * view.key_stride + slot;
-    for (int d = 0; d < cache.head_dim; ++d) key[d * view.key_stride] = k[d];
-    std::copy_n(v, cache.head_dim,
-                view.values + (head * page_size_ + slot) * view.value_stride);
+    if (cache.number == Number::float32) {
+      store_head(view, head, slot, k, v);
+      continue;
+    }
+    kernels_.narrow(k, cache.head_dim, halves[0]);
+    kernels_.narrow(v, cache.head_dim, halves[1]);
+    store_head(view, head, slot, halves[0], halves[1]);
   }
 }
 
@@ -61,6 +80,7 @@ void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cach
                       AttentionView view) {
   add_op("attention", [this, out, q, k, v, cache_id, view](const Batch& batch) mutable {
     const Cache& cache = caches_[cache_id];
+    view.number = cache.number;
     view.keys = cache.keys.data();
     view.values = cache.values.data();
     view.page_size = page_size_;

@@ -54,6 +54,10 @@ inline Vec load_int8(const std::int8_t* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+inline void store_float16(std::uint16_t* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 // Whole numbers within int8.
 inline void store_int8(std::int8_t* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
@@ -121,6 +125,10 @@ inline Vec load_bfloat16(const std::uint16_t* p) {
 inline Vec load_int8(const std::int8_t* p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store_float16(std::uint16_t* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void store_int8(std::int8_t* p, Vec a) {
   const __m256i wide = _mm256_cvtps_epi32(a);
@@ -219,6 +227,22 @@ inline Vec load_bfloat16(const std::uint16_t* p) {
 inline Vec load_int8(const std::int8_t* p) {
   return __builtin_convertvector((IntVec{p[0], p[1], p[2], p[3]}), Vec);
 }
+inline std::uint16_t float_to_float16(float a) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000U;
+  bits &= 0x7FFFFFFFU;
+  if (bits >= 0x7F800000U) return static_cast<std::uint16_t>(sign | (bits > 0x7F800000U ? 0x7E00U : 0x7C00U));
+  if (bits < 0x38800000U) {  // below the normal numbers: a multiple of 2 ** -24
+    const float units = bits_to_float(bits) * 16777216.0F;
+    return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>((units + 12582912.0F) - 12582912.0F));
+  }
+  bits += 0xFFFU + (bits >> 13 & 1U);
+  return static_cast<std::uint16_t>(sign | (bits - 0x38000000U) >> 13);
+}
+inline void store_float16(std::uint16_t* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = float_to_float16(a[i]);
+}
 inline void store_int8(std::int8_t* p, Vec a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::int8_t>(a[i]);
 }
@@ -260,6 +284,17 @@ inline void load_nibbles(const std::uint8_t* p, NibbleTable bias, Vec& low, Vec&
 }
 
 #endif
+
+// 16-bit floats as they lie in memory; the two types are told apart by their names alone.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+inline Vec load_floats(const float* p) { return load(p); }
+inline Vec load_floats(const Float16* p) { return load_float16(&p->bits); }
+inline Vec load_floats(const Bfloat16* p) { return load_bfloat16(&p->bits); }
 
 // Lane by lane from the first to the last: the one order in which lanes are ever summed.
 inline float sum_lanes(Vec a) {

@@ -46,7 +46,7 @@ cases = st.builds(
 )
 
 
-def attend(case: Case, x: Floats, isa: str, threads: int = 1) -> Floats:
+def attend(case: Case, x: Floats, isa: str, threads: int = 1, number: str = "float32") -> Floats:
     """x: float32 [tokens, q | k | v]; every token in one step, on scrambled pages."""
 
     def build(plan: Plan, source: int) -> int:
@@ -65,7 +65,7 @@ def attend(case: Case, x: Floats, isa: str, threads: int = 1) -> Floats:
         q, k, v = (part[0] for part in parts)
         out = plan.add_buffer(case.widths[0], False)
         heads = case.kv_heads * case.shared
-        cache = plan.add_cache(case.kv_heads, case.head_dim)
+        cache = plan.add_cache(case.kv_heads, case.head_dim, number)
         sizes = (heads, case.kv_heads, case.head_dim)
         plan.add_attend(out, q, k, v, cache, *sizes, case.scale, case.window, case.softcap)
         return out
@@ -127,6 +127,21 @@ def test_attention_is_within_the_error_of_its_sums(isa: str, case: Case) -> None
     x = random_floats((case.tokens, sum(case.widths)), case.seed)
     found = attend(case, x, isa)
     assert np.abs(found - reference(case, x)).max() <= bound(case, x)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25)
+@given(case=cases)
+def test_halves_are_what_rounded_keys_and_values_give(isa: str, case: Case) -> None:
+    """From 1e-9 to beyond the largest float16, which stands for all that is larger."""
+    x = random_floats((case.tokens, sum(case.widths)), case.seed)
+    start = case.widths[0]
+    x[:, start] *= 1e-7
+    x[:, -1] *= 1e5
+    narrowed = x.copy()
+    narrowed[:, start:] = np.clip(x[:, start:], -65504, 65504).astype(np.float16)
+    found = attend(case, x, isa, number="float16")
+    np.testing.assert_array_equal(found, attend(case, narrowed, isa))
 
 
 @settings(max_examples=20)
