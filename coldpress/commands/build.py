@@ -18,7 +18,7 @@ from coldpress.options import (
     junit_option,
     pass_console,
 )
-from quant.format.errors import CheckFailedError
+from quant.format.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
     from coldpress.baseline_cache import BaselineCache
@@ -61,9 +61,12 @@ def command(
     """Build an artifact from CHECKPOINT: the container, its tokenizer, and a manifest."""
     from coldpress.pressing import build
     from coldpress.tables import pairs_table
+    from coldpress.targets import parse_target
     from coldpress.texts import text_for_gates
 
     wanted = parse_gates(gates)
+    if prove and parse_target(target).kind == "triton":
+        raise InputError("a Triton repository packs a finished artifact; verify that one instead")
     text = text_for_gates(gate_text) if wanted else None
     with junit_file(junit, "build", output) as cases:
         with console.progress("building") as on_progress:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coldpress.cli import run
 from coldpress.llm import LLM
 from coldpress.pressing import build
 from compile.manifest import check_files, read_manifest
@@ -185,3 +186,13 @@ def test_a_name_can_be_given(made: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no name for a model"):
         build(made / "shop", tmp_path / "again", target="triton:../up")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("option", [["--verify"], ["--gate", "kld<=0.1"]])
+def test_a_repository_is_neither_verified_nor_gated(
+    made: Path, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["build", str(made / "shop"), "-o", str(tmp_path / "out"), "--target", "triton"]
+    assert run([*args, *option]) == 2
+    assert "a Triton repository packs a finished" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
