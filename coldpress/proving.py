@@ -4,6 +4,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,16 +40,16 @@ def verify(
     from compile.parity import record_parity
     from compile.verify import verify as check
 
-    engines: dict[str, str] = {}
+    engines: list[str] = []
     facts: list[ScheduleFacts] = []
-    unrun: list[str] = []
+    unrun: set[str] = set()
 
     def logits_of(model: "Model", tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        probe, ours = probe_of(tokens), model.path == artifact
+        probe, ours = probe_of(tokens), len(engines) % 2 == 1
         backend = _backend(model, machine) if ours else _reference_backend(model, machine)
-        engines["artifact" if ours else "reference"] = backend
+        engines.append(backend)
         if ours and model.kind == "tensorrt" and backend != "tensorrt":
-            unrun.append(f"the engine was not run: --backend {backend} ran what lies beside it")
+            unrun.add(f"the engine was not run: --backend {backend} ran what lies beside it")
         executor = load_executor(
             model,
             backend=backend,
@@ -58,7 +59,7 @@ def verify(
             exact=True,
         )
         try:
-            if not ours:
+            if not ours and not model.program.rounded_inputs():
                 return run_plain(executor, probe)
             found, ran = run_mixed(executor, probe)
             facts.append(ran)
@@ -67,9 +68,15 @@ def verify(
             executor.close()
 
     report = check(artifact, against, logits_of if logits else None, on_progress)
-    if report.logits is not None and facts:
-        told = replace(report.logits, schedule=asdict(facts[-1]), engines=engines)
-        report = replace(report, logits=told, notes=(*report.notes, *unrun))
+    if facts:
+        pairs = zip(engines[::2], engines[1::2], strict=True)
+        ran = [{"reference": first, "artifact": second} for first, second in pairs]
+        logits_check, engine = (
+            found and replace(found, schedule=asdict(facts[-1]), engines=names)
+            for found, names in zip_longest((report.logits, report.engine), ran)
+        )
+        notes = (*report.notes, *unrun)
+        report = replace(report, logits=logits_check, engine=engine, notes=notes)
     if record:
         record_parity(artifact, report)
     return report

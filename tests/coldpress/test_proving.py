@@ -119,3 +119,23 @@ def test_a_build_that_cannot_prove_itself_fails(
     args = ["build", str(checkpoint), "-o", str(out), "--target", "gguf", "--verify"]
     assert run(args) == 1
     assert not (out / PARITY).exists()
+
+
+def test_rounding_costs_what_it_does_but_the_engine_has_its_bound(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(checkpoint, tmp_path / "artifact", target="gguf:q3_k_m")
+    report = verify(tmp_path / "artifact", against=checkpoint)
+    assert report.passed and report.counts["requantized"] > 0
+    assert report.logits is not None and report.logits.bound is None
+    assert report.engine is not None and report.engine.bound is not None
+    assert report.engine.max_difference < 1e-3 < report.logits.max_difference
+    assert report.engine.engines is not None and report.engine.engines["artifact"] == "cpu"
+    step = CpuExecutor.step
+
+    def louder(self: CpuExecutor, batch: StepBatch) -> npt.NDArray[np.float32]:
+        return step(self, batch) * np.float32(1.1 if len(batch.page_table) > 1 else 1)
+
+    monkeypatch.setattr(CpuExecutor, "step", louder)
+    failures = verify(tmp_path / "artifact", against=checkpoint).failures
+    assert len(failures) == 1 and "logits of its engine differ by" in failures[0]
