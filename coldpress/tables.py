@@ -57,6 +57,11 @@ def verify_table(report: "VerifyReport") -> Table:
         check = report.logits
         found = f"max difference {check.max_difference:.3g}, KLD {check.mean_kld:.2g}"
         table.add_row("logits", show("", check.passed), f"{found}, top-1 {check.top1:.1%}")
+    if report.engine is not None:
+        off = (
+            f"max difference {report.engine.max_difference:.3g} from the oracle on the same numbers"
+        )
+        table.add_row("engine", show("", report.engine.passed), off)
     return table
 
 
