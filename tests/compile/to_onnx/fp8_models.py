@@ -6,11 +6,12 @@ import ml_dtypes
 import numpy as np
 
 from compile.model import Model
+from quant.format import codebooks
 from quant.format.scheme import ActivationScheme, CodebookScheme, PerBlock, PerChannel, PerTensor
 from quant.format.tensor import QuantizedTensor
 from tests.tiny import tiny_model
 
-LARGEST = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
+LARGEST = codebooks.LARGEST["e4m3"]
 BLOCK: dict[str, Any] = {"hidden_size": 256, "intermediate": 384, "layers": 1}
 FP8_SCHEMES: dict[str, tuple[CodebookScheme, dict[str, Any]]] = {
     "channel": (CodebookScheme("e4m3", PerChannel()), {}),
