@@ -69,11 +69,38 @@ class GgufWeights:
     def scheme(self, name: str) -> Scheme:
         return scheme_of(self._tensors[name].type) or FloatScheme("float32")
 
-    def load(self, name: str) -> Weight:
-        tensor, shape = self._tensors[name], self.shape(name)
+    def stored_type(self, name: str) -> GgmlType:
+        """The type that the file holds a tensor in."""
+        return self._tensors[name].type
+
+    def blocks(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of a quantized matrix, uint8 [rows, bytes per row], in Hugging Face's order."""
+        tensor, rows = self._tensors[name], self.shape(name)[0]
+        data = self._raw(name).reshape(rows, -1)
+        heads = self._reordered_heads(name)
+        data = data.copy() if heads is None else data[halves_order(rows, heads)]
+        self._file.forget(tensor.name)
+        return data
+
+    def forget(self, name: str) -> None:
+        """Lets the system drop a tensor's pages; what `load` gave of floats is read again."""
+        self._file.forget(self._tensors[name].name)
+
+    def factor(self, name: str) -> float:
+        """What all numbers of a tensor are multiplied by: 1 but for NVFP4."""
+        tensor = self._tensors[name]
+        return float(self._factor(name, tensor)) if tensor.type == NVFP4 else 1.0
+
+    def _raw(self, name: str) -> npt.NDArray[np.uint8]:
+        tensor = self._tensors[name]
         data = self._file.raw(tensor.name)
         if name in self._experts:
             data = data.reshape(tensor.shape[0], -1)[self._experts[name]]
+        return data
+
+    def load(self, name: str) -> Weight:
+        tensor, shape = self._tensors[name], self.shape(name)
+        data = self._raw(name)
         if tensor.type in FLOATS or tensor.type in SCHEMES:
             weight = decode(tensor.type, data, shape)
         else:

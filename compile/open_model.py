@@ -44,13 +44,24 @@ def open_model(path: Path) -> Model:
     raise InputError(f"{path}: is neither a .gguf file nor a directory with a {CONFIG}")
 
 
-def _open_directory(path: Path) -> Model:
+def gguf_payload(path: Path) -> Path | None:
+    """The GGUF file that `path` stands for: itself, or the one of a directory without other
+    weights; None where it is no GGUF file. Raises InputError for a directory that holds several."""
+    if not path.is_dir():
+        return path if path.suffix == ".gguf" and path.is_file() else None
     payloads = sorted(path.glob("*.gguf"))
-    if payloads and not any(path.glob("*.safetensors")):
-        if len(payloads) > 1:
-            names = ", ".join(payload.name for payload in payloads)
-            raise InputError(f"{path}: holds several GGUF files ({names}); name the one to open")
-        return _open_gguf(path, payloads[0], path)
+    if not payloads or any(path.glob("*.safetensors")):
+        return None
+    if len(payloads) > 1:
+        names = ", ".join(payload.name for payload in payloads)
+        raise InputError(f"{path}: holds several GGUF files ({names}); name the one to open")
+    return payloads[0]
+
+
+def _open_directory(path: Path) -> Model:
+    payload = gguf_payload(path)
+    if payload is not None:
+        return _open_gguf(path, payload, path)
     if (path / GRAPH_FILE).exists() and not any(path.glob("*.safetensors")):
         return _open_onnx(path, path)
     if (path / ENGINE_FILE).exists():
@@ -60,12 +71,17 @@ def _open_directory(path: Path) -> Model:
         )
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: holds neither a {CONFIG} nor a .gguf file")
-    checkpoint = open_checkpoint(path)
+    return checkpoint_model(open_checkpoint(path))
+
+
+def checkpoint_model(checkpoint: Checkpoint) -> Model:
+    """The model of a checkpoint that is open already; raises what `open_model` does."""
+    path, directory = checkpoint.path, checkpoint.directory
     config, weights, left_out = text_part(checkpoint.config, checkpoint)
     program = _program(path, config, weights)
-    notes = (*left_out, *_head_note(config, program), *_kv_cache_note(checkpoint))
-    notes += _length_note(config, program)
-    return Model(path, "huggingface", program, weights, config, path, None, notes)
+    notes = (*checkpoint.notes, *left_out, *_head_note(config, program))
+    notes += (*_kv_cache_note(checkpoint), *_length_note(config, program))
+    return Model(path, "huggingface", program, weights, config, directory, None, notes)
 
 
 def _open_gguf(path: Path, payload: Path, directory: Path | None) -> Model:

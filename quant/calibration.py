@@ -83,7 +83,7 @@ def gather(
 
         tokens = sample_text(checkpoint, skeleton, spec, on_progress)
         return _described(tokens, "self")
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint.directory)
     if isinstance(source, FileSource):
         name, documents = source.path.name, read_documents(source.path)
     else:

@@ -75,30 +75,30 @@ class Prepared:
     linears: Mapping[str, Scheme]
 
 
-def plan_quantization(model: Path, recipe: Recipe) -> Plan:
-    """What `quantize_checkpoint` would write for the checkpoint in the directory `model`.
+def plan_quantization(model: Path | Checkpoint, recipe: Recipe) -> Plan:
+    """What `quantize_checkpoint` would write for `model`: a directory, or what was opened of one.
 
     Raises InputError, UnsupportedModelError or RecipeError for what could not work.
     """
     return prepare(model, recipe).plan
 
 
-def prepare(model: Path, recipe: Recipe) -> Prepared:
+def prepare(model: Path | Checkpoint, recipe: Recipe) -> Prepared:
     """Open the checkpoint, check it against its architecture and the recipe, and plan."""
-    stored = open_checkpoint(model)
+    stored = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     require("torch", "quantizing")
     from quant.skeleton import build_skeleton, weight_dtype
 
     original, source_notes = _float_source(stored, recipe)
     source = rotated(original, recipe)
-    skeleton = build_skeleton(model, source.config)
+    skeleton = build_skeleton(stored.directory, source.config)
     left_out = _close_books(source, skeleton)
     require_kv_cache(recipe.kv_cache, recipe.format, skeleton)
     linears_by_name = skeleton.linears()
     widths = {name: linear.in_features for name, linear in linears_by_name.items()}
     heights = {name: linear.out_features for name, linear in linears_by_name.items()}
     if not widths:
-        raise UnsupportedModelError(f"{model}: its decoder layers hold no Linear to quantize")
+        raise UnsupportedModelError(f"{stored.path}: its decoder layers hold no Linear to quantize")
     tables = table_tasks(recipe, skeleton)
     others, routers = skeleton.outer_linears(), skeleton.routers()
     resolution = resolve(recipe, widths, others, source.config, tables, routers, heights)
@@ -114,7 +114,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
         *_kv_cache_plans(recipe, skeleton),
     )
     plan = Plan(
-        model=str(model),
+        model=str(stored.path),
         tensors=tensors,
         total_bytes=sum(tensor.bytes for tensor in tensors),
         source_bytes=sum(stored.stored_bytes(name) for name in stored.names()),
@@ -122,6 +122,7 @@ def prepare(model: Path, recipe: Recipe) -> Prepared:
         samples_per_batch=samples_per_batch(skeleton, recipe.calibration),
         spooled_bytes=spooled_bytes(skeleton, recipe),
         notes=(
+            *stored.notes,
             *source_notes,
             *_notes(resolution, left_out),
             *transform_notes(original, recipe),

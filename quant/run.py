@@ -18,6 +18,7 @@ from quant.calibration import (
     gather,
     parse_source,
 )
+from quant.format.checkpoint import Checkpoint
 from quant.format.containers import CONTAINERS
 from quant.format.errors import FileFormatError
 from quant.format.safetensors_writer import ShardedWriter
@@ -56,7 +57,7 @@ class _Run:
 
 
 def quantize_checkpoint(
-    model: Path,
+    model: Path | Checkpoint,
     output: Path,
     recipe: Recipe,
     calibration: CalibrationSource | str = "self",
@@ -66,7 +67,7 @@ def quantize_checkpoint(
     resume: bool = False,
     final: Path | None = None,
 ) -> QuantizeReport:
-    """Write the checkpoint in `model`, quantized by `recipe`, to the new directory `output`.
+    """Write the checkpoint `model`, quantized by `recipe`, to the new directory `output`.
 
     The result is a checkpoint in the recipe's format with tokenizer files and a report; nothing
     appears at `output` unless all of it is there. The same input and library versions give the same
@@ -83,7 +84,7 @@ def quantize_checkpoint(
     does not name that.
     """
     began = time.monotonic()
-    model, output = Path(model), Path(output)
+    output = Path(output)
     source = parse_source(calibration) if isinstance(calibration, str) else calibration
     prepared = prepare(model, recipe)
     tensors = len(prepared.plan.tensors)

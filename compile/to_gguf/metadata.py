@@ -55,7 +55,7 @@ def model_keys(
     keys |= {f"{arch}.{key}": np.uint32(count) for key, count in counts.items()}
     keys[f"{arch}.attention.layer_norm_rms_epsilon"] = np.float32(_epsilon(program))
     keys |= {f"{arch}.{key}": value for key, value in _extras(program, architecture).items()}
-    rope = _rope(whole, config, sizes.max_positions)
+    rope = _rope(whole, architecture, config, sizes.max_positions)
     if architecture.local_rope:
         rope["freq_base_swa"] = np.float32(local.theta)
     notes += _embedding_notes(program, architecture)
@@ -117,9 +117,11 @@ def _embedding_notes(program: Program, architecture: Architecture) -> list[str]:
     ]
 
 
-def _rope(spec: RopeSpec, config: Mapping[str, Any], max_positions: int) -> Keys:
+def _rope(
+    spec: RopeSpec, architecture: Architecture, config: Mapping[str, Any], max_positions: int
+) -> Keys:
     keys: Keys = {"freq_base": np.float32(spec.theta)}
-    if spec.scaling == "longrope":
+    if spec.scaling == "longrope" and architecture.longrope:
         keys |= {
             "scaling.type": "longrope",
             "scaling.original_context_length": np.uint32(max_positions),

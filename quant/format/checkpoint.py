@@ -65,10 +65,20 @@ class Checkpoint:
     """A Hugging Face directory; implements `WeightSource`. Made by `open_checkpoint`."""
 
     def __init__(
-        self, path: Path, config: dict[str, Any], files: Mapping[str, SafetensorsFile]
+        self,
+        path: Path,
+        config: dict[str, Any],
+        files: Mapping[str, SafetensorsFile],
+        *,
+        directory: Path | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        """`files`: the opened file of every stored tensor, by tensor name."""
+        """`files`: the opened file of every stored tensor, by tensor name. directory: where
+        config.json and the files of the text side lie, if not at `path`. notes: what a user should
+        know of how it was opened, a sentence each."""
         self.path = path
+        self.directory = path if directory is None else directory
+        self.notes = notes
         self.config = config
         self._files = files
         self._headers = {name: file.tensors[name] for name, file in files.items()}
@@ -152,9 +162,10 @@ class Checkpoint:
 
         Raises FileFormatError for one that is a link out of the directory.
         """
-        found = [self.path / name for name in TEXT_FILES if (self.path / name).is_file()]
+        where = self.directory
+        found = [where / name for name in TEXT_FILES if (where / name).is_file()]
         for path in found:
-            require_inside(self.path, path)
+            require_inside(where, path)
         return found
 
     def _header(self, name: str) -> TensorInfo:

@@ -26,7 +26,8 @@ def dequantized(source: Checkpoint, dtype: FloatName) -> Checkpoint:
     views = {file: _DequantizedFile(file, source, dtype) for file in set(files.values())}
     for name, file in files.items():
         views[file].add(name)
-    return Checkpoint(source.path, config, {name: views[file] for name, file in files.items()})
+    opened = {name: views[file] for name, file in files.items()}
+    return Checkpoint(source.path, config, opened, directory=source.directory)
 
 
 def dequantized_notes(source: Checkpoint, dtype: FloatName) -> list[str]:

@@ -43,7 +43,7 @@ class RotatedCheckpoint(Checkpoint):
         """Raises UnsupportedModelError for a model whose residual cannot be rotated, naming the
         first tensor whose part in it is not known."""
         config = {**source.config, "tie_word_embeddings": False}
-        super().__init__(source.path, config, source._files)
+        super().__init__(source.path, config, source._files, directory=source.directory)
         self._layout = _rotatable(source)
         self._tied = _HEAD not in source.names() or bool(source.config.get("tie_word_embeddings"))
         hidden = int(config["hidden_size"])
