@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def plan_build(checkpoint: Path, target: str) -> dict[str, Any]:
     """The JSON of `coldpress plan --target`: the file's exact size and every tensor's type."""
-    return {"target": target, **plan_payload(parse_target(target), checkpoint)}
+    from coldpress.sources import opened_source
+
+    wanted = parse_target(target)
+    with opened_source(checkpoint) as source:
+        return {"target": target, **plan_payload(wanted, source)}
 
 
 def plan_quantize(model: Path, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -25,11 +29,13 @@ def plan_quantize(model: Path, recipe: str, overrides: Sequence[str]) -> dict[st
     file_bytes: size of the safetensors files with their headers. disk_bytes: estimate of the most
     that the run holds on the disk, with the layers that it keeps for a resumption.
     """
+    from coldpress.sources import opened_source
     from quant.preflight import prepare
     from quant.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    return describe_plan(prepare(model, loaded), loaded)
+    with opened_source(model, text=False) as source:
+        return describe_plan(prepare(source.checkpoint, loaded), loaded)
 
 
 def describe_plan(prepared: "Prepared", recipe: "Recipe") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coldpress.evaluation import Figures, evaluate_files, sizes
 from coldpress.jsonable import to_jsonable
 from coldpress.loading import default_name
+from coldpress.sources import opened_source
 from coldpress.targets import Target, parse_target, write_payload
 from coldpress.triton import fill_repository
 from compile.manifest import MANIFEST, describe_source, write_manifest
@@ -44,6 +45,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Write a checkpoint in the recipe's format; returns the report, evaluated if there is a text.
 
+    model: a Hugging Face directory, a GGUF file, or a directory that holds one.
+
     resume: take up the layers that a run with the same input and recipe finished before it died.
 
     Raises InputError, before the first weight is read, for a recipe or model that cannot work.
@@ -53,14 +56,14 @@ def quantize(
     from quant.resume import ResumeStore, resume_directory
     from quant.run import quantize_checkpoint
 
-    loaded, source = load_recipe(recipe, overrides), parse_source(calibration)
-    with _assembled(output, overwrite) as (work, staging):
+    loaded, text = load_recipe(recipe, overrides), parse_source(calibration)
+    with opened_source(model) as source, _assembled(output, overwrite) as (work, staging):
         report: dict[str, Any] = to_jsonable(
             quantize_checkpoint(
-                model,
+                source.checkpoint,
                 work,
                 loaded,
-                source,
+                text,
                 on_progress=on_progress,
                 resume=resume,
                 final=output,
@@ -106,12 +109,12 @@ def build(
     wanted = parse_target(target)
     if wanted.kind == "triton":
         return _export(checkpoint, output, wanted, overwrite, evaluation_text, on_progress)
-    with _assembled(output, overwrite) as (work, staging):
+    with opened_source(checkpoint) as source, _assembled(output, overwrite) as (work, staging):
         work.mkdir()
-        built = write_payload(wanted, checkpoint, work, on_progress)
+        built = write_payload(wanted, source, work, on_progress)
         for name in TEXT_FILES:
-            if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, work / name)
+            if (source.text_directory / name).is_file():
+                shutil.copyfile(source.text_directory / name, work / name)
         evaluation = None
         if evaluation_text is not None:
             evaluation = _evaluated(work, evaluation_text, checkpoint, cache, on_progress)

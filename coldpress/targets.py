@@ -10,6 +10,7 @@ from coldpress import __version__
 from quant.format.errors import InputError
 
 if TYPE_CHECKING:
+    from coldpress.sources import Source
     from compile.model import Model
 
 Progress = Callable[[int, int, str], None]
@@ -63,16 +64,16 @@ def parse_target(target: str) -> Target:
 
 
 def write_payload(
-    target: Target, checkpoint: Path, directory: Path, on_progress: Progress | None
+    target: Target, source: "Source", directory: Path, on_progress: Progress | None
 ) -> Built:
-    """Write the container of `checkpoint` into `directory`; raises what its builder raises."""
+    """Write the container of `source` into `directory`; raises what its builder raises."""
     if target.kind == "tensorrt":
-        return _write_engine(target, checkpoint, directory, on_progress)
+        return _write_engine(target, source, directory, on_progress)
     if target.kind == "onnx":
-        from compile.to_onnx.build import build_onnx
+        from compile.to_onnx.build import build_model
 
-        onnx = build_onnx(
-            checkpoint,
+        onnx = build_model(
+            source.model(),
             directory,
             target.type_name,
             version=__version__,
@@ -80,22 +81,22 @@ def write_payload(
             on_progress=on_progress,
         )
         return Built({row.tensor: row.form.dtype for row in onnx.rows}, onnx.notes)
-    from compile.to_gguf.build import build_gguf
+    from compile.to_gguf import build_model as build_gguf
 
-    gguf = build_gguf(checkpoint, directory / PAYLOAD, target.type_name, on_progress)
+    model, path = source.checkpoint_model(), directory / PAYLOAD
+    gguf = build_gguf(model, path, target.type_name, on_progress)
     return Built({row.tensor: row.type.name for row in gguf.rows}, gguf.notes)
 
 
 def _write_engine(
-    target: Target, checkpoint: Path, directory: Path, on_progress: Progress | None
+    target: Target, source: "Source", directory: Path, on_progress: Progress | None
 ) -> Built:
     """The ONNX graph with its weights, and the engine that is built from it; for an artifact that
     has an engine already, an engine from the graph that it keeps."""
-    from compile.open_model import open_model
     from compile.to_tensorrt.api import BuildApi
     from compile.to_tensorrt.build import build_engine
 
-    api, model = BuildApi(here=not target.cards), open_model(checkpoint)
+    api, model = BuildApi(here=not target.cards), source.model()
     cards = target.cards or (_card_here(),)
     write = _copy_graph if model.kind == "tensorrt" else _write_graph
     types, notes = write(target, model, directory, on_progress)
@@ -145,17 +146,18 @@ def _copy_graph(
     return types, ()
 
 
-def plan_payload(target: Target, checkpoint: Path) -> dict[str, Any]:
+def plan_payload(target: Target, source: "Source") -> dict[str, Any]:
     """What `write_payload` would write: exact size, and every tensor's type with its reason."""
     if target.kind == "triton":
         raise InputError("a Triton repository holds an artifact as it is; plan that one's target")
     if target.kind != "gguf":
-        from compile.to_onnx.plan import plan_onnx
+        from compile.to_onnx.plan import plan_model
         from compile.to_tensorrt.cards import check_types
 
         for_engine = target.kind == "tensorrt"
         type_name = AS_STORED if for_engine else target.type_name
-        onnx = plan_onnx(checkpoint, type_name, __version__, round_inputs=not for_engine)
+        rounds = not for_engine
+        onnx = plan_model(source.model(), type_name, __version__, round_inputs=rounds)
         rows = [
             (row.tensor, row.shape, row.scheme, row.form.dtype, row.nbytes, row.form.reason)
             for row in onnx.rows
@@ -168,9 +170,9 @@ def plan_payload(target: Target, checkpoint: Path) -> dict[str, Any]:
             )
         figures = (onnx.program.family, onnx.file_bytes, onnx.bits_per_weight, notes)
     else:
-        from compile.to_gguf.plan import plan_gguf
+        from compile.to_gguf import plan_model as plan_gguf
 
-        gguf = plan_gguf(checkpoint, target.type_name)
+        gguf = plan_gguf(source.checkpoint_model(), target.type_name)
         rows = [
             (row.tensor, row.shape, row.scheme, row.type.name, row.nbytes, row.reason)
             for row in gguf.rows

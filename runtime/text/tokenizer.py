@@ -106,6 +106,10 @@ class Tokenizer:
     def _longest_token(self) -> int:
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
+    def to_json(self) -> str:
+        """The text of a tokenizer.json that does the same."""
+        return str(self._backend.to_str())
+
     def _verbatim_backend(self) -> tokenizers.Tokenizer:
         if self._verbatim is None:
             copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
@@ -123,7 +127,7 @@ def load_tokenizer(model: Model) -> Tokenizer:
     if model.directory is not None and (model.directory / "tokenizer.json").is_file():
         return _from_directory(model, model.directory)
     if model.gguf_metadata is not None:
-        return _from_gguf(model.gguf_metadata, str(model.path))
+        return gguf_tokenizer(model.gguf_metadata, str(model.path))
     raise InputError(
         f"{model.path}: there is no tokenizer.json; write one with "
         f"AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)"
@@ -148,7 +152,9 @@ def _from_directory(model: Model, directory: Path) -> Tokenizer:
     return Tokenizer(backend, source=str(path), special_tokens=named, ending_ids=endings)
 
 
-def _from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
+def gguf_tokenizer(metadata: Mapping[str, Any], source: str) -> Tokenizer:
+    """The tokenizer of a GGUF header; `source` names the file in errors. Raises FileFormatError
+    where its keys contradict each other, UnsupportedModelError for a kind that is not known."""
     backend = build_tokenizer(metadata, source)
     vocabulary = GgufVocabulary(metadata, source)
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
