@@ -15,7 +15,8 @@ from quant.rounding_algorithms.kquants import refit_blocks, search_block_grid
 from quant.rounding_algorithms.result import Rounded, quadratic_form
 from quant.rounding_algorithms.rtn import round_to_nearest
 
-KINDS = list(SCHEMES)
+KINDS = [kind for kind, scheme in SCHEMES.items() if scheme.ggml_type is not None]
+"""Those that are rounded inside ggml's own blocks; MXFP4 and NVFP4 are formats of their own."""
 FEW = [Q4_1, Q3_K, Q4_K, IQ4_XS]
 COLUMNS = 512
 
