@@ -41,6 +41,7 @@ def plan_quantize(model: Path, recipe: str, overrides: Sequence[str]) -> dict[st
 def describe_plan(prepared: "Prepared", recipe: "Recipe") -> dict[str, Any]:
     """What a prepared run would write, who will read it, and what it takes."""
     from coldpress.servers import judge_servers
+    from compile.text_part import TEXT_MODELS
     from quant.format.safetensors_writer import file_sizes
     from quant.kv_cache import KV_CACHE_SCHEMES
 
@@ -54,7 +55,9 @@ def describe_plan(prepared: "Prepared", recipe: "Recipe") -> dict[str, Any]:
     planned["file_bytes"] = sum(files)
     planned["disk_bytes"] = sum(files) + max(files) + _kept_bytes(prepared, recipe)
     kv_cache = KV_CACHE_SCHEMES[recipe.kv_cache]
-    verdicts = judge_servers(recipe.format, prepared.linears, shapes, kv_cache)
+    family = str(source.config.get("model_type"))
+    family = TEXT_MODELS.get(family, family)
+    verdicts = judge_servers(recipe.format, prepared.linears, shapes, kv_cache, family=family)
     planned["servers"] = to_jsonable(verdicts)
     return {**planned, "tensors": tensors}
 

@@ -40,15 +40,20 @@ class ServerVerdict:
 
 
 def judge_servers(
-    format_name: Format, schemes: Schemes, shapes: Shapes, kv_cache: KvCacheScheme | None = None
+    format_name: Format,
+    schemes: Schemes,
+    shapes: Shapes,
+    kv_cache: KvCacheScheme | None = None,
+    *,
+    family: str = "llama",
 ) -> list[ServerVerdict]:
-    """A verdict for each server that we know something about."""
+    """A verdict for each server that we know something about. family: Hugging Face's model_type."""
     used = {scheme for scheme in schemes.values() if isinstance(scheme, QuantizedScheme)}
     judges: Mapping[str, Callable[[], tuple[str | None, str]]] = {
         "vLLM": lambda: _vllm(format_name, schemes, shapes, used, kv_cache),
         "transformers": lambda: _transformers(format_name, schemes, used),
-        "llama.cpp": lambda: _llama_cpp(schemes, shapes),
-        "coldpress serve": lambda: _coldpress(schemes),
+        "llama.cpp": lambda: _llama_cpp(schemes, shapes, family),
+        "coldpress serve": lambda: _coldpress(schemes, family),
     }
     verdicts = []
     for server, judge in judges.items():
@@ -176,12 +181,16 @@ def _transformers(format_name: Format, schemes: Schemes, used: set[QuantizedSche
             )
 
 
-def _llama_cpp(schemes: Schemes, shapes: Shapes) -> Found:
+def _llama_cpp(schemes: Schemes, shapes: Shapes, family: str) -> Found:
     """Through `coldpress build --target gguf`, which rounds nothing again."""
+    from compile.gguf_names import ARCHITECTURES
     from quant.format.gguf_blocks import lossless_type
 
-    if any(_EXPERT.fullmatch(module) for module in schemes):
-        return "coldpress builds no GGUF of mixtures of experts", ""
+    if family not in ARCHITECTURES:
+        return f"coldpress builds no GGUF of {family} models", ""
+    unlike = _unlike_experts(schemes)
+    if unlike is not None:
+        return f"a GGUF holds all {unlike} in one tensor: give them one scheme", ""
     types = set()
     for module, scheme in schemes.items():
         try:
@@ -199,11 +208,22 @@ def _llama_cpp(schemes: Schemes, shapes: Shapes) -> Found:
     return None, f"after coldpress build --target gguf, as {', '.join(sorted(types))}"
 
 
-def _coldpress(schemes: Schemes) -> Found:
+def _unlike_experts(schemes: Schemes) -> str | None:
+    """The first linears, the same of each expert of a layer, whose schemes differ."""
+    found: dict[str, set[Scheme]] = {}
+    for module, scheme in schemes.items():
+        match = _EXPERT.fullmatch(module)
+        if match is not None:
+            found.setdefault(f"{match[1]}*.{module.rpartition('.')[2]}", set()).add(scheme)
+    return next((name for name, kinds in found.items() if len(kinds) > 1), None)
+
+
+def _coldpress(schemes: Schemes, family: str) -> Found:
+    from compile.families import FAMILIES
     from runtime.executors.cpu.support import LARGEST_BITS, SMALLEST_BITS, held_form
 
-    if any(_EXPERT.fullmatch(module) for module in schemes):
-        return "its cpu backend runs no mixtures of experts: use --backend torch", ""
+    if family not in FAMILIES:
+        return f"it runs no {family} models", ""
     for module, scheme in schemes.items():
         if isinstance(scheme, IntScheme) and not SMALLEST_BITS <= scheme.num_bits <= LARGEST_BITS:
             return f"its kernels read integers of 2 to 8 bits, and {module} is {scheme}", ""

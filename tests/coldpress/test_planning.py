@@ -147,19 +147,40 @@ def test_fused_linears_share_a_scheme() -> None:
     assert judge_servers("compressed-tensors", free, dict.fromkeys(free, (64, 64)))[0].loads
 
 
-def test_experts_must_be_alike_and_need_the_torch_backend() -> None:
+def test_experts_must_be_alike() -> None:
     scheme, other = IntScheme(4, True, PerGroup(32)), IntScheme(8, True, PerGroup(32))
     alike = {f"model.layers.0.mlp.experts.{n}.up_proj": scheme for n in range(3)}
     mixed = {**alike, "model.layers.0.mlp.experts.2.up_proj": other}
     shapes = dict.fromkeys(alike, (64, 64))
     verdicts = {v.server: v for v in judge_servers("compressed-tensors", alike, shapes)}
-    assert [v.server for v in verdicts.values() if v.loads] == ["vLLM", "transformers"]
-    assert "--backend torch" in verdicts["coldpress serve"].reason
-    vllm = judge_servers("compressed-tensors", mixed, shapes)[0]
+    assert all(verdict.loads for verdict in verdicts.values())
+    vllm, _, llama_cpp, ours = judge_servers("compressed-tensors", mixed, shapes)
     assert not vllm.loads and "all model.layers.0.mlp.experts.*" in vllm.reason
+    assert not llama_cpp.loads and "all model.layers.0.mlp.experts.*.up_proj in" in llama_cpp.reason
+    assert ours.loads
     beside: dict[str, Scheme] = {**alike, "model.layers.0.self_attn.o_proj": other}
     vllm = judge_servers("compressed-tensors", beside, dict.fromkeys(beside, (64, 64)))[0]
     assert not vllm.loads and "under the target 'Linear'" in vllm.reason
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixtures_are_built_and_served(family: str, tmp_path: Path, run_json: Run) -> None:
+    model = tiny_checkpoint(tmp_path / "model", family)
+    small = ("--set", "scheme.group_size=32")
+    servers = run_json("plan", model, "--recipe", "rtn-w4a16", *small)["servers"]
+    assert {s["server"]: s["loads"] for s in servers if s["server"] != "vLLM"} == {
+        "transformers": True,
+        "llama.cpp": True,
+        "coldpress serve": True,
+    }
+
+
+def test_a_family_that_is_not_ours_is_left_to_others() -> None:
+    schemes = {"model.layers.0.mlp.experts.0.up_proj": IntScheme(4, True, PerGroup(32))}
+    shapes = dict.fromkeys(schemes, (64, 64))
+    verdicts = judge_servers("compressed-tensors", schemes, shapes, family="olmoe")
+    assert [verdict.loads for verdict in verdicts] == [True, True, False, False]
+    assert all("olmoe" in verdict.reason for verdict in verdicts[2:])
 
 
 def test_a_quantized_token_table_is_for_our_own_server() -> None:
