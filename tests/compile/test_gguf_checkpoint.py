@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compile.families.rope import SCALINGS
 from compile.gguf_checkpoint import gguf_checkpoint
+from compile.gguf_to_config import huggingface_config
 from compile.open_model import checkpoint_model, open_model
 from compile.same_program import program_differences
 from compile.to_gguf import build_gguf
@@ -14,6 +16,7 @@ from quant.format.checkpoint import open_checkpoint
 from quant.format.scheme import IntScheme, PerGroup
 from quant.format.tensor import QuantizedTensor
 from quant.skeleton import build_skeleton
+from tests.compile.test_from_gguf import write
 from tests.tiny import GEMMAS, LLAMA3, LONGROPE, YARN, tiny_checkpoint, write_json
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -124,3 +127,56 @@ def test_gemma_keeps_a_scale_that_only_the_file_tells(tmp_path: Path) -> None:
     assert found.config["embedding_scale"] == pytest.approx(96**0.5, rel=2**-8)
     reference = open_model(original).program
     assert program_differences(reference, checkpoint_model(found).program) == []
+
+
+def test_a_type_that_no_checkpoint_holds_is_dequantized_and_told(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", types={"blk.0.ffn_up.weight": "IQ2_XS"})
+    found = gguf_checkpoint(tmp_path / "model.gguf", tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert found.quant_method == "ggml", "it has been rounded before"
+    assert found.notes == ("1 tensors of type IQ2_XS are dequantized to float32",)
+    read = open_model(tmp_path / "model.gguf").weights.load(name)
+    assert not isinstance(read, QuantizedTensor)
+    assert np.array_equal(found.load_raw(name), read) and found.config["dtype"] == "float32"
+
+
+def test_nvfp4_keeps_its_factor(tmp_path: Path) -> None:
+    """Blocks in a checkpoint have no number beside them."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    for factor, method in ((1.0, "blocks"), (0.5, "floats")):
+        path = tmp_path / f"{method}.gguf"
+        extra = {"blk.0.ffn_up.scale": np.array([factor], np.float32)}
+        write(path, types={"blk.0.ffn_up.weight": "NVFP4"}, extra=extra)
+        found = gguf_checkpoint(path, tmp_path)
+        weight, read = found.load(name), open_model(path).weights.load(name)
+        assert isinstance(read, QuantizedTensor) and found.quant_method == "ggml"
+        assert isinstance(weight, QuantizedTensor) == (method == "blocks")
+        values = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        assert np.array_equal(values, read.dequantize())
+        assert bool(found.notes) == (method == "floats")
+
+
+def test_factors_that_are_not_llama_s_survive(tmp_path: Path) -> None:
+    """They become two equal lists, and one tensor of GGUF again."""
+    factors = np.array([1, 3, 2, 5, 4, 8, 6, 9] * 4, np.float32)
+    write(tmp_path / "model.gguf", extra={"rope_freqs.weight": factors})
+    found = gguf_checkpoint(tmp_path / "model.gguf", tmp_path)
+    assert found.config["rope_parameters"]["rope_type"] == "longrope"
+    reference = open_model(tmp_path / "model.gguf").program
+    model = checkpoint_model(found)
+    assert program_differences(reference, model.program) == []
+    assert model.program.sizes.max_positions == 128
+
+
+def test_llama_3_is_recognised_by_its_factors() -> None:
+    """As published: 8 (Llama 3.1, heads of 128) and 32 (Llama 3.2, heads of 64)."""
+    for factor, dimension in ((8.0, 128), (32.0, 64)):
+        published = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0}
+        published |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        divisors, _ = SCALINGS["llama3"](published, 500_000.0, dimension)
+        assert divisors is not None
+        stored = [float(np.float32(divisor)) for divisor in divisors]
+        rope = {"rope_type": "factors", "rope_theta": 500_000.0, "factors": stored}
+        config = {"model_type": "llama", "rope_parameters": rope, "max_position_embeddings": 131072}
+        found = huggingface_config(config, {}, "bfloat16")["rope_parameters"]
+        assert found == published | {"rope_theta": 500_000.0}
