@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from coldpress.loading import default_name
 from quant.format.checkpoint import TEXT_FILES, Checkpoint
+from quant.format.errors import InputError
 
 if TYPE_CHECKING:
     from compile.model import Model
@@ -53,10 +54,13 @@ def opened_source(path: Path, *, text: bool = True) -> Iterator[Source]:
 
     For a GGUF file, config.json and, unless `text` is false, the files of the text side lie in a
     temporary directory until the block ends: those beside it if it has any, else made from its
-    header. Its weights are read where they are. Raises what `gguf_checkpoint` raises.
+    header. Its weights are read where they are. Raises InputError for a GGUF file that is missing,
+    and what `gguf_checkpoint` raises.
     """
     from compile.open_model import gguf_payload
 
+    if path.suffix == ".gguf" and not path.exists():
+        raise InputError(f"{path}: no such file; download the model first")
     payload = gguf_payload(path)
     if payload is None:
         yield Source(path)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from coldpress.cli import run
 from compile.open_model import open_model
 from compile.to_gguf import build_gguf
+from quant.resume import ResumeStore
 from runtime.text.template import load_template
 from runtime.text.tokenizer import load_tokenizer
 from tests.coldpress.conftest import Run
@@ -150,3 +151,70 @@ def test_a_bare_file_is_built_from(target: str, tiny: Path, tmp_path: Path, run_
         values = [w if isinstance(w, np.ndarray) else w.dequantize() for w in (found, expected)]
         assert np.array_equal(values[0].astype(np.float32), values[1].astype(np.float32)), weight
     same_text(ours, theirs)
+
+
+def test_blocks_travel_from_file_to_file(tmp_path: Path) -> None:
+    """Byte by byte, experts and re-ordered rows included."""
+    gguf = pytest.importorskip("gguf")
+    original = tiny_checkpoint(tmp_path / "model", "mixtral", hidden_size=256, intermediate=256)
+    first, second = tmp_path / "q4.gguf", tmp_path / "again"
+    build_gguf(original, first, "q4_k_m")
+    assert run(["build", str(first), "-o", str(second), "--target", "gguf"]) == 0
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(first).tensors}
+    ours = {tensor.name: tensor for tensor in gguf.GGUFReader(second / "model.gguf").tensors}
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].tensor_type == tensor.tensor_type, name
+        assert np.array_equal(ours[name].data, tensor.data), name
+
+
+def test_a_killed_run_is_taken_up(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the second run opens the file anew."""
+    model, text = tmp_path / "model.gguf", ("--calibration", "self")
+    build_gguf(tiny, model)
+    assert quantize(model, tmp_path / "whole", "w4a16", *text) == 0
+    saved: list[int] = []
+    save = ResumeStore.save
+
+    def dying(self: ResumeStore, index: int, *arguments: Any) -> None:
+        save(self, index, *arguments)
+        raise KeyboardInterrupt
+
+    def counting(self: ResumeStore, index: int, *arguments: Any) -> None:
+        saved.append(index)
+        save(self, index, *arguments)
+
+    monkeypatch.setattr(ResumeStore, "save", dying)
+    assert quantize(model, tmp_path / "out", "w4a16", *text) == 130
+    monkeypatch.setattr(ResumeStore, "save", counting)
+    assert quantize(model, tmp_path / "out", "w4a16", *text, "--resume") == 0
+    assert saved == [1], "layer 0 was kept"
+    same_checkpoint(tmp_path / "out", tmp_path / "whole")
+
+
+def test_gates_compare_with_the_file(tiny: Path, text_file: Path, tmp_path: Path) -> None:
+    build_gguf(tiny, tmp_path / "model.gguf")
+    gate = ("--gate", "kld<=9", "--gate-text", text_file)
+    assert quantize(tmp_path / "model.gguf", tmp_path / "out", "rtn-w4a16", *gate) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [source["name"] for source in manifest["sources"]] == ["model.gguf"]
+    assert manifest["evaluation"]["baseline"] == "model"
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan", "build"])
+def test_a_file_that_is_missing_or_broken_is_named(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 32)
+    output, recipe = ["-o", str(tmp_path / "out")], ["--recipe", "w4a16"]
+    rest = {
+        "quantize": [*output, *recipe],
+        "plan": recipe,
+        "build": [*output, "--target", "gguf"],
+    }
+    for name in ("broken.gguf", "missing.gguf"):
+        assert run([command, str(tmp_path / name), *rest[command]]) == 2
+        assert name in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

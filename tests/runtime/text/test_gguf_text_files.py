@@ -15,7 +15,7 @@ from runtime.text.template import load_template
 from runtime.text.tokenizer import Tokenizer, load_tokenizer
 from tests.compile.to_gguf.make_tokenizers import put_tokenizer, tokenizer_named
 from tests.runtime.text.gguf_keys import byte_level_keys, sentence_piece_keys, text_model
-from tests.tiny import TEXT
+from tests.tiny import TEXT, tiny_config, write_json
 
 TEXTS = (
     *TEXT.splitlines(),
@@ -86,3 +86,25 @@ def test_tokens_that_end_an_answer_are_told(tmp_path: Path) -> None:
     write_text_files(keys, "model.gguf", tmp_path)
     found = json.loads((tmp_path / "generation_config.json").read_text())
     assert found == {"bos_token_id": 1, "eos_token_id": [2, 0, 5], "pad_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("sentencepiece", "llama"),
+        ("sentencepiece", "phi3"),
+        ("gemma", "gemma2"),
+        ("qwen2", "qwen2"),
+    ],
+)
+def test_transformers_tokenizes_alike(name: str, family: str, tmp_path: Path) -> None:
+    """It chooses a class by the family, which may have ideas of its own."""
+    transformers = pytest.importorskip("transformers")
+    put_tokenizer(tmp_path, tokenizer_named(name))
+    expected = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    keys, _ = vocabulary_keys(tmp_path, {}, expected.get_vocab_size())
+    write_text_files(dict(keys), "model.gguf", tmp_path)
+    write_json(tmp_path / "config.json", tiny_config(family))
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert found(text)["input_ids"] == expected.encode(text).ids, text
