@@ -29,7 +29,8 @@ def quantize(
     resume: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Quantize a Hugging Face checkpoint; returns the report of `coldpress quantize --json`.
+    """Quantize a Hugging Face checkpoint or a GGUF file; returns the report of
+    `coldpress quantize --json`.
 
     recipe: name of a shipped recipe, or path of a YAML file. overrides: `{"key": value}`, as
     `--set`. calibration: a text, JSONL or Parquet file, a `datasets` name, or "self".

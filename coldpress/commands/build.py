@@ -58,7 +58,8 @@ def command(
     gates: Sequence[str],
     junit: Path | None,
 ) -> None:
-    """Build an artifact from CHECKPOINT: the container, its tokenizer, and a manifest."""
+    """Build an artifact from CHECKPOINT, a Hugging Face one or a GGUF file: the container, its
+    tokenizer, and a manifest."""
     from coldpress.pressing import build
     from coldpress.tables import pairs_table
     from coldpress.targets import parse_target

@@ -57,7 +57,7 @@ def command(
     gates: Sequence[str],
     junit: Path | None,
 ) -> None:
-    """Quantize the Hugging Face checkpoint MODEL by a recipe."""
+    """Quantize MODEL, a Hugging Face checkpoint or a GGUF file, by a recipe."""
     prepare_environment()
     from coldpress.pressing import quantize
     from coldpress.tables import pairs_table
