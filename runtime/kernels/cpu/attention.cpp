@@ -161,6 +161,10 @@ inline void attend_rows(const AttentionView& view, const QueryRow* queries, int 
   run(view, queries, base, keys, values, scores, mixed, states);
 }
 
+inline void prefetch(const char* memory, std::size_t bytes) {
+  for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(memory + line, 0, 2);
+}
+
 template <class Stored>
 void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
                    const std::int32_t* pages, int kv_head, float* scratch) {
@@ -173,8 +177,15 @@ void attend_stored(const AttentionView& view, const QueryRow* queries, int count
     begin = smaller(begin, queries[r].begin);
     end = larger(end, queries[r].end);
   }
+  const std::size_t key_bytes = sizeof(Stored) * view.head_dim * view.key_stride;
+  const std::size_t value_bytes = sizeof(Stored) * view.page_size * view.value_stride;
   for (int page = begin / view.page_size; page * view.page_size < end; ++page) {
     const std::size_t head = static_cast<std::size_t>(pages[page]) * view.kv_heads + kv_head;
+    if ((page + 1) * view.page_size < end) {
+      const std::size_t next = static_cast<std::size_t>(pages[page + 1]) * view.kv_heads + kv_head;
+      prefetch(static_cast<const char*>(view.keys) + next * key_bytes, key_bytes);
+      prefetch(static_cast<const char*>(view.values) + next * value_bytes, value_bytes);
+    }
     const Stored* keys =
         static_cast<const Stored*>(view.keys) + head * view.head_dim * view.key_stride;
     const Stored* values =
