@@ -16,6 +16,7 @@ import numpy.typing as npt
 from compile.from_gguf import GgufWeights, open_gguf
 from compile.gguf_to_config import huggingface_config
 from quant.format.checkpoint import Checkpoint
+from quant.format.errors import FileFormatError
 from quant.format.ggml_checkpoint import QUANT_METHOD
 from quant.format.gguf_blocks import FLOATS, SCHEMES
 from quant.format.gguf_types import F32
@@ -37,23 +38,26 @@ def gguf_checkpoint(payload: Path, directory: Path) -> Checkpoint:
     file with quantized matrices says so in `quantization_config`, as any quantized checkpoint does.
     Raises what `open_gguf` raises.
     """
-    config, weights, metadata, notes = open_gguf(payload)
+    config, weights, metadata, _ = open_gguf(payload)
     view = _GgufFile(payload, weights)
     found = huggingface_config(config, metadata, view.dtype)
     if view.quantized:
         found["quantization_config"] = {"quant_method": QUANT_METHOD, "types": view.types}
-    if view.factors:
-        notes.append(f"{view.factors} matrices of type NVFP4 are dequantized with their factors")
+    notes = tuple(
+        f"{count} tensors of type {kind}, which no checkpoint holds as it is, are dequantized and "
+        f"rounded to {view.dtype}"
+        for kind, count in view.dequantized.items()
+    )
     files = dict.fromkeys(view.tensors, view)
-    return Checkpoint(payload, found, files, directory=directory, notes=tuple(notes))
+    return Checkpoint(payload, found, files, directory=directory, notes=notes)
 
 
 class _GgufFile(SafetensorsFile):
     """The tensors of a GGUF file as a safetensors file would hold them.
 
     dtype: that of most float matrices. types: of each module stored in blocks, by name. quantized:
-    whether any matrix is, also of a type that no checkpoint holds. factors: matrices of blocks that
-    are multiplied by a number beside them, which is why they are floats here.
+    whether any matrix is. dequantized: how many of each type are floats here, as blocks of theirs
+    have no place in a checkpoint, or the number beside them that multiplies them has none.
     """
 
     def __init__(self, path: Path, weights: GgufWeights) -> None:
@@ -62,7 +66,7 @@ class _GgufFile(SafetensorsFile):
         self.metadata = {}
         self.tensors: dict[str, TensorInfo] = {}
         self.types: dict[str, str] = {}
-        self.factors = 0
+        self.dequantized: Counter[str] = Counter()
         self._weights = weights
         self.quantized = any(weights.stored_type(n) not in FLOATS for n in weights.names())
         self.dtype = _dtype_of_matrices(weights)
@@ -71,9 +75,7 @@ class _GgufFile(SafetensorsFile):
 
     def _add(self, name: str) -> None:
         kind, shape = self._weights.stored_type(name), self._weights.shape(name)
-        multiplied = self._weights.factor(name) != 1
-        self.factors += multiplied
-        if kind in SCHEMES and not multiplied:
+        if kind in SCHEMES and self._weights.factor(name) == 1:
             self.types[name.removesuffix(".weight")] = kind.name
             row_bytes = kind.nbytes((1, shape[1]))
             self._describe(f"{name}{BLOCKS}", np.dtype(np.uint8), (shape[0], row_bytes))
@@ -81,6 +83,8 @@ class _GgufFile(SafetensorsFile):
             self._describe(name, FLOATS[kind], shape)
         else:
             self._describe(name, float_dtype(self.dtype), shape)
+            if kind not in FLOATS:
+                self.dequantized[kind.name] += 1
 
     def _describe(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.tensors[name] = TensorInfo(dtype, shape, 0, math.prod(shape) * dtype.itemsize)
@@ -96,13 +100,19 @@ class _GgufFile(SafetensorsFile):
         return narrow.astype(np.float32).tobytes() == values.tobytes()
 
     def load(self, name: str) -> npt.NDArray[Any]:
-        """One tensor: bytes of blocks, or floats in the type that `tensors` tells."""
+        """One tensor: bytes of blocks, or floats in the type that `tensors` tells.
+
+        Raises FileFormatError for numbers of a dequantized one that its type cannot hold.
+        """
         if name not in self._weights.names():
             return self._weights.blocks(name.removesuffix(BLOCKS))
         weight = self._weights.load(name)
         values = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
         copy = _as(values, self.tensors[name].dtype)
         self._weights.forget(name)
+        if copy.dtype != values.dtype and not np.isfinite(copy).all():
+            problem = f"weight '{name}' has numbers that {copy.dtype} cannot hold"
+            raise FileFormatError(self.path, f"{problem}; start from the original checkpoint")
         return copy
 
 

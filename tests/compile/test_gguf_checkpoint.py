@@ -13,10 +13,11 @@ from compile.open_model import checkpoint_model, open_model
 from compile.same_program import program_differences
 from compile.to_gguf import build_gguf
 from quant.format.checkpoint import open_checkpoint
+from quant.format.errors import FileFormatError
 from quant.format.scheme import IntScheme, PerGroup
 from quant.format.tensor import QuantizedTensor
 from quant.skeleton import build_skeleton
-from tests.compile.test_from_gguf import write
+from tests.compile.test_from_gguf import SHAPES, write
 from tests.tiny import GEMMAS, LLAMA3, LONGROPE, YARN, tiny_checkpoint, write_json
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -134,7 +135,8 @@ def test_a_type_that_no_checkpoint_holds_is_dequantized_and_told(tmp_path: Path)
     found = gguf_checkpoint(tmp_path / "model.gguf", tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     assert found.quant_method == "ggml", "it has been rounded before"
-    assert found.notes == ("1 tensors of type IQ2_XS are dequantized to float32",)
+    (note,) = found.notes
+    assert note.startswith("1 tensors of type IQ2_XS") and note.endswith("rounded to float32")
     read = open_model(tmp_path / "model.gguf").weights.load(name)
     assert not isinstance(read, QuantizedTensor)
     assert np.array_equal(found.load_raw(name), read) and found.config["dtype"] == "float32"
@@ -180,3 +182,15 @@ def test_llama_3_is_recognised_by_its_factors() -> None:
         config = {"model_type": "llama", "rope_parameters": rope, "max_position_embeddings": 131072}
         found = huggingface_config(config, {}, "bfloat16")["rope_parameters"]
         assert found == published | {"rope_theta": 500_000.0}
+
+
+def test_numbers_that_the_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """What an NVFP4 matrix is multiplied by carries it beyond float16, the token table's type."""
+    types = {name: "Q8_0" for name, shape in SHAPES.items() if len(shape) == 2}
+    types |= {"token_embd.weight": "F16", "blk.0.ffn_up.weight": "NVFP4"}
+    extra = {"blk.0.ffn_up.scale": np.array([1e30], np.float32)}
+    write(tmp_path / "model.gguf", types=types, extra=extra)
+    found = gguf_checkpoint(tmp_path / "model.gguf", tmp_path)
+    assert found.config["dtype"] == "float16"
+    with pytest.raises(FileFormatError, match=r"up_proj\.weight' has numbers that float16 cannot"):
+        found.load("model.layers.0.mlp.up_proj.weight")
