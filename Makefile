@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # One pinned torch. Where the package index offers a build for CPUs alone, pip prefers it.
 TORCH  := torch==2.13.0
 
-NATIVE := CMakeLists.txt $(shell find runtime/kernels/cpu quant/kernels -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
+NATIVE := CMakeLists.txt $(shell find runtime/kernels/cpu quant/kernels quant/format/native -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
 
 .PHONY: demo test test-peers lint clean
 

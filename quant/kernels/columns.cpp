@@ -1,11 +1,14 @@
 // The sequential part of GPTQ and of coordinate descent: one column after the other, many rows at
 // once. What earlier columns of the chunk add to a column is summed when that column's turn comes,
 // in their order, so that a tile of rows stays in registers and in the first-level cache.
-#include "vector.hpp"
+#include "../format/native/vector.hpp"
+#include "kernels.hpp"
 
 namespace coldpress::rounding::COLDPRESS_ISA {
 
 namespace {
+
+using namespace coldpress::vectors::COLDPRESS_ISA;
 
 constexpr int kVecs = 4;
 constexpr std::size_t kTile = kVecs * kLanes;

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../format/native/instruction_sets.hpp"
 #include "kernels.hpp"
 
 namespace nb = nanobind;
@@ -38,32 +39,20 @@ template <int N>
 using Out = nb::ndarray<float, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Best first.
-std::vector<const KernelTable*> supported() {
-  std::vector<const KernelTable*> tables;
+const InstructionSets<KernelTable>& supported() {
+  static const InstructionSets<KernelTable> sets = [] {
+    InstructionSets<KernelTable> found;
 #ifdef COLDPRESS_X86
-  const bool avx2 = __builtin_cpu_supports("avx2");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    tables.push_back(&avx512::kTable);
-  }
-  if (avx2) tables.push_back(&avx2::kTable);
+    if (has_avx512()) found.push_back(&avx512::kTable);
+    if (has_avx2()) found.push_back(&avx2::kTable);
 #endif
-  tables.push_back(&portable::kTable);
-  return tables;
+    found.push_back(&portable::kTable);
+    return found;
+  }();
+  return sets;
 }
 
-const KernelTable& kernels(const std::string& isa) {
-  static const std::vector<const KernelTable*> tables = supported();
-  for (const KernelTable* table : tables) {
-    if (isa == "auto" || isa == table->name) return *table;
-  }
-  throw std::invalid_argument("this processor has no instruction set named " + isa);
-}
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
+const KernelTable& kernels(const std::string& isa) { return kernels_named(supported(), isa); }
 
 template <class A, class B>
 bool alike(const A& a, const B& b) {
@@ -144,11 +133,7 @@ void search(In<2> weight, In<1> importance, float lowest, float highest, bool sy
   kernels(isa).search(s, static_cast<float*>(buffer.get()), scale.data(), zero.data());
 }
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const KernelTable* table : supported()) names.emplace_back(table->name);
-  return names;
-}
+std::vector<std::string> instruction_sets() { return names_of(supported()); }
 
 }  // namespace
 

@@ -1,9 +1,12 @@
 // Scales by weighted error: shrunken ranges, then least squares. Each lane holds one group.
-#include "vector.hpp"
+#include "../format/native/vector.hpp"
+#include "kernels.hpp"
 
 namespace coldpress::rounding::COLDPRESS_ISA {
 
 namespace {
+
+using namespace coldpress::vectors::COLDPRESS_ISA;
 
 struct Grid {
   Vec scale;

@@ -1,5 +1,6 @@
 // The kernels of one instruction set.
-#include "vector.hpp"
+#include "../format/native/vector.hpp"
+#include "kernels.hpp"
 
 #define COLDPRESS_NAME_(isa) #isa
 #define COLDPRESS_NAME(isa) COLDPRESS_NAME_(isa)

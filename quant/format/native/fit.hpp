@@ -1,18 +1,14 @@
 // Scales of single groups by least weighted error. Each lane holds a group of another block.
 #pragma once
 
-#include "../../kernels/vector.hpp"
 #include "blocks.hpp"
-
-#ifndef COLDPRESS_ISA
-#define COLDPRESS_ISA portable
-#endif
+#include "vector.hpp"
 
 namespace coldpress::blocks::COLDPRESS_ISA {
 
 namespace {
 
-using namespace coldpress::rounding::COLDPRESS_ISA;
+using namespace coldpress::vectors::COLDPRESS_ISA;
 
 constexpr float kTiny = 1e-30F;
 

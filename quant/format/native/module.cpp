@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "blocks.hpp"
+#include "instruction_sets.hpp"
 
 namespace nb = nanobind;
 
@@ -40,32 +41,20 @@ using Out = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Numbers = std::vector<float>;
 
-// Best first.
-std::vector<const KernelTable*> supported() {
-  std::vector<const KernelTable*> tables;
+const InstructionSets<KernelTable>& supported() {
+  static const InstructionSets<KernelTable> sets = [] {
+    InstructionSets<KernelTable> found;
 #ifdef COLDPRESS_X86
-  const bool avx2 = __builtin_cpu_supports("avx2");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    tables.push_back(&avx512::kTable);
-  }
-  if (avx2) tables.push_back(&avx2::kTable);
+    if (has_avx512()) found.push_back(&avx512::kTable);
+    if (has_avx2()) found.push_back(&avx2::kTable);
 #endif
-  tables.push_back(&portable::kTable);
-  return tables;
+    found.push_back(&portable::kTable);
+    return found;
+  }();
+  return sets;
 }
 
-const KernelTable& kernels(const std::string& isa) {
-  static const std::vector<const KernelTable*> tables = supported();
-  for (const KernelTable* table : tables) {
-    if (isa == "auto" || isa == table->name) return *table;
-  }
-  throw std::invalid_argument("this processor has no instruction set named " + isa);
-}
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
+const KernelTable& kernels(const std::string& isa) { return kernels_named(supported(), isa); }
 
 template <class Array>
 void require_shape(const Array& array, std::size_t rows, std::size_t columns, const char* what) {
@@ -187,11 +176,7 @@ void run(const Type& type, Matrix weight, std::optional<Vector> importance,
   table.search(s, static_cast<float*>(buffer.get()));
 }
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const KernelTable* table : supported()) names.emplace_back(table->name);
-  return names;
-}
+std::vector<std::string> instruction_sets() { return names_of(supported()); }
 
 }  // namespace
 

@@ -5,15 +5,13 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels.hpp"
-
 #ifndef COLDPRESS_ISA
 #define COLDPRESS_ISA portable
 #endif
 
 #define COLDPRESS_INLINE static inline __attribute__((always_inline))
 
-namespace coldpress::rounding::COLDPRESS_ISA {
+namespace coldpress::vectors::COLDPRESS_ISA {
 
 #if defined(__AVX512F__)
 constexpr std::size_t kLanes = 16;
@@ -63,4 +61,4 @@ COLDPRESS_INLINE Vec snap(Vec steps, Vec lowest, Vec highest) {
   return nearest(smaller(larger(steps, lowest), highest));
 }
 
-}  // namespace coldpress::rounding::COLDPRESS_ISA
+}  // namespace coldpress::vectors::COLDPRESS_ISA
