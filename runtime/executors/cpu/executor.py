@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from compile.model import Model
-from compile.program import DecoderSizes
 from runtime.engine.batch import StepBatch
 from runtime.executors.cpu.lowering import lower
 from runtime.executors.cpu.support import check_supported
@@ -57,33 +56,18 @@ class CpuExecutor:
     ) -> None:
         check_supported(model.program)
         assert num_pages > 1 and page_size > 0, "page 0 is reserved: a pool has two pages or more"
-        self._sizes: DecoderSizes = model.program.sizes
-        self._num_pages, self._page_size = num_pages, page_size
+        sizes = model.program.sizes
+        self.vocab_size, self.max_positions = sizes.vocab_size, sizes.max_positions
+        self.page_size, self.num_pages = page_size, num_pages
         pool = ThreadPool(threads or available_threads())
         weights = Weights(model.weights, pool, activations == "int8")
         plan = Plan(pool, instruction_set)
         self._logits = lower(model.program, weights, plan, cache)
-        plan.allocate(num_pages, page_size, max_step_tokens, self._sizes.vocab_size)
+        plan.allocate(num_pages, page_size, max_step_tokens, self.vocab_size)
         self.threads = pool.size
         self.weight_bytes = weights.nbytes
         self.cache_bytes = plan.cache_bytes
         self._plan: Plan | None = plan
-
-    @property
-    def vocab_size(self) -> int:
-        return self._sizes.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        return self._sizes.max_positions
-
-    @property
-    def page_size(self) -> int:
-        return self._page_size
-
-    @property
-    def num_pages(self) -> int:
-        return self._num_pages
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]: native memory that the next step overwrites."""

@@ -62,8 +62,9 @@ class OnnxExecutor:
                 f"{model.path}: is no ONNX artifact; make one with: coldpress build CHECKPOINT "
                 "-o DIR --target onnx"
             )
-        self._sizes = model.program.sizes
-        self._num_pages, self._page_size = num_pages, page_size
+        sizes = model.program.sizes
+        self.vocab_size, self.max_positions = sizes.vocab_size, sizes.max_positions
+        self.page_size, self.num_pages = page_size, num_pages
         self.threads = threads or available_threads()
         places = {tensor.offset: tensor.nbytes for tensor in model.weights.graph.tensors}
         self.weight_bytes = sum(places.values())
@@ -80,28 +81,12 @@ class OnnxExecutor:
         new = [name for op in layers for name in new_names(op.layer)]
         self._runner: StepRunner | None = _runner(model.weights, options, self._pools, new, exact)
 
-    @property
-    def vocab_size(self) -> int:
-        return self._sizes.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        return self._sizes.max_positions
-
-    @property
-    def page_size(self) -> int:
-        return self._page_size
-
-    @property
-    def num_pages(self) -> int:
-        return self._num_pages
-
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
         assert self._runner is not None, "the executor is closed"
         logits = np.empty((len(batch.logit_rows), self.vocab_size), np.float32)
         lengths = np.diff(batch.query_starts).astype(np.int64)
-        parts = [PartOfStep(batch, part, self._page_size) for part in split(lengths)]
+        parts = [PartOfStep(batch, part, self.page_size) for part in split(lengths)]
         for part, rows in zip(parts, self._runner.run(parts), strict=True):
             logits[part.wanted] = rows[: len(part.wanted)]
         return logits

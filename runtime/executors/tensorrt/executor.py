@@ -62,15 +62,18 @@ class TensorRTExecutor:
             )
         platform = open_platform(facts.builder)
         check_machine(facts, platform.version, platform.device.card)
-        self._facts, self._device, self._page_size = facts, platform.device, page_size
-        self._sizes = model.program.sizes
+        self._facts, self._device, self.page_size = facts, platform.device, page_size
+        sizes = model.program.sizes
+        self.vocab_size, self.weight_bytes = sizes.vocab_size, facts.engine_bytes
+        # Of the model, or of the engine if that takes less.
+        self.max_positions = min(sizes.max_positions, facts.limits.context)
         layers = [op for op in model.program.ops if isinstance(op, Attend)]
         rows = {n: (op.kv_heads, op.head_dim) for op in layers for n in pool_names(op.layer)}
         self._new = [name for op in layers for name in new_names(op.layer)]
         self._context: EngineContext | None = platform.load(engine)
         page_bytes = HALF_BYTES * page_size * sum(heads * size for heads, size in rows.values())
-        self._num_pages = num_pages or self._pages_for(page_bytes, kv_cache_bytes, facts)
-        self._pools = make_pools(self._device, rows, self._num_pages, page_size)
+        self.num_pages = num_pages or self._pages_for(page_bytes, kv_cache_bytes, facts)
+        self._pools = make_pools(self._device, rows, self.num_pages, page_size)
         self._inputs, self._outputs = Buffer(self._device), Buffer(self._device)
         self._scratch = Buffer(self._device)
 
@@ -80,7 +83,7 @@ class TensorRTExecutor:
             pages = min(size // page_bytes, largest)
         else:
             free = self._device.free_bytes()
-            wanted = DEFAULT_CONTEXTS * facts.limits.past_pages(self._page_size) + 1
+            wanted = DEFAULT_CONTEXTS * facts.limits.past_pages(self.page_size) + 1
             pages = min(wanted, (free - free // SPARE) // page_bytes, largest)
         if pages < 2:
             raise InputError(
@@ -88,27 +91,6 @@ class TensorRTExecutor:
                 "give the KV cache more memory"
             )
         return pages
-
-    @property
-    def vocab_size(self) -> int:
-        return self._sizes.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """Of the model, or of the engine if that takes less."""
-        return min(self._sizes.max_positions, self._facts.limits.context)
-
-    @property
-    def page_size(self) -> int:
-        return self._page_size
-
-    @property
-    def num_pages(self) -> int:
-        return self._num_pages
-
-    @property
-    def weight_bytes(self) -> int:
-        return self._facts.engine_bytes
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size].
