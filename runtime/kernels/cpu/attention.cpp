@@ -161,10 +161,6 @@ inline void attend_rows(const AttentionView& view, const QueryRow* queries, int 
   run(view, queries, base, keys, values, scores, mixed, states);
 }
 
-inline void prefetch(const char* memory, std::size_t bytes) {
-  for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(memory + line, 0, 2);
-}
-
 template <class Stored>
 void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
                    const std::int32_t* pages, int kv_head, float* scratch) {

@@ -21,11 +21,6 @@ constexpr std::size_t kQuadRow = static_cast<std::size_t>(kStrip) * 4;
 // own guesses end with each page of memory.
 constexpr std::size_t kAhead = 16 * kQuadRow;
 
-inline void prefetch(const std::uint8_t* quads) {
-  for (std::size_t line = 0; line < kVecs * kLanes * 4; line += 64)
-    __builtin_prefetch(quads + line, 0, 2);
-}
-
 // Where the tile's rows and channels begin; numbers: index of the first channel's numbers of group 0.
 struct IntegerTile {
   const std::uint8_t* codes;
@@ -119,7 +114,7 @@ void multiply_tile(const MatrixView& m, const IntegerTile& t) {
     start_products<rows, shift>(m, numbers, sums, products);
     const std::int8_t* x = t.x.codes + k;
     for (const std::int8_t* end = x + step; x < end; x += nibbles ? 8 : 4, codes += kQuadRow) {
-      if constexpr (kKeep) prefetch(codes + kAhead);
+      if constexpr (kKeep) prefetch(codes + kAhead, kVecs * kLanes * 4);
       if constexpr (nibbles) {
         add_products<rows, Half::low>(codes, x, x_stride, products);
         add_products<rows, Half::high>(codes, x + 4, x_stride, products);

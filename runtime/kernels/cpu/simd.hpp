@@ -296,6 +296,12 @@ inline Vec load_floats(const float* p) { return load(p); }
 inline Vec load_floats(const Float16* p) { return load_float16(&p->bits); }
 inline Vec load_floats(const Bfloat16* p) { return load_bfloat16(&p->bits); }
 
+// Asks for memory that is to be read soon.
+inline void prefetch(const void* memory, std::size_t bytes) {
+  for (std::size_t line = 0; line < bytes; line += 64)
+    __builtin_prefetch(static_cast<const char*>(memory) + line, 0, 2);
+}
+
 // Lane by lane from the first to the last: the one order in which lanes are ever summed.
 inline float sum_lanes(Vec a) {
   float lanes[kLanes];
