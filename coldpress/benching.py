@@ -36,6 +36,7 @@ def bench(
     """
     from runtime.bench import measure, read_bytes_per_second, resident_bytes
     from runtime.executors.cpu import CpuExecutor
+    from runtime.loading import resolve_backend
     from runtime.machine import available_threads
 
     threads = machine.threads or available_threads()
@@ -47,19 +48,20 @@ def bench(
             f"{prompt_tokens} + {output_tokens} tokens exceed the model's context of {limit}; "
             "lower --prompt-tokens or --output-tokens"
         )
+    if profile and resolve_backend(model, machine.backend) != "cpu":
+        raise InputError("only the cpu backend times its ops; leave --profile out")
     bandwidth = read_bytes_per_second(threads)
     weight_bytes = payload_bytes(artifact)
     executor = open_executor(
         model, replace(machine, threads=threads), tokens=longest, sequences=max(concurrency)
     )
+    timed = executor if profile and isinstance(executor, CpuExecutor) else None
     runs, profiles = [], []
     try:
-        if profile and not isinstance(executor, CpuExecutor):
-            raise InputError("only the cpu backend times its ops; leave --profile out")
         measure(executor, 1, prompt_tokens=8, output_tokens=2, decode_limit=1.0)
         for index, streams in enumerate(concurrency):
-            if isinstance(executor, CpuExecutor):
-                executor.profile(profile)
+            if timed is not None:
+                timed.profile(True)
             run = measure(
                 executor,
                 streams,
@@ -69,8 +71,8 @@ def bench(
                 rounds=rounds,
             )
             runs.append(run)
-            if profile and isinstance(executor, CpuExecutor):
-                profiles.append(executor.timings())
+            if timed is not None:
+                profiles.append(timed.timings())
             if on_progress is not None:
                 on_progress(index + 1, len(concurrency), f"{streams} stream(s)")
         resident = resident_bytes()

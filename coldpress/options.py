@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
@@ -120,7 +120,7 @@ _threads_option = click.option(
 def _activations_option(default: Activations) -> Callable[[F], F]:
     return click.option(
         "--activations",
-        type=click.Choice(["int8", "float32"]),
+        type=click.Choice(get_args(Activations)),
         default=default,
         show_default=True,
         help="What integer weights are multiplied by: inputs rounded to int8, which is several "

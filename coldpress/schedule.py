@@ -221,10 +221,9 @@ def _run_branch(recorder: _Recorder, probe: Probe) -> Logits:
 
 
 def _alone(executor: "Executor", tokens: npt.NDArray[np.int32]) -> Logits:
-    pages = list(range(1, _pages(len(tokens)) + 1))
-    batch = _batch([(tokens, pages, 0, len(tokens))])
-    every = np.arange(len(tokens), dtype=np.int32)
-    return executor.step(replace(batch, logit_rows=every)).copy()
+    from runtime.evaluation.protocol import chunk_batch
+
+    return executor.step(chunk_batch(executor, tokens, 0, len(tokens))).copy()
 
 
 def _batch(parts: Sequence[tuple[npt.NDArray[np.int32], list[int], int, int]]) -> "StepBatch":

@@ -52,9 +52,8 @@ def command(
     machine: Machine,
 ) -> None:
     """Time ARTIFACT through the engine: random prompts, greedy, output forced to its length."""
-    from coldpress import tables
     from coldpress.benching import bench
-    from coldpress.tables import rows_table
+    from coldpress.tables import rows_table, stacked
 
     with console.progress("benchmarking") as on_progress:
         figures = bench(
@@ -86,7 +85,7 @@ def command(
         f"weights of {held:,.1f} MB in memory"
     )
     shown = rows_table(title, columns, rows)
-    console.result(figures, lambda: tables.stacked(shown, *profile_tables(figures)))
+    console.result(figures, lambda: stacked(shown, *profile_tables(figures)))
 
 
 def profile_tables(figures: Mapping[str, Any]) -> "list[Table]":
