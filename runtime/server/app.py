@@ -13,6 +13,8 @@ from runtime.server.metrics import Metrics
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
+_ROOMS = (chat, completions, models, health, metrics)
+
 
 def create_app(
     services: Sequence[GenerationService],
@@ -27,13 +29,8 @@ def create_app(
     assert len(by_name) == len(services) > 0, "services need names of their own"
     app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.server = ServerState(by_name, limits or Limits(), Metrics(services))
-    app.add_api_route("/v1/chat/completions", chat.create_chat, methods=["POST"])
-    app.add_api_route("/v1/completions", completions.create_completion, methods=["POST"])
-    app.add_api_route("/v1/models", models.list_models, methods=["GET"])
-    app.add_api_route("/v1/models/{model:path}", models.show_model, methods=["GET"])
-    app.add_api_route("/health", health.show_health, methods=["GET"])
-    app.add_api_route("/version", health.show_version, methods=["GET"])
-    app.add_api_route("/metrics", metrics.show_metrics, methods=["GET"])
+    for room in _ROOMS:
+        room.add_routes(app)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
@@ -16,6 +16,10 @@ from runtime.server.logprobs import chat_logprobs
 from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, state_of, submit_all, usage_of
 from runtime.service import GenerationService
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/v1/chat/completions", create_chat, methods=["POST"])
 
 
 async def create_chat(request: Request) -> Response:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
@@ -18,6 +18,10 @@ from runtime.server.state import ServerState, generation_params, state_of, submi
 from runtime.service import GenerationService
 
 _DEFAULT_MAX_TOKENS = 16
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/v1/completions", create_completion, methods=["POST"])
 
 
 async def create_completion(request: Request) -> Response:

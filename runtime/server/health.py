@@ -2,10 +2,15 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 
 from runtime.server.errors import ApiError
 from runtime.server.state import state_of
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/health", show_health, methods=["GET"])
+    app.add_api_route("/version", show_version, methods=["GET"])
 
 
 async def show_health(request: Request) -> Response:

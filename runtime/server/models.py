@@ -2,10 +2,15 @@
 
 from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 
 from runtime.server.state import ServerState, state_of
 from runtime.service import GenerationService
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/v1/models", list_models, methods=["GET"])
+    app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])
 
 
 async def list_models(request: Request) -> dict[str, Any]:
