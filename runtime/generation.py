@@ -1,6 +1,7 @@
 """One answer being generated: token events in, text deltas out."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -56,9 +57,12 @@ class Generation:
         params: GenerationParams,
         tokenizer: TokenTexts,
         abort: Callable[[str], None],
+        model_name: str = "",
     ) -> None:
         self.request_id = request_id
         self.num_prompt_tokens = num_prompt_tokens
+        self.model_name = model_name
+        self.started = time.monotonic()
         self.num_answer_tokens = 0
         """Tokens sampled so far, the ending one included."""
         self._min_tokens = params.min_tokens

@@ -100,7 +100,12 @@ class GenerationService:
             min_tokens=params.min_tokens,
         )
         generation = Generation(
-            request.request_id, len(prompt_tokens), params, self.tokenizer, self.engine.abort
+            request.request_id,
+            len(prompt_tokens),
+            params,
+            self.tokenizer,
+            self.engine.abort,
+            self.model_name,
         )
         self.engine.submit(request, generation.receive)
         return generation

@@ -7,12 +7,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runtime.server.errors import ApiError, error_response
 
-_OPEN_PATHS = ("/health",)
+_OPEN_PATHS = frozenset(
+    (
+        "/health",
+        "/v1/health",
+        "/ready",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/",
+        "/page/app.js",
+        "/page/style.css",
+        "/page/icon.svg",
+    )
+)
 
 
 class RequireKey:
     """Lets a request through if its bearer token is the key, compared in constant time. Health
-    alone is open, for probes that carry no secret."""
+    is open, for probes that carry no secret, and so is the page, which asks for the key."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
@@ -28,7 +40,7 @@ class RequireKey:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope["path"])(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")

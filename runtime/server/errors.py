@@ -18,6 +18,7 @@ _TYPES = {
     503: "overloaded",
 }
 _RETRY_SECONDS = "1"
+_FLAT_PATHS = ("/v2/", "/api/")
 
 
 class ApiError(Exception):
@@ -56,8 +57,13 @@ def error_body(
     return {"error": error}
 
 
-def error_response(error: ApiError) -> Response:
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+def error_response(error: ApiError, path: str) -> Response:
+    """The error in the shape that clients of that path read: KServe and Ollama have one line of
+    text, all others OpenAI's object."""
+    body = error.body()
+    if path.startswith(_FLAT_PATHS):
+        body = {"error": body["error"]["message"]}
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
 def from_request_error(error: RequestError) -> ApiError:
@@ -87,24 +93,24 @@ def generation_failed(sentence: str | None) -> ApiError:
 
 async def on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(from_request_error(error))
+    return error_response(from_request_error(error), request.url.path)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Unknown routes and methods."""
     assert isinstance(error, HTTPException)
-    return error_response(
-        ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-    )
+    answer = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    return error_response(answer, request.url.path)
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "internal error; the server's log has the details"))
+    answer = ApiError(500, "internal error; the server's log has the details")
+    return error_response(answer, request.url.path)
 
 
 def _shortened(text: str, length: int) -> str:
