@@ -1,0 +1,62 @@
+"""Which models a request uses, from the moment it names one until its answer is out."""
+
+import asyncio
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from runtime.server.errors import ApiError
+from runtime.server.registry import Registry
+from runtime.server.registry_models import ServedModel
+from runtime.service import GenerationService
+
+_LEASES = "coldpress.leases"
+_CLIENT_CLOSED = 499
+
+
+class ReleaseLeases:
+    """Ends a request's leases after the last byte of its answer, however that comes about."""
+
+    def __init__(self, app: ASGIApp, registry: Registry) -> None:
+        self._app = app
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        leases: list[ServedModel] = []
+        scope[_LEASES] = leases
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            for model in leases:
+                self._registry.release(model)
+
+
+async def lease(registry: Registry, request: Request, model: ServedModel) -> GenerationService:
+    """The model's service, counted as used by `request` until its answer is out.
+
+    The request's body must have been read, since what comes after it is taken as the client's
+    leaving. Raises what `Registry.acquire` does, and ApiError where the client leaves meanwhile.
+    """
+    service = registry.acquire_now(model)
+    if service is None:
+        service = await _awaited(registry, request, model)
+    request.scope[_LEASES].append(model)
+    return service
+
+
+async def _awaited(registry: Registry, request: Request, model: ServedModel) -> GenerationService:
+    acquiring = asyncio.ensure_future(registry.acquire(model))
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({acquiring, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not acquiring.done():
+            raise ApiError(_CLIENT_CLOSED, "the client closed the connection")
+        return acquiring.result()
+    finally:
+        acquiring.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
