@@ -8,8 +8,10 @@ from starlette.exceptions import HTTPException
 from runtime.engine.request import RequestError
 from runtime.server import chat, completions, errors, health, metrics, models
 from runtime.server.auth import RequireKey
+from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
+from runtime.server.registry import ReadyServices, Registry
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
@@ -17,7 +19,7 @@ _ROOMS = (chat, completions, models, health, metrics)
 
 
 def create_app(
-    services: Sequence[GenerationService],
+    served: Registry | Sequence[GenerationService],
     limits: Limits | None = None,
     api_key: str | None = None,
 ) -> FastAPI:
@@ -25,16 +27,17 @@ def create_app(
 
     api_key: what clients must send as their bearer token; None lets everyone in.
     """
-    by_name = {service.model_name: service for service in services}
-    assert len(by_name) == len(services) > 0, "services need names of their own"
+    registry = served if isinstance(served, Registry) else Registry.of(served)
     app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.server = ServerState(by_name, limits or Limits(), Metrics(services))
+    observed = Metrics(ReadyServices(registry).values())
+    app.state.server = ServerState(registry, limits or Limits(), observed)
     for room in _ROOMS:
         room.add_routes(app)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_bug)
+    app.add_middleware(ReleaseLeases, registry=registry)
     if api_key is not None:
         app.add_middleware(RequireKey, key=api_key)
     return app

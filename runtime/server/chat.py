@@ -26,7 +26,7 @@ async def create_chat(request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     state = state_of(request)
     body = validated(ChatBody, await read_fields(request, state.limits))
-    service = state.service(body.model)
+    service = await state.lease(request, body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", "top_logprobs")
     prompt = await run_in_threadpool(

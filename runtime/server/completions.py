@@ -28,7 +28,7 @@ async def create_completion(request: Request) -> Response:
     """Continue one or several prompts, whole or as a stream."""
     state = state_of(request)
     body = validated(CompletionBody, await read_fields(request, state.limits))
-    service = state.service(body.model)
+    service = await state.lease(request, body.model)
     prompts = await run_in_threadpool(_encoded, state, service, body)
     params = generation_params(
         body,

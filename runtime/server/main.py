@@ -12,6 +12,7 @@ import uvicorn
 from quant.format.errors import InputError
 from runtime.server.app import create_app
 from runtime.server.limits import Limits
+from runtime.server.registry import Registry
 from runtime.service import GenerationService
 
 _MAX_HEADER_BYTES = 32 * 1024
@@ -27,7 +28,7 @@ class HttpServer:
 
     def __init__(
         self,
-        services: Sequence[GenerationService],
+        models: Registry | Sequence[GenerationService],
         host: str = "127.0.0.1",
         port: int = 0,
         *,
@@ -35,11 +36,11 @@ class HttpServer:
         api_key: str | None = None,
         drain_seconds: float = 30.0,
     ) -> None:
-        self._services = tuple(services)
+        self._registry = models if isinstance(models, Registry) else Registry.of(models)
         self._drain_seconds = drain_seconds
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
-        self.app = create_app(services, limits, api_key)
+        self.app = create_app(self._registry, limits, api_key)
         config = uvicorn.Config(
             self.app,
             host=host,
@@ -69,8 +70,7 @@ class HttpServer:
             self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
-            for service in self._services:
-                service.engine.shutdown(0.0)
+            self._registry.close()
 
     def stop(self) -> None:
         """Drain and return from `run`, as the first signal does. From any thread."""
@@ -78,14 +78,11 @@ class HttpServer:
 
     def _start_draining(self) -> None:
         self.app.state.server.draining = True
-        for service in self._services:
-            threading.Thread(
-                target=service.engine.shutdown, args=(self._drain_seconds,), daemon=True
-            ).start()
+        self._registry.start_draining(self._drain_seconds)
 
 
 def serve(
-    services: Sequence[GenerationService],
+    models: Registry | Sequence[GenerationService],
     host: str = "127.0.0.1",
     port: int = 8000,
     on_ready: Callable[[str], None] | None = None,
@@ -96,7 +93,7 @@ def serve(
 ) -> None:
     """Serve until a signal; port 0 takes a free one. See HttpServer.run."""
     server = HttpServer(
-        services, host, port, limits=limits, api_key=api_key, drain_seconds=drain_seconds
+        models, host, port, limits=limits, api_key=api_key, drain_seconds=drain_seconds
     )
     server.run(on_ready)
 

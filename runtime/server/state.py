@@ -9,9 +9,11 @@ from fastapi import Request
 
 from runtime.engine.request import SamplingParams
 from runtime.generation import Generation, GenerationParams
-from runtime.server.errors import ApiError
+from runtime.server.leases import lease
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
+from runtime.server.registry import ReadyServices, Registry
+from runtime.server.registry_errors import not_loaded
 from runtime.server.schemas import GenerationBody, bias_of
 from runtime.service import GenerationService
 
@@ -20,25 +22,33 @@ from runtime.service import GenerationService
 class ServerState:
     """One per app; `created` is the start time in Unix seconds."""
 
-    services: Mapping[str, GenerationService]
+    registry: Registry
     limits: Limits
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
 
+    @property
+    def services(self) -> Mapping[str, GenerationService]:
+        """The services that answer at the moment somebody looks, by name."""
+        return ReadyServices(self.registry)
+
+    async def lease(self, request: Request, model: str | None) -> GenerationService:
+        """The service that answers `request`, whose body has been read; without a name, the first.
+
+        The model is loaded where need be and stays so until the answer is out. `model_name` of what
+        is returned is the model that answers, whatever name was asked for. Raises ApiError: 404 for
+        an unknown name, 503 where the model cannot be loaded, 429 where too many wait for that.
+        """
+        return await lease(self.registry, request, self.registry.model(model))
+
     def service(self, model: str | None) -> GenerationService:
-        """The service that a request names; without a name, the first. ApiError 404 for others."""
-        if model is None:
-            return next(iter(self.services.values()))
-        if model not in self.services:
-            known = ", ".join(self.services)
-            raise ApiError(
-                404,
-                f"the model '{model[:100]}' does not exist; this server has: {known}",
-                param="model",
-                code="model_not_found",
-            )
-        return self.services[model]
+        """A service to look at, not to ask: nothing is loaded, and nothing keeps it loaded.
+        ApiError 404 for an unknown name, 503 for a model that is not loaded."""
+        served = self.registry.model(model)
+        if served.service is None:
+            raise not_loaded(served)
+        return served.service
 
 
 def state_of(request: Request) -> ServerState:
