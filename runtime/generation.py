@@ -17,6 +17,7 @@ class GenerationParams:
 
     max_tokens: None means all that the context leaves.
     stop: strings that end the answer; neither they nor anything after them is given out.
+    include_stop: what ended the answer, a string or a token, is given out as text too.
     min_tokens: neither ending tokens nor stop strings end the answer before that many tokens.
     ignore_eos: the model's own ending tokens do not end the answer; `stop_token_ids` still do.
     """
@@ -25,6 +26,7 @@ class GenerationParams:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    include_stop: bool = False
     min_tokens: int = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -35,6 +37,7 @@ class TextDelta:
     """What one token brought. `text` may be empty; the last delta has a finish_reason.
 
     token_id: None where the end came without a token, or the token only ended the answer.
+    ending_id: the token that only ended the answer.
     finish_reason: "stop" for ending tokens and stop strings alike.
     error: one sentence, with finish_reason "error" only.
     """
@@ -44,6 +47,7 @@ class TextDelta:
     logprobs: TokenLogprobs | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    ending_id: int | None = None
 
 
 class Generation:
@@ -63,11 +67,13 @@ class Generation:
         self.num_prompt_tokens = num_prompt_tokens
         self.model_name = model_name
         self.started = time.monotonic()
+        self.max_tokens = params.max_tokens or 0
         self.num_answer_tokens = 0
         """Tokens sampled so far, the ending one included."""
         self._min_tokens = params.min_tokens
+        self._include_stop = params.include_stop
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
-        self._matcher = StopMatcher(params.stop)
+        self._matcher = StopMatcher(params.stop, included=params.include_stop)
         self._abort = abort
         self._events: deque[TokenEvent] = deque()
         self._news = threading.Condition()
@@ -114,10 +120,11 @@ class Generation:
     def _delta(self, event: TokenEvent) -> TextDelta:
         if event.token_id is not None:
             self.num_answer_tokens += 1
-        reason, token_id = event.finish_reason, event.token_id
+        reason, token_id, ending_id = event.finish_reason, event.token_id, None
         if reason == "stop":
-            token_id = None
-        text = "" if token_id is None else self._text_of(token_id)
+            token_id, ending_id = None, token_id
+        shown = ending_id if self._include_stop and token_id is None else token_id
+        text = "" if shown is None else self._text_of(shown)
         if self._matcher.matched is not None:
             if reason is None:
                 self._abort(self.request_id)
@@ -127,7 +134,7 @@ class Generation:
             text += self._matcher.finish()
         self.finish_reason = reason
         logprobs = None if token_id is None else event.logprobs
-        return TextDelta(text, token_id, logprobs, reason, event.error)
+        return TextDelta(text, token_id, logprobs, reason, event.error, ending_id)
 
     def _text_of(self, token_id: int) -> str:
         text = self._detokenizer.feed(token_id)

@@ -1,6 +1,7 @@
 """Text in, text out, over one engine: what the server, the command line and the API share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -53,19 +54,32 @@ class GenerationService:
         self.max_positions = max_positions
         self.sampling_defaults = dict(sampling_defaults or {})
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Prompt tokens of plain text; RequestError for text that cannot fit the context."""
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, keep_last: int | None = None
+    ) -> list[int]:
+        """Prompt tokens of plain text; RequestError for text that cannot fit the context.
+
+        keep_last: only so many tokens of its end are kept, whatever its length.
+        """
         least = self.tokenizer.least_tokens(text)
-        if least >= self.max_positions:
+        if keep_last is None and least >= self.max_positions:
             raise self._too_long(f"at least {least}")
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return tokens if keep_last is None else tokens[-keep_last:]
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        keep_last: int | None = None,
     ) -> list[int]:
         """Prompt tokens of a conversation; RequestError where there is no template or it refuses.
 
-        `variables` are the template's own, `enable_thinking` for example.
+        `variables` are the template's own, `enable_thinking` for example. See `ChatTemplate.render`
+        and `encode` for the rest.
 
         The template writes the beginning-of-sequence token itself where the model wants one.
         """
@@ -73,9 +87,13 @@ class GenerationService:
             raise RequestError(
                 f"model '{self.model_name}' has no chat template; use /v1/completions", "messages"
             )
-        return self.encode(
-            self.template.render(messages, variables=variables), add_special_tokens=False
+        text = self.template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final=continue_final,
+            variables=variables,
         )
+        return self.encode(text, add_special_tokens=False, keep_last=keep_last)
 
     def submit(self, prompt_tokens: Sequence[int], params: GenerationParams) -> Generation:
         """Start an answer. RequestError where it can never be given, or the queue is full."""
@@ -102,7 +120,7 @@ class GenerationService:
         generation = Generation(
             request.request_id,
             len(prompt_tokens),
-            params,
+            replace(params, max_tokens=request.max_tokens),
             self.tokenizer,
             self.engine.abort,
             self.model_name,

@@ -11,10 +11,11 @@ class StopMatcher:
     Knuth-Morris-Pratt automaton per stop string makes a character's cost constant on average.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """`stops`: none of them empty."""
+    def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
+        """`stops`: none of them empty. included: the one that is found is given out too."""
         assert all(stops), "an empty stop string would match everywhere"
         self._stops = tuple(stops)
+        self._included = included
         self._fallbacks = [_fallbacks(stop) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
@@ -32,7 +33,8 @@ class StopMatcher:
             self._advance(char)
             if self.matched is not None:
                 self._held = ""
-                return pending[: index + 1 - len(self.matched)]
+                left_out = 0 if self._included else len(self.matched)
+                return pending[: index + 1 - left_out]
         keep = len(pending) - max(self._matched)
         self._held = pending[keep:]
         return pending[:keep]

@@ -52,10 +52,13 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for `messages`; content is text, or a list of text parts. `variables` are the
         template's own, `enable_thinking` for example.
+
+        continue_final: the prompt ends with the last message's text, for the model to go on from.
 
         Raises RequestError where a part is not text, or the template refuses the messages.
         """
@@ -63,10 +66,11 @@ class ChatTemplate:
             **self._special_tokens,
             **(variables or {}),
             "messages": [_plain(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final,
         }
         try:
-            return _bounded(self._template.generate(context))
+            text = _bounded(self._template.generate(context))
+            return _until_end_of(messages[-1], text) if continue_final else text
         except RequestError:
             raise
         except _TEMPLATE_FAULTS as error:
@@ -125,6 +129,19 @@ def content_text(content: object, where: str = "messages") -> str:
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     return {**message, "content": None if content is None else content_text(content)}
+
+
+def _until_end_of(message: Mapping[str, Any], rendered: str) -> str:
+    """What comes before the marks that end the last message; templates may strip its text."""
+    content = content_text(message.get("content"))
+    for text in (content.lstrip(), content.strip()):
+        place = rendered.rfind(text)
+        if text and place >= 0:
+            return rendered[: place + len(text)]
+    raise RequestError(
+        "continue_final_message needs a last message whose text the chat template shows",
+        "continue_final_message",
+    )
 
 
 def _bounded(chunks: Iterator[str]) -> str:

@@ -120,6 +120,24 @@ def test_the_ending_token_is_counted_but_has_no_text() -> None:
     assert generation.num_answer_tokens == 1
 
 
+def test_what_ended_the_answer_is_text_where_that_is_asked_for() -> None:
+    letter, end = tiny_tokenizer().encode("a")[0], 2
+    for ending, text in ((letter, "a"), (end, "<|im_end|>")):
+        service, engine = fake()
+        params = GenerationParams(
+            stop_token_ids=frozenset({letter}), include_stop=True, skip_special_tokens=False
+        )
+        generation = service.submit([5], params)
+        engine.say(ending, "stop")
+        (delta,) = generation.poll()
+        assert (delta.text, delta.token_id, delta.ending_id) == (text, None, ending)
+    service, engine = fake()
+    generation = service.submit([5], GenerationParams(stop=("aa",), include_stop=True))
+    engine.say(letter)
+    engine.say(letter)
+    assert [delta.text for delta in generation.poll()] == ["", "aa"]
+
+
 def test_ignore_eos_leaves_only_the_tokens_that_were_asked_for() -> None:
     service, engine = fake()
     service.submit([5], GenerationParams(ignore_eos=True, stop_token_ids=frozenset({9})))
@@ -167,6 +185,12 @@ def test_text_that_cannot_fit_is_not_even_encoded() -> None:
     service, _ = fake()
     with pytest.raises(RequestError, match=r"at least \d+ tokens.*64 tokens"):
         service.encode("word " * 1_000_000)
+
+
+def test_the_end_of_a_text_is_kept_where_that_is_asked_for() -> None:
+    service, _ = fake()
+    words = "word " * 1000
+    assert service.encode(words, keep_last=5) == tiny_tokenizer().encode(words)[-5:]
 
 
 def test_without_a_template_there_is_no_chat() -> None:

@@ -45,6 +45,15 @@ def test_nothing_is_held_but_the_longest_possible_beginning(
         assert len(given_out) == len(seen) - held
 
 
+@given(STOPS, DELTAS)
+def test_an_included_stop_is_all_that_comes_on_top(stops: list[str], deltas: list[str]) -> None:
+    without, including = StopMatcher(stops), StopMatcher(stops, included=True)
+    short = "".join([*map(without.feed, deltas), without.finish()])
+    long = "".join([*map(including.feed, deltas), including.finish()])
+    assert including.matched == without.matched
+    assert long == short + (without.matched or "")
+
+
 def test_a_long_run_costs_a_constant_per_character() -> None:
     matcher = StopMatcher(["a" * 1000 + "b"])
     comparisons = 200_000

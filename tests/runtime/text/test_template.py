@@ -148,3 +148,23 @@ def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     template = load_template(text_model(tmp_path))
     assert template is not None and template.render(TALK) == "D"
+
+
+@pytest.mark.parametrize("name", ["tiny", "trimmed blocks"])
+@pytest.mark.parametrize("last", ["The press", " The press ", "The\npress\n"])
+def test_a_final_message_is_continued_as_transformers_does(
+    name: str, last: str, transformers_tokenizer: Any
+) -> None:
+    talk = [*TALK, {"role": "assistant", "content": last}]
+    tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    ours = ChatTemplate(TEMPLATES[name], tokens).render(talk, continue_final=True)
+    theirs = transformers_tokenizer.apply_chat_template(
+        talk, chat_template=TEMPLATES[name], tokenize=False, continue_final_message=True, **tokens
+    )
+    assert ours == theirs
+
+
+def test_a_final_message_that_is_not_shown_cannot_be_continued() -> None:
+    for content in ("", "unseen"):
+        with pytest.raises(RequestError, match="continue_final_message"):
+            ChatTemplate("fixed").render([{"role": "user", "content": content}], continue_final=True)
