@@ -36,19 +36,23 @@ async def deltas_of(
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(news.set)
 
-    watches = [Stopwatch(metrics) for _ in generations]
+    watches = [Stopwatch(metrics, generation) for generation in generations]
     for generation in generations:
         generation.on_news(wake)
-    while any(generation.finish_reason is None for generation in generations):
-        await news.wait()
-        news.clear()
-        ready = [(i, delta) for i, one in enumerate(generations) for delta in one.poll()]
-        for index, delta in ready:
-            watches[index].token(generations[index], delta)
-        failed = next((d for _, d in ready if d.finish_reason in ("error", "abort")), None)
-        yield [(index, delta) for index, delta in ready if delta is not failed]
-        if failed is not None:
-            raise generation_failed(failed.error)
+    try:
+        while any(generation.finish_reason is None for generation in generations):
+            await news.wait()
+            news.clear()
+            ready = [(i, delta) for i, one in enumerate(generations) for delta in one.poll()]
+            for index, delta in ready:
+                watches[index].token(delta)
+            failed = next((d for _, d in ready if d.finish_reason in ("error", "abort")), None)
+            yield [(index, delta) for index, delta in ready if delta is not failed]
+            if failed is not None:
+                raise generation_failed(failed.error)
+    finally:
+        for watch in watches:
+            watch.close()
 
 
 async def collected(

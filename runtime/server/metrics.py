@@ -1,104 +1,133 @@
-"""Prometheus metrics, each registry its own, so that several apps can live in one process."""
+"""What the server observes of its answers, and GET /metrics in Prometheus' text format.
+
+Everything here runs on the event loop's thread, so that nothing needs a lock.
+"""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from runtime.engine.request import FinishReason
 from runtime.generation import Generation, TextDelta
+from runtime.server.metrics_histogram import (
+    FINE_ITL_BOUNDS,
+    FINE_REQUEST_BOUNDS,
+    TTFT_BOUNDS,
+    Histogram,
+    token_bounds,
+)
 
 if TYPE_CHECKING:
     from runtime.service import GenerationService
 
-_TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
-_ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5)
-_E2E_BUCKETS = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 480)
+_LONGEST_CONTEXT = 10_000_000
 
 
 def add_routes(app: FastAPI) -> None:
     app.add_api_route("/metrics", show_metrics, methods=["GET"])
 
 
+class AnswerMetrics:
+    """Of one model's answers. `finished` counts ends; the other figures are of answers that had
+    at least one token."""
+
+    def __init__(self) -> None:
+        self.time_to_first_token = Histogram(TTFT_BOUNDS)
+        self.inter_token_latency = Histogram(FINE_ITL_BOUNDS)
+        self.time_per_output_token = Histogram(FINE_ITL_BOUNDS)
+        self.request_latency = Histogram(FINE_REQUEST_BOUNDS)
+        self.decode_time = Histogram(FINE_REQUEST_BOUNDS)
+        self.prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
+        self.answer_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
+        self.max_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
+        self.finished: dict[FinishReason, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+
+
 class Metrics:
-    """What the server itself observes; the engine's own figures are read when asked for."""
+    """All figures of one app; `registry` is its own, so that several apps can live in one
+    process. `compat`: other servers' names to give them under as well; "vllm" is known."""
 
-    def __init__(self, services: Iterable["GenerationService"]) -> None:
+    def __init__(
+        self, services: Iterable["GenerationService"], compat: Collection[str] = ()
+    ) -> None:
+        from runtime.server.metrics_families import OwnFamilies
+        from runtime.server.metrics_vllm import VllmFamilies
+
+        self._services = services
+        self._answers: dict[str, AnswerMetrics] = {}
+        self.http_active = 0
+        self.http_requests: dict[tuple[str, int], int] = {}
+        """By method and status."""
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(tuple(services)))
-        self.time_to_first_token = self._histogram("time_to_first_token", _TTFT_BUCKETS)
-        self.inter_token_latency = self._histogram("inter_token_latency", _ITL_BUCKETS)
-        self.request_latency = self._histogram("request_latency", _E2E_BUCKETS)
-        self.answers = Counter(
-            "coldpress_answers", "Answers by end.", ("finish_reason",), registry=self.registry
-        )
-        self.answer_tokens = Counter(
-            "coldpress_answer_tokens", "Tokens given out.", registry=self.registry
-        )
+        self.registry.register(OwnFamilies(self))
+        if "vllm" in compat:
+            self.registry.register(VllmFamilies(self))
 
-    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            f"coldpress_{name}_seconds",
-            name.replace("_", " ").capitalize() + ".",
-            buckets=buckets,
-            registry=self.registry,
-        )
+    @property
+    def services(self) -> list["GenerationService"]:
+        """The models of this moment."""
+        return list(self._services)
+
+    def of(self, model_name: str) -> AnswerMetrics:
+        known = self._answers.get(model_name)
+        if known is None:
+            known = self._answers[model_name] = AnswerMetrics()
+        return known
+
+    def by_model(self) -> dict[str, AnswerMetrics]:
+        """Of every model that answers or has answered."""
+        for service in self._services:
+            self.of(service.model_name)
+        return dict(self._answers)
 
 
 class Stopwatch:
-    """Times one answer, from its submission on."""
+    """Times one answer. Call `token` for each delta, and `close` once nobody listens any more."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._start = self._last = time.monotonic()
-        self._seen_first = False
+    __slots__ = ("_answers", "_first", "_generation", "_last", "_open")
 
-    def token(self, generation: Generation, delta: TextDelta) -> None:
+    def __init__(self, metrics: Metrics, generation: Generation) -> None:
+        self._answers = metrics.of(generation.model_name)
+        self._generation = generation
+        self._first: float | None = None
+        self._last = generation.started
+        self._open = True
+
+    def token(self, delta: TextDelta) -> None:
         now = time.monotonic()
-        if self._seen_first:
-            self._metrics.inter_token_latency.observe(now - self._last)
+        if self._first is not None:
+            self._answers.inter_token_latency.observe(now - self._last)
         else:
-            self._metrics.time_to_first_token.observe(now - self._start)
-        self._seen_first, self._last = True, now
+            self._first = now
+            self._answers.time_to_first_token.observe(now - self._last)
+        self._last = now
         if delta.finish_reason is not None:
-            self._metrics.request_latency.observe(now - self._start)
-            self._metrics.answers.labels(delta.finish_reason).inc()
-            self._metrics.answer_tokens.inc(generation.num_answer_tokens)
+            self._end(delta.finish_reason, now)
 
+    def close(self) -> None:
+        """Counts an answer whose end did not come as aborted; harmless after the end."""
+        if self._open:
+            self._end("abort", time.monotonic())
 
-class _EngineCollector(Collector):
-    def __init__(self, services: tuple["GenerationService", ...]) -> None:
-        self._services = services
-
-    def collect(self) -> Iterator[Metric]:
-        for kind, name, text in (
-            (GaugeMetricFamily, "num_running", "Requests in the batch."),
-            (GaugeMetricFamily, "num_waiting", "Requests in the queue."),
-            (GaugeMetricFamily, "pages_in_use", "KV-cache pages owned by requests."),
-            (GaugeMetricFamily, "pages_total", "KV-cache pages in the pool."),
-            (CounterMetricFamily, "steps", "Engine steps."),
-            (CounterMetricFamily, "failed_steps", "Engine steps that were rolled back."),
-            (CounterMetricFamily, "preemptions", "Requests put back to be recomputed."),
-            (CounterMetricFamily, "prompt_tokens", "Prompt tokens, each prompt counted once."),
-            (CounterMetricFamily, "generated_tokens", "Tokens sampled."),
-        ):
-            family = kind(f"coldpress_{name}", text, labels=["model_name"])
-            for service in self._services:
-                value = getattr(service.engine.stats(), name)
-                family.add_metric([service.model_name], value)
-            yield family
+    def _end(self, reason: FinishReason, now: float) -> None:
+        answers, generation = self._answers, self._generation
+        self._open = False
+        answers.finished[reason] += 1
+        answers.request_latency.observe(now - generation.started)
+        answers.prompt_tokens.observe(generation.num_prompt_tokens)
+        answers.answer_tokens.observe(generation.num_answer_tokens)
+        answers.max_tokens.observe(generation.max_tokens)
+        if self._first is not None:
+            answers.decode_time.observe(now - self._first)
+            if generation.num_answer_tokens > 1:
+                per_token = (now - self._first) / (generation.num_answer_tokens - 1)
+                answers.time_per_output_token.observe(per_token)
 
 
 async def show_metrics(request: Request) -> Response:
-    """GET /metrics, in the Prometheus text format."""
+    """GET /metrics."""
     text = generate_latest(request.app.state.server.metrics.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

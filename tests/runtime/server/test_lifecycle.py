@@ -163,7 +163,7 @@ def test_metrics_count_what_was_answered(server: Running) -> None:
         lines = httpx.get(f"{server.url}/metrics").text.splitlines()
         return float(next(line for line in lines if line.startswith(name)).split()[-1])
 
-    answers = 'coldpress_answers_total{finish_reason="length"}'
+    answers = 'coldpress_answers_total{finish_reason="length",model_name="tiny"}'
     server.client().completions.create(model=MODEL, prompt=[5], max_tokens=3)
     before = (value("coldpress_answer_tokens_total"), value(answers))
     server.client().completions.create(model=MODEL, prompt=[5], max_tokens=3)

@@ -1,0 +1,158 @@
+"""vLLM's names for the same figures, so that dashboards, autoscalers and load generators that ask
+for them work unmodified: types, labels and buckets of vllm/v1/metrics/loggers.py (0.33).
+
+Only figures that exist here are given. Of vLLM's names those for sleep, LoRA, images and external
+caches are left out, since there is nothing to tell.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from runtime.engine.stats import EngineStats
+from runtime.server.metrics_families import AnswerFigure
+from runtime.server.metrics_histogram import (
+    ITL_BOUNDS,
+    REQUEST_BOUNDS,
+    TTFT_BOUNDS,
+    token_bounds,
+)
+
+if TYPE_CHECKING:
+    from runtime.server.metrics import AnswerMetrics, Metrics
+
+_LABELS = ["model_name", "engine"]
+_ENGINE = "0"
+_TIMES: tuple[tuple[str, str, Sequence[float], AnswerFigure], ...] = (
+    (
+        "time_to_first_token_seconds",
+        "Histogram of time to first token in seconds.",
+        TTFT_BOUNDS,
+        lambda a: a.time_to_first_token,
+    ),
+    (
+        "inter_token_latency_seconds",
+        "Histogram of inter-token latency in seconds.",
+        ITL_BOUNDS,
+        lambda a: a.inter_token_latency,
+    ),
+    (
+        "time_per_output_token_seconds",
+        "Histogram of inter-token latency in seconds, under its older name.",
+        ITL_BOUNDS,
+        lambda a: a.inter_token_latency,
+    ),
+    (
+        "request_time_per_output_token_seconds",
+        "Histogram of a request's mean time per output token in seconds.",
+        ITL_BOUNDS,
+        lambda a: a.time_per_output_token,
+    ),
+    (
+        "e2e_request_latency_seconds",
+        "Histogram of end to end request latency in seconds.",
+        REQUEST_BOUNDS,
+        lambda a: a.request_latency,
+    ),
+    (
+        "request_decode_time_seconds",
+        "Histogram of time spent in DECODE phase for request.",
+        REQUEST_BOUNDS,
+        lambda a: a.decode_time,
+    ),
+)
+_SIZES: tuple[tuple[str, str, AnswerFigure], ...] = (
+    ("request_prompt_tokens", "Number of prefill tokens processed.", lambda a: a.prompt_tokens),
+    (
+        "request_generation_tokens",
+        "Number of generation tokens processed.",
+        lambda a: a.answer_tokens,
+    ),
+    (
+        "request_params_max_tokens",
+        "Histogram of the max_tokens request parameter.",
+        lambda a: a.max_tokens,
+    ),
+)
+
+
+def _usage(stats: EngineStats) -> float:
+    return stats.pages_in_use / stats.pages_total if stats.pages_total else 0.0
+
+
+_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    (
+        "num_requests_running",
+        "Number of requests in model execution batches.",
+        lambda s: s.num_running,
+    ),
+    ("num_requests_waiting", "Number of requests waiting.", lambda s: s.num_waiting),
+    ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", _usage),
+    ("gpu_cache_usage_perc", "kv_cache_usage_perc under its older name.", _usage),
+)
+_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("prompt_tokens", "Number of prefill tokens processed.", lambda s: s.prompt_tokens),
+    ("generation_tokens", "Number of generation tokens processed.", lambda s: s.generated_tokens),
+    ("num_preemptions", "Cumulative number of preemptions.", lambda s: s.preemptions),
+)
+
+
+class VllmFamilies(Collector):
+    """All of `vllm:*`."""
+
+    def __init__(self, metrics: "Metrics") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        services = self._metrics.services
+        engines = {one.model_name: one.engine.stats() for one in services}
+        for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, text, figure in table:
+                family = kind(f"vllm:{name}", text, labels=_LABELS)
+                for model_name, stats in engines.items():
+                    family.add_metric([model_name, _ENGINE], figure(stats))
+                yield family
+        lengths = {one.model_name: one.max_positions for one in services}
+        # A model that is unloaded has no context, and its past answers stay under our own names.
+        answers = {name: one for name, one in self._metrics.by_model().items() if name in lengths}
+        yield _ends(answers)
+        for name, text, bounds, times in _TIMES:
+            yield _histogram(name, text, answers, times, dict.fromkeys(lengths, bounds))
+        sizes = {name: token_bounds(length) for name, length in lengths.items()}
+        for name, text, counts in _SIZES:
+            yield _histogram(name, text, answers, counts, sizes)
+
+
+def _ends(answers: "dict[str, AnswerMetrics]") -> Metric:
+    family = CounterMetricFamily(
+        "vllm:request_success",
+        "Count of successfully processed requests.",
+        labels=[*_LABELS, "finished_reason"],
+    )
+    for model_name, one in answers.items():
+        for reason, count in one.finished.items():
+            family.add_metric([model_name, _ENGINE, reason], count)
+        family.add_metric([model_name, _ENGINE, "repetition"], 0)
+    return family
+
+
+def _histogram(
+    name: str,
+    text: str,
+    answers: "dict[str, AnswerMetrics]",
+    figure: AnswerFigure,
+    bounds: "dict[str, Sequence[float]] | dict[str, tuple[float, ...]]",
+) -> Metric:
+    family = HistogramMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+    for model_name, one in answers.items():
+        histogram = figure(one)
+        buckets = histogram.buckets(bounds[model_name])
+        family.add_metric([model_name, _ENGINE], buckets, histogram.sum)
+    return family
