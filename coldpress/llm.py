@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from coldpress.loading import Activations, Machine, OnNote, open_service
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import FinishReason, SamplingParams
 from runtime.generation import Generation, GenerationParams
 
@@ -55,8 +56,7 @@ class LLM:
             Path(artifact),
             Machine.of(backend, threads, activations),
             context=context,
-            max_running=max_running,
-            max_waiting=MAX_WAITING,
+            options=EngineOptions(max_running=max_running, max_waiting=MAX_WAITING),
             on_note=on_note,
         )
 

@@ -9,6 +9,7 @@ from quant.format.errors import InputError
 
 if TYPE_CHECKING:
     from compile.model import Model
+    from runtime.engine.options import EngineOptions
     from runtime.loading import LoadedExecutor
     from runtime.service import GenerationService
     from runtime.text.tokenizer import Tokenizer
@@ -81,18 +82,18 @@ def open_service(
     *,
     context: int | None = None,
     kv_cache_bytes: int | None = None,
-    max_running: int = 16,
-    max_waiting: int = 256,
+    options: "EngineOptions | None" = None,
     name: str | None = None,
     on_note: OnNote | None = None,
 ) -> "tuple[GenerationService, Callable[[], None]]":
     """A service that answers from `path`, and what closes it.
 
     context: longest prompt and answer together; the model's own by default. kv_cache_bytes: memory
-    of the page pool; sixteen contexts, or a quarter of the free memory, by default. on_note: see
-    `open_artifact`.
+    of the page pool; sixteen contexts, or a quarter of the free memory, by default. options: the
+    engine's limits and modes. on_note: see `open_artifact`.
     """
     from runtime.engine.engine import Engine
+    from runtime.engine.options import EngineOptions
     from runtime.engine.thread import EngineThread
     from runtime.loading import load_executor
     from runtime.service import GenerationService, usable_positions
@@ -106,14 +107,16 @@ def open_service(
         raise InputError(
             f"a context of {context} tokens is longer than the model's {longest}; lower --context"
         )
+    options = options or EngineOptions()
     executor = load_executor(
         model,
         backend=machine.backend,
         kv_cache_bytes=kv_cache_bytes,
         threads=machine.threads,
+        max_step_tokens=options.max_step_tokens,
         exact=machine.exact,
     )
-    engine = EngineThread(Engine(executor, max_running=max_running, max_waiting=max_waiting))
+    engine = EngineThread(Engine(executor, options))
 
     def close() -> None:
         if engine.shutdown(drain_seconds=0.0):

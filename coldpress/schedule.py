@@ -173,9 +173,10 @@ class _Recorder:
 def _serve(recorder: _Recorder, sequences: Sequence[Sequence[int]]) -> int:
     """Answers all sequences: their first parts are prompts, the rest is forced. Preemptions."""
     from runtime.engine.engine import Engine
+    from runtime.engine.options import EngineOptions
     from runtime.engine.request import Request, SamplingParams
 
-    engine = Engine(recorder, max_step_tokens=STEP_TOKENS, check=True)
+    engine = Engine(recorder, EngineOptions(max_step_tokens=STEP_TOKENS), check=True)
     greedy = SamplingParams(temperature=0.0)
     for index, sequence in enumerate(sequences):
         prompt = tuple(sequence[: max(1, len(sequence) // 2)])

@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.engine.batch import Executor
 from runtime.engine.engine import Engine
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 
 Clock = Callable[[], float]
@@ -82,9 +83,9 @@ def measure(
     """
     engine = Engine(
         executor,
-        max_step_tokens=max_step_tokens,
-        max_running=concurrency,
-        max_waiting=concurrency,
+        EngineOptions(
+            max_step_tokens=max_step_tokens, max_running=concurrency, max_waiting=concurrency
+        ),
     )
     rng = np.random.default_rng(0)
     times = []

@@ -13,6 +13,7 @@ from compile.engine_file import read_facts
 from compile.open_model import open_model
 from compile.verify import verify
 from runtime.engine.engine import Engine
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 from runtime.evaluation.protocol import chunk_batch
 from runtime.loading import load_executor
@@ -87,11 +88,11 @@ def test_sixteen_streams_in_a_small_pool_are_each_what_they_are_alone(
         for size in (1, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 40, 47, 55, 64)
     ]
     executor = load_executor(open_model(pressed[1]), num_pages=25, page_size=8, max_step_tokens=48)
-    engine = Engine(executor, max_step_tokens=48, max_running=16)
+    engine = Engine(executor, EngineOptions(max_step_tokens=48, max_running=16))
     together = answers(engine, requests)
     assert engine.stats.preemptions > 0, "the pool was meant to be too small for all of them"
     for request in requests:
-        alone = answers(Engine(executor, max_step_tokens=256), [request])
+        alone = answers(Engine(executor, EngineOptions(max_step_tokens=256)), [request])
         assert alone[request.request_id] == together[request.request_id]
     executor.close()
 

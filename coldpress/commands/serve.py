@@ -64,6 +64,7 @@ def command(
     With --json, one object with the address is printed when requests are accepted.
     """
     from coldpress.loading import open_service
+    from runtime.engine.options import EngineOptions
     from runtime.server.main import serve
 
     service, close = open_service(
@@ -71,8 +72,7 @@ def command(
         machine=machine,
         context=context,
         kv_cache_bytes=kv_cache,
-        max_running=max_running,
-        max_waiting=max_waiting,
+        options=EngineOptions(max_running=max_running, max_waiting=max_waiting),
         name=name,
         on_note=console.note,
     )

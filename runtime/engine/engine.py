@@ -1,17 +1,25 @@
 """The step loop: requests in, tokens out. Not thread-safe; `EngineThread` is."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 from runtime.engine.batch import Executor
+from runtime.engine.candidates import Float32
+from runtime.engine.options import EngineOptions
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk, build_batch
+from runtime.engine.prompt_logprobs import note_prompt_logprobs
 from runtime.engine.request import FinishReason, Request, TokenEvent
-from runtime.engine.sampling import Draw, RowSampler, sample_rows
+from runtime.engine.sampling import Draw, RowSampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
 from runtime.engine.stats import Counters, EngineStats
 from runtime.engine.validate import check_request, duplicate_request, queue_full
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_OPTIONS = EngineOptions()
 
 
 class ExecutorFailed(RuntimeError):  # noqa: N818
@@ -34,23 +42,12 @@ class Engine:
     def __init__(
         self,
         executor: Executor,
+        options: EngineOptions = DEFAULT_OPTIONS,
         *,
-        max_step_tokens: int = 256,
-        max_running: int = 16,
-        max_waiting: int = 64,
         check: bool = False,
     ) -> None:
-        for name, value in (
-            ("max_step_tokens", max_step_tokens),
-            ("max_running", max_running),
-            ("max_waiting", max_waiting),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        self.max_waiting = max_waiting
+        self.options = options
         self._executor = executor
-        self._max_step_tokens = max_step_tokens
-        self._max_running = max_running
         self._check = check
         self._counters = Counters()
         self._sequences: dict[str, SequenceState] = {}
@@ -99,8 +96,8 @@ class Engine:
         self.validate(request)
         if request.request_id in self._sequences:
             raise duplicate_request(request.request_id)
-        if self.num_waiting >= self.max_waiting:
-            raise queue_full(self.num_waiting, self.max_waiting)
+        if self.num_waiting >= self.options.max_waiting:
+            raise queue_full(self.num_waiting, self.options.max_waiting)
         sampler = RowSampler(request, self._executor.vocab_size)
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
@@ -126,7 +123,7 @@ class Engine:
         if not chunks:
             return []
         try:
-            draws = self._run(chunks)
+            logits = self._run(chunks)
         except BaseException as cause:
             self._scheduler.roll_back(chunks)
             self._counters.failed_steps += 1
@@ -135,7 +132,7 @@ class Engine:
                 raise
             ids = tuple(chunk.sequence.request.request_id for chunk in chunks)
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
-        events = self._commit(chunks, draws)
+        events = self._commit(chunks, logits)
         self._check_if_asked()
         return events
 
@@ -158,39 +155,67 @@ class Engine:
             "a request vanished without an end"
         )
 
-    def _run(self, chunks: Sequence[Chunk]) -> list[Draw]:
-        batch = build_batch(chunks, self._scheduler.pool.page_size)
-        logits = self._executor.step(batch)
-        rows = [chunk.sequence for chunk in chunks if chunk.wants_logits]
-        expected = (len(rows), self._executor.vocab_size)
+    def _run(self, chunks: Sequence[Chunk]) -> Float32:
+        logits = self._executor.step(build_batch(chunks, self._scheduler.pool.page_size))
+        expected = (sum(chunk.num_logits for chunk in chunks), self._executor.vocab_size)
         if logits.shape != expected:
             raise ValueError(f"the executor returned logits {logits.shape} instead of {expected}")
-        return sample_rows(logits, [s.sampler for s in rows], [s.num_answer_tokens for s in rows])
+        return logits
 
-    def _commit(self, chunks: Sequence[Chunk], draws: Sequence[Draw]) -> list[TokenEvent]:
-        ready = [chunk.sequence for chunk in chunks if chunk.wants_logits]
+    def _commit(self, chunks: Sequence[Chunk], logits: Float32) -> list[TokenEvent]:
         self._scheduler.commit(chunks)
         self._counters.steps += 1
         self._counters.computed_tokens += sum(chunk.num_tokens for chunk in chunks)
-        return [self._advance(sequence, draw) for sequence, draw in zip(ready, draws, strict=True)]
+        best = logits.argmax(axis=1).tolist()
+        events: list[TokenEvent] = []
+        row = 0
+        for chunk in chunks:
+            if chunk.num_logits:
+                end = row + chunk.num_logits
+                events += self._advance(chunk, logits[row:end], best[row:end])
+                row = end
+        return events
 
-    def _advance(self, sequence: SequenceState, draw: Draw) -> TokenEvent:
+    def _advance(self, chunk: Chunk, logits: Float32, best: Sequence[int]) -> list[TokenEvent]:
+        """What the logits of a chunk's last tokens, float32 [num_logits, vocab], bring."""
+        sequence = chunk.sequence
         request = sequence.request
+        try:
+            if sequence.wants_prompt_logprobs:
+                note_prompt_logprobs(sequence, logits, chunk.first_logit_position)
+            if not chunk.reaches_end:
+                return []
+            draw = Draw(None)
+            if request.max_tokens > 0:
+                draw = sequence.sampler.draw(logits[-1], best[-1], sequence.num_answer_tokens)
+        except Exception as cause:
+            _log.exception("a token could not be chosen")
+            draw = Draw(None, error=f"A token could not be chosen: {cause}")
+        return [self._told(sequence, draw)]
+
+    def _told(self, sequence: SequenceState, draw: Draw) -> TokenEvent:
+        """A draw becomes part of the answer, and an event."""
+        request = sequence.request
+        prompt_logprobs = None
         if sequence.num_answer_tokens == 0:
             self._counters.prompt_tokens += len(request.prompt_tokens)
-        if draw.token_id is None:
-            self._finish(sequence, "error")
-            return TokenEvent(request.request_id, None, "error", error=draw.error)
-        sequence.append(draw.token_id)
-        self._counters.generated_tokens += 1
+            if request.sampling.prompt_logprobs is not None and draw.error is None:
+                prompt_logprobs = tuple(sequence.prompt_logprobs)
         reason: FinishReason | None = None
-        if draw.token_id in request.stop_token_ids:
+        if draw.token_id is not None:
+            sequence.append(draw.token_id)
+            self._counters.generated_tokens += 1
+        if draw.error is not None:
+            reason = "error"
+        elif draw.token_id in request.stop_token_ids:
             reason = "stop"
         elif sequence.num_answer_tokens == request.max_tokens:
             reason = "length"
         if reason is not None:
             self._finish(sequence, reason)
-        return TokenEvent(request.request_id, draw.token_id, reason, draw.logprobs)
+        return TokenEvent(
+            request.request_id, draw.token_id, reason, draw.logprobs, draw.error, prompt_logprobs
+        )
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         del self._sequences[sequence.request.request_id]
@@ -199,7 +224,7 @@ class Engine:
 
     def _new_scheduler(self) -> Scheduler:
         pool = PagePool(self._executor.num_pages, self._executor.page_size)
-        return Scheduler(pool, self._counters, self._max_step_tokens, self._max_running)
+        return Scheduler(pool, self._counters, self.options)
 
     def _check_if_asked(self) -> None:
         if self._check:

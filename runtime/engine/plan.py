@@ -16,12 +16,18 @@ class Chunk:
     sequence: SequenceState
     start: int
     num_tokens: int
+    num_logits: int
+    """Logits are wanted of so many of its last tokens."""
     new_pages: tuple[int, ...]
     admitted: bool
     """It left the waiting queue in this very step."""
 
     @property
-    def wants_logits(self) -> bool:
+    def first_logit_position(self) -> int:
+        return self.start + self.num_tokens - self.num_logits
+
+    @property
+    def reaches_end(self) -> bool:
         """Only a sequence whose known tokens are all computed has a next token to choose."""
         return self.start + self.num_tokens == self.sequence.num_known_tokens
 
@@ -40,8 +46,7 @@ def build_batch(chunks: Sequence[Chunk], page_size: int) -> StepBatch:
         positions += range(chunk.start, end)
         query_starts.append(len(token_ids))
         page_table[index, :width] = chunk.sequence.pages[:width]
-        if chunk.wants_logits:
-            logit_rows.append(len(token_ids) - 1)
+        logit_rows += range(len(token_ids) - chunk.num_logits, len(token_ids))
     return StepBatch(
         token_ids=np.array(token_ids, np.int32),
         positions=np.array(positions, np.int32),

@@ -28,6 +28,7 @@ class SamplingParams:
     min_p, then a draw. Penalties count prompt and answer tokens as vLLM does: `repetition` both,
     `presence` and `frequency` the answer only. `logprobs` asks for that many alternatives (0 asks
     for the chosen token's alone); they are of the raw logits, before penalties and temperature.
+    `prompt_logprobs` asks the same of every token of the prompt but the first.
     """
 
     temperature: float = 1.0
@@ -40,6 +41,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Request:
     request_id: str
     prompt_tokens: tuple[int, ...]
     max_tokens: int
+    """0 only with `prompt_logprobs`: the prompt is read and nothing is sampled."""
     sampling: SamplingParams = SamplingParams()
     stop_token_ids: frozenset[int] = frozenset()
     """Ending tokens (end-of-sequence ids included); the one that ended it is still reported."""
@@ -74,3 +77,6 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     error: str | None = None
     """One sentence, with finish_reason "error" only."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of every prompt token but the first, in order; only in the request's first event, and only
+    if asked for."""

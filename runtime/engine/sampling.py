@@ -1,6 +1,5 @@
 """Choosing the next token of each row; what a request keeps between its draws."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,16 +87,3 @@ class RowSampler:
         if without_ending:
             edited[self._ending_ids] = -np.inf
         return edited
-
-
-def sample_rows(
-    logits: Float32, samplers: Sequence[RowSampler], num_answer_tokens: Sequence[int]
-) -> list[Draw]:
-    """One draw per row of `logits` [R, vocab]. Plain greedy rows cost the one argmax."""
-    best = logits.argmax(axis=1).tolist()
-    return [
-        sampler.draw(row, index, count)
-        for sampler, row, index, count in zip(
-            samplers, logits, best, num_answer_tokens, strict=True
-        )
-    ]

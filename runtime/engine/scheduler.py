@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
+from runtime.engine.options import EngineOptions
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk
 from runtime.engine.sequence import SequenceState
@@ -16,15 +17,14 @@ class Scheduler:
     be computed anew. Every sequence fits the pool alone, so the oldest one always advances.
     """
 
-    def __init__(
-        self, pool: PagePool, counters: Counters, max_step_tokens: int, max_running: int
-    ) -> None:
+    def __init__(self, pool: PagePool, counters: Counters, options: EngineOptions) -> None:
         self.pool = pool
         self.running: list[SequenceState] = []
         self.waiting: deque[SequenceState] = deque()
         self._counters = counters
-        self._max_step_tokens = max_step_tokens
-        self._max_running = max_running
+        self._max_step_tokens = options.max_step_tokens
+        self._max_running = options.max_running
+        self._max_prompt_logit_rows = options.max_prompt_logit_rows
         self._watermark = pool.capacity // 100
 
     def schedule(self) -> list[Chunk]:
@@ -34,17 +34,16 @@ class Scheduler:
         pages it freed.
         """
         preempted = self._make_room()
-        budget = self._max_step_tokens
+        room = _Room(self._max_step_tokens, self._max_prompt_logit_rows)
         chunks: list[Chunk] = []
         for sequence in self.running:
-            if budget == 0:
+            if room.tokens == 0:
                 break
-            chunks.append(self._reserve(sequence, budget, admitted=False))
-            budget -= chunks[-1].num_tokens
-        while budget > 0 and not preempted and self._can_admit():
+            if room.for_chunk(sequence) > 0:
+                chunks.append(self._reserve(sequence, room, admitted=False))
+        while not preempted and self._can_admit() and room.for_chunk(self.waiting[0]) > 0:
             self.running.append(self.waiting.popleft())
-            chunks.append(self._reserve(self.running[-1], budget, admitted=True))
-            budget -= chunks[-1].num_tokens
+            chunks.append(self._reserve(self.running[-1], room, admitted=True))
         return chunks
 
     def commit(self, chunks: Sequence[Chunk]) -> None:
@@ -97,21 +96,45 @@ class Scheduler:
         a page to grow into: admitting into the last page would preempt again at once."""
         if not self.waiting or len(self.running) == self._max_running:
             return False
-        needed = self.pool.pages_for(self.waiting[0].num_known_tokens + 1)
+        first = self.waiting[0]
+        needed = self.pool.pages_for(min(first.num_known_tokens + 1, first.most_tokens))
         headroom = max(self._watermark, len(self.running)) if self.running else 0
         return needed + headroom <= self.pool.num_free
 
     def _missing_pages(self, sequence: SequenceState) -> int:
         return self.pool.pages_for(sequence.num_known_tokens) - len(sequence.pages)
 
-    def _reserve(self, sequence: SequenceState, budget: int, *, admitted: bool) -> Chunk:
+    def _reserve(self, sequence: SequenceState, room: "_Room", *, admitted: bool) -> Chunk:
         new_pages = self.pool.allocate(self._missing_pages(sequence))
         sequence.pages.extend(new_pages)
-        num_tokens = min(sequence.num_pending_tokens, budget)
-        start = sequence.num_computed_tokens
-        return Chunk(sequence, start, num_tokens, tuple(new_pages), admitted)
+        start, num_tokens = sequence.num_computed_tokens, room.for_chunk(sequence)
+        num_logits = max(0, start + num_tokens - max(start, sequence.first_logit_position))
+        chunk = Chunk(sequence, start, num_tokens, num_logits, tuple(new_pages), admitted)
+        room.take(chunk)
+        return chunk
 
     def _release(self, sequence: SequenceState) -> None:
         self.pool.free(sequence.pages)
         sequence.pages.clear()
         sequence.num_computed_tokens = 0
+
+
+class _Room:
+    """What is left of one step: tokens, and rows of logits for prompts' own probabilities."""
+
+    def __init__(self, tokens: int, prompt_rows: int) -> None:
+        self.tokens = tokens
+        self._prompt_rows = prompt_rows
+
+    def for_chunk(self, sequence: SequenceState) -> int:
+        """Tokens of the sequence that still fit."""
+        num_tokens = min(sequence.num_pending_tokens, self.tokens)
+        if sequence.wants_prompt_logprobs:
+            skipped = max(0, sequence.first_logit_position - sequence.num_computed_tokens)
+            num_tokens = min(num_tokens, skipped + self._prompt_rows)
+        return num_tokens
+
+    def take(self, chunk: Chunk) -> None:
+        self.tokens -= chunk.num_tokens
+        if chunk.sequence.wants_prompt_logprobs:
+            self._prompt_rows -= chunk.num_logits

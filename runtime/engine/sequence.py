@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from runtime.engine.request import Request
+from runtime.engine.request import Request, TokenLogprobs
 from runtime.engine.sampling import RowSampler
 
 
@@ -25,6 +25,7 @@ class SequenceState:
     tokens: list[int] = field(init=False)
     num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_tokens)
@@ -41,6 +42,28 @@ class SequenceState:
     def num_answer_tokens(self) -> int:
         return len(self.tokens) - len(self.request.prompt_tokens)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt and of the longest answer."""
+        return len(self.request.prompt_tokens) + self.request.max_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Probabilities of prompt tokens are asked for and not all there."""
+        request = self.request
+        return (
+            request.sampling.prompt_logprobs is not None
+            and len(self.prompt_logprobs) < len(request.prompt_tokens) - 1
+        )
+
+    @property
+    def first_logit_position(self) -> int:
+        """From this position on, logits are wanted of every position that is known: of the last
+        one, to choose the next token; of the prompt, where its own probabilities are asked for."""
+        if self.wants_prompt_logprobs:
+            return len(self.prompt_logprobs)
+        return len(self.tokens) - 1
+
     def append(self, token_id: int) -> None:
         """One more answer token is known."""
         self.tokens.append(token_id)
@@ -56,4 +79,6 @@ class SequenceState:
             f"request {name}: {self.num_computed_tokens} computed tokens in {len(self.pages)} pages"
         )
         assert len(set(self.pages)) == len(self.pages), f"request {name} holds a page twice"
-        assert self.num_answer_tokens < self.request.max_tokens, f"request {name} runs past its end"
+        assert self.num_answer_tokens < max(1, self.request.max_tokens), (
+            f"request {name} runs past its end"
+        )

@@ -62,8 +62,8 @@ class EngineThread:
             if request.request_id in self._listeners:
                 raise duplicate_request(request.request_id)
             num_waiting = self._engine.num_waiting + len(self._inbox)
-            if num_waiting >= self._engine.max_waiting:
-                raise queue_full(num_waiting, self._engine.max_waiting)
+            if num_waiting >= self._engine.options.max_waiting:
+                raise queue_full(num_waiting, self._engine.options.max_waiting)
             if not self._listeners:
                 self._last_progress = self._clock()
             self._listeners[request.request_id] = on_event
@@ -140,7 +140,8 @@ class EngineThread:
         with self._wake:
             aborts, self._aborts = self._aborts, set()
             never_started = [name for name in aborts if self._inbox.pop(name, None) is not None]
-            while self._inbox and self._engine.num_waiting < self._engine.max_waiting:
+            room = self._engine.options.max_waiting
+            while self._inbox and self._engine.num_waiting < room:
                 self._engine.add(self._inbox.pop(next(iter(self._inbox))))
         events = [TokenEvent(name, None, "abort") for name in never_started]
         return events + [event for name in aborts if (event := self._engine.abort(name))]

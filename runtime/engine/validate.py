@@ -18,14 +18,15 @@ def _check_lengths(request: Request, max_positions: int, pool_tokens: int) -> No
     prompt, answer = len(request.prompt_tokens), request.max_tokens
     if prompt == 0:
         raise RequestError("the prompt is empty; give at least one token", "prompt", "empty_prompt")
-    if answer < 1:
-        raise RequestError(f"max_tokens must be at least 1, not {answer}", "max_tokens")
+    least = 1 if request.sampling.prompt_logprobs is None else 0
+    if answer < least:
+        raise RequestError(f"max_tokens must be at least {least}, not {answer}", "max_tokens")
     if not 0 <= request.min_tokens <= answer:
         raise RequestError(
             f"min_tokens must be between 0 and max_tokens {answer}, not {request.min_tokens}",
             "min_tokens",
         )
-    if prompt >= max_positions:
+    if prompt + least > max_positions:
         raise RequestError(
             f"the prompt has {prompt} tokens, but the model's context is {max_positions} tokens, "
             f"which must leave room for an answer",
@@ -66,10 +67,16 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
             params.repetition_penalty > 0 and isfinite(params.repetition_penalty),
             "above 0",
         ),
-        (
-            "logprobs",
-            params.logprobs is None or 0 <= params.logprobs <= vocab_size,
-            f"between 0 and the vocabulary's {vocab_size}",
+        *(
+            (
+                name,
+                asked is None or 0 <= asked <= vocab_size,
+                f"between 0 and the vocabulary's {vocab_size}",
+            )
+            for name, asked in (
+                ("logprobs", params.logprobs),
+                ("prompt_logprobs", params.prompt_logprobs),
+            )
         ),
     )
     for name, holds, wanted in rules:

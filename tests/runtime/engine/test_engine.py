@@ -9,6 +9,7 @@ import pytest
 
 from runtime.engine.batch import StepBatch
 from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, RequestError, SamplingParams
 from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer, run_to_end
 
@@ -142,7 +143,7 @@ def test_what_can_never_fit_the_pool_is_refused_with_both_numbers() -> None:
 
 
 def test_queue_and_names_are_bounded() -> None:
-    engine = Engine(FakeExecutor(), max_waiting=2, check=True)
+    engine = Engine(FakeExecutor(), EngineOptions(max_waiting=2), check=True)
     engine.add(Request("a", (1,), 5, GREEDY))
     with pytest.raises(RequestError) as twice:
         engine.add(Request("a", (1,), 5, GREEDY))
@@ -154,18 +155,11 @@ def test_queue_and_names_are_bounded() -> None:
     engine.add(Request("a", (1,), 5, GREEDY))
 
 
-@pytest.mark.parametrize("name", ["max_step_tokens", "max_running", "max_waiting"])
-def test_an_engine_without_room_is_refused(name: str) -> None:
-    limits: dict[str, Any] = {name: 0}
-    with pytest.raises(ValueError, match=name):
-        Engine(FakeExecutor(), **limits)
-
-
 @pytest.mark.parametrize("steps", range(7))
 def test_a_failed_step_leaves_the_accounting_as_it_was(steps: int) -> None:
     """In every phase: admission, chunks, decode, a new page; the cache is written all the same."""
     executor = FakeExecutor(page_size=2)
-    engine = Engine(executor, max_step_tokens=5, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=5), check=True)
     requests = [Request(str(i), tuple(range(1 + 4 * i)), 6, GREEDY) for i in range(1, 4)]
     for request in requests:
         engine.add(request)

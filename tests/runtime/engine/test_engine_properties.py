@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from runtime.engine.batch import StepBatch
 from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 from tests.runtime.engine.fake_executor import FakeExecutor, Transcript, greedy_answer, run_to_end
 
@@ -75,7 +76,11 @@ def test_text_is_the_same_as_alone(
     longest = max(len(a.request.prompt_tokens) + a.request.max_tokens for a in plan)
     num_pages = 1 + -(-longest // page_size) + spare_pages
     executor = FakeExecutor(vocab_size=13, page_size=page_size, num_pages=num_pages)
-    engine = Engine(executor, max_step_tokens=max_step_tokens, max_running=max_running, check=True)
+    engine = Engine(
+        executor,
+        EngineOptions(max_step_tokens=max_step_tokens, max_running=max_running),
+        check=True,
+    )
     transcript = Transcript()
     # The oldest request gains at least a token in each step that runs.
     tokens = sum(len(a.request.prompt_tokens) + a.request.max_tokens for a in plan)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.engine.candidates import Float32
 from runtime.engine.request import Request, SamplingParams
-from runtime.engine.sampling import Draw, RowSampler, sample_rows
+from runtime.engine.sampling import Draw, RowSampler
 
 VOCAB = 8
 VALUES = st.lists(st.floats(-9, 9, width=16), min_size=VOCAB, max_size=VOCAB)
@@ -27,7 +27,7 @@ def sampler_for(
 
 
 def draw(sampler: RowSampler, row: Float32, num_answer_tokens: int = 0) -> Draw:
-    return sample_rows(row[None, :], [sampler], [num_answer_tokens])[0]
+    return sampler.draw(row, int(row.argmax()), num_answer_tokens)
 
 
 @given(VALUES)
@@ -139,21 +139,6 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     assert result.logprobs.top[0][1] == pytest.approx(log(0.5), abs=1e-6)
 
 
-def test_rows_draw_alike_alone_and_together() -> None:
-    logits = np.random.default_rng(0).normal(size=(6, VOCAB)).astype(np.float32)
-    params = [
-        SamplingParams(temperature=0),
-        SamplingParams(seed=1),
-        SamplingParams(seed=1, top_p=0.7),
-        SamplingParams(seed=-3, top_k=3),
-        SamplingParams(seed=2**70, min_p=0.1),
-        SamplingParams(temperature=0, repetition_penalty=1.3, logprobs=3),
-    ]
-    together = sample_rows(logits, [sampler_for(p) for p in params], [0] * 6)
-    alone = [draw(sampler_for(p), row) for p, row in zip(params, logits, strict=True)]
-    assert together == alone
-
-
 def test_equal_seeds_repeat_and_no_seed_varies() -> None:
     row = np.zeros(VOCAB, np.float32)
 
@@ -184,7 +169,3 @@ def test_frequencies_over_seeds(params: dict[str, float]) -> None:
         drawn[choice.token_id] += 1
     assert np.abs(drawn / number - expected).max() < sqrt(log(2 / 1e-9) / (2 * number))
     assert not drawn[kept:].any()
-
-
-def test_no_rows_no_draws() -> None:
-    assert sample_rows(np.empty((0, VOCAB), np.float32), [], []) == []

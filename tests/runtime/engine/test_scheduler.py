@@ -3,6 +3,7 @@
 import pytest
 
 from runtime.engine.engine import Engine
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 from tests.runtime.engine.fake_executor import (
     FakeExecutor,
@@ -29,7 +30,7 @@ def assert_text(transcript: Transcript, executor: FakeExecutor, *requests: Reque
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_prompts_around_page_ends(pages: int, extra: int, max_step_tokens: int) -> None:
     executor = FakeExecutor(page_size=PAGE)
-    engine = Engine(executor, max_step_tokens=max_step_tokens, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=max_step_tokens), check=True)
     request = greedy("a", pages * PAGE + extra, PAGE + 1)
     engine.add(request)
     assert_text(run_to_end(engine), executor, request)
@@ -47,7 +48,7 @@ def test_a_request_that_fills_the_whole_pool(extra: int) -> None:
 
 def test_a_prompt_takes_no_more_than_the_budget_and_logits_only_at_its_end() -> None:
     executor = FakeExecutor()
-    engine = Engine(executor, max_step_tokens=5, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=5), check=True)
     engine.add(greedy("a", 13, 2))
     run_to_end(engine)
     assert [len(batch.token_ids) for batch in executor.batches] == [5, 5, 3, 1]
@@ -56,7 +57,7 @@ def test_a_prompt_takes_no_more_than_the_budget_and_logits_only_at_its_end() -> 
 
 def test_a_long_prompt_never_stalls_running_answers() -> None:
     executor = FakeExecutor()
-    engine = Engine(executor, max_step_tokens=4, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=4), check=True)
     engine.add(greedy("talker", 2, 20))
     engine.step()
     engine.add(greedy("long", 30, 1))
@@ -107,7 +108,7 @@ def test_the_last_running_is_preempted_and_returns_first() -> None:
 
 def test_a_step_that_preempts_admits_nobody() -> None:
     executor = FakeExecutor(num_pages=9)
-    engine = Engine(executor, max_running=4, check=True)
+    engine = Engine(executor, EngineOptions(max_running=4), check=True)
     for index in range(6):
         engine.add(greedy(str(index), 5, 12, first=index))
     while engine.has_work:
@@ -124,7 +125,7 @@ def test_a_pool_a_fifth_larger_than_one_request_serves_eight() -> None:
     """A10. Only a sequence whose answer reaches a new page can cause a preemption, and each of its
     pages does so once: it then has the page, or is itself a victim. The oldest is never one."""
     executor = FakeExecutor(page_size=PAGE, num_pages=1 + 12)
-    engine = Engine(executor, max_running=8, check=True)
+    engine = Engine(executor, EngineOptions(max_running=8), check=True)
     requests = [greedy(str(i), 17 + i % 3, 20, first=i) for i in range(8)]
     for request in requests:
         engine.add(request)
@@ -142,7 +143,7 @@ def test_a_pool_a_fifth_larger_than_one_request_serves_eight() -> None:
 
 def test_running_and_waiting_limits() -> None:
     executor = FakeExecutor()
-    engine = Engine(executor, max_running=3, check=True)
+    engine = Engine(executor, EngineOptions(max_running=3), check=True)
     for index in range(8):
         engine.add(greedy(str(index), 3, 6))
     engine.step()
@@ -154,7 +155,7 @@ def test_running_and_waiting_limits() -> None:
 @pytest.mark.parametrize("steps", range(8))
 def test_abort_at_any_moment_of_prefill_and_decode(steps: int) -> None:
     executor = FakeExecutor()
-    engine = Engine(executor, max_step_tokens=4, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=4), check=True)
     other = greedy("other", 5, 6)
     engine.add(other)
     engine.add(greedy("gone", 11, 9))
@@ -184,7 +185,7 @@ def test_finish_and_abort_in_the_same_step_free_once() -> None:
 def test_ten_thousand_disconnects_leak_nothing() -> None:
     """A8."""
     executor = FakeExecutor(vocab_size=3, num_pages=12)
-    engine = Engine(executor, max_step_tokens=2)
+    engine = Engine(executor, EngineOptions(max_step_tokens=2))
     for cycle in range(10_000):
         engine.add(Request(str(cycle), (1, 2, 0), 5, SamplingParams(temperature=0)))
         if cycle % 8 == 7:

@@ -9,6 +9,7 @@ import pytest
 
 from runtime.engine.batch import StepBatch
 from runtime.engine.engine import Engine
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, RequestError, SamplingParams, TokenEvent
 from runtime.engine.thread import EngineThread
 from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer
@@ -57,7 +58,7 @@ def executor() -> FakeExecutor:
 
 @pytest.fixture
 def thread(executor: FakeExecutor) -> Iterator[EngineThread]:
-    thread = EngineThread(Engine(executor, max_running=2, max_waiting=2, check=True))
+    thread = EngineThread(Engine(executor, EngineOptions(max_running=2, max_waiting=2), check=True))
     yield thread
     assert thread.shutdown(0)
 
@@ -216,7 +217,7 @@ def test_shutdown_lets_answers_finish(executor: FakeExecutor) -> None:
 
 
 def test_shutdown_past_its_drain_time_tells_the_rest(executor: FakeExecutor) -> None:
-    thread = EngineThread(Engine(executor, max_running=1, check=True))
+    thread = EngineThread(Engine(executor, EngineOptions(max_running=1), check=True))
     executor.before_step = gate = Gate()
     answers = [ask(thread, request_for(str(index), max_tokens=90)) for index in range(3)]
     assert gate.entered.wait(WAIT)
@@ -248,7 +249,9 @@ def test_liveness_is_time_without_progress(executor: FakeExecutor) -> None:
 def test_many_threads_submit_and_abort() -> None:
     """A pool far too small, four clients at once: each request ends once and speaks the truth."""
     executor = FakeExecutor(num_pages=14)
-    thread = EngineThread(Engine(executor, max_running=6, max_waiting=200, check=True))
+    thread = EngineThread(
+        Engine(executor, EngineOptions(max_running=6, max_waiting=200), check=True)
+    )
     answers: dict[str, tuple[Request, Answer]] = {}
 
     def client(number: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from runtime.engine.batch import Executor, StepBatch
 from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 from runtime.executors.onnx import OnnxExecutor
 from runtime.executors.torch import TorchExecutor
@@ -27,7 +28,7 @@ def requests() -> list[Request]:
 
 def answers_of(executor: Executor, asked: list[Request]) -> tuple[Answers, int]:
     """Tokens of each request, and how often one was preempted. Prompts come in chunks of 7."""
-    engine = Engine(executor, max_step_tokens=7, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=7), check=True)
     for request in asked:
         engine.add(request)
     answers: Answers = {request.request_id: [] for request in asked}
@@ -63,7 +64,7 @@ def test_a_step_that_fails_is_rolled_back_and_tried_again(
 ) -> None:
     oracle, executor = onnx_executor(tmp_path)
     (expected, _), asked = answers_of(oracle, requests()[:1]), requests()[:1]
-    engine = Engine(executor, max_step_tokens=7, check=True)
+    engine = Engine(executor, EngineOptions(max_step_tokens=7), check=True)
     engine.add(asked[0])
     tokens: list[int] = []
     step = OnnxExecutor.step

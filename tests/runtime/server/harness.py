@@ -15,6 +15,7 @@ from openai import OpenAI
 from compile.model import Model
 from runtime.engine.batch import Executor, StepBatch
 from runtime.engine.engine import Engine
+from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request
 from runtime.engine.thread import EngineThread, Listener
 from runtime.server.limits import Limits
@@ -118,7 +119,9 @@ class Running:
 def make_service(
     executor: Executor, *, max_waiting: int = 64, max_running: int = 16
 ) -> tuple[GenerationService, Engine, CountingThread]:
-    engine = Engine(executor, max_waiting=max_waiting, max_running=max_running, check=True)
+    engine = Engine(
+        executor, EngineOptions(max_waiting=max_waiting, max_running=max_running), check=True
+    )
     thread = CountingThread(engine)
     service = GenerationService(
         thread,
