@@ -44,6 +44,12 @@ from coldpress.options import (
     show_default=True,
     help="Requests that may wait; further ones are told to come back.",
 )
+@click.option(
+    "--metrics-compat",
+    type=click.Choice(["vllm"]),
+    multiple=True,
+    help="Give /metrics under another server's names as well.",
+)
 @machine_options("int8")
 @json_option
 @pass_console
@@ -57,6 +63,7 @@ def command(
     kv_cache: int | None,
     max_running: int,
     max_waiting: int,
+    metrics_compat: tuple[str, ...],
     machine: Machine,
 ) -> None:
     """Serve ARTIFACT over HTTP until a signal; /v1/chat/completions, /v1/completions, /metrics.
@@ -82,6 +89,6 @@ def command(
         console.result(value, lambda: f"{service.model_name} answers at {url}/v1")
 
     try:
-        serve([service], host, port, ready)
+        serve([service], host, port, ready, metrics_compat=metrics_compat)
     finally:
         close()

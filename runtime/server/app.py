@@ -1,6 +1,6 @@
 """The HTTP application: routes and error handlers put together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -11,7 +11,8 @@ from runtime.server.auth import RequireKey
 from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
-from runtime.server.registry import ReadyServices, Registry
+from runtime.server.metrics_http import CountRequests
+from runtime.server.registry import Registry
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
@@ -22,14 +23,16 @@ def create_app(
     served: Registry | Sequence[GenerationService],
     limits: Limits | None = None,
     api_key: str | None = None,
+    metrics_compat: Collection[str] = (),
 ) -> FastAPI:
     """An OpenAI-compatible app over one or several models; the first answers unnamed requests.
 
     api_key: what clients must send as their bearer token; None lets everyone in.
+    metrics_compat: see Metrics.
     """
     registry = served if isinstance(served, Registry) else Registry.of(served)
     app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
-    observed = Metrics(ReadyServices(registry).values())
+    observed = Metrics(registry, metrics_compat)
     app.state.server = ServerState(registry, limits or Limits(), observed)
     for room in _ROOMS:
         room.add_routes(app)
@@ -40,4 +43,5 @@ def create_app(
     app.add_middleware(ReleaseLeases, registry=registry)
     if api_key is not None:
         app.add_middleware(RequireKey, key=api_key)
+    app.add_middleware(CountRequests, metrics=observed)
     return app

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -35,12 +35,13 @@ class HttpServer:
         limits: Limits | None = None,
         api_key: str | None = None,
         drain_seconds: float = 30.0,
+        metrics_compat: Collection[str] = (),
     ) -> None:
         self._registry = models if isinstance(models, Registry) else Registry.of(models)
         self._drain_seconds = drain_seconds
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
-        self.app = create_app(self._registry, limits, api_key)
+        self.app = create_app(self._registry, limits, api_key, metrics_compat)
         config = uvicorn.Config(
             self.app,
             host=host,
@@ -90,10 +91,17 @@ def serve(
     limits: Limits | None = None,
     api_key: str | None = None,
     drain_seconds: float = 30.0,
+    metrics_compat: Collection[str] = (),
 ) -> None:
     """Serve until a signal; port 0 takes a free one. See HttpServer.run."""
     server = HttpServer(
-        models, host, port, limits=limits, api_key=api_key, drain_seconds=drain_seconds
+        models,
+        host,
+        port,
+        limits=limits,
+        api_key=api_key,
+        drain_seconds=drain_seconds,
+        metrics_compat=metrics_compat,
     )
     server.run(on_ready)
 

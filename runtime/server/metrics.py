@@ -4,8 +4,7 @@ Everything here runs on the event loop's thread, so that nothing needs a lock.
 """
 
 import time
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -19,9 +18,8 @@ from runtime.server.metrics_histogram import (
     Histogram,
     token_bounds,
 )
-
-if TYPE_CHECKING:
-    from runtime.service import GenerationService
+from runtime.server.registry import Registry
+from runtime.service import GenerationService
 
 _LONGEST_CONTEXT = 10_000_000
 
@@ -50,13 +48,11 @@ class Metrics:
     """All figures of one app; `registry` is its own, so that several apps can live in one
     process. `compat`: other servers' names to give them under as well; "vllm" is known."""
 
-    def __init__(
-        self, services: Iterable["GenerationService"], compat: Collection[str] = ()
-    ) -> None:
+    def __init__(self, models: Registry, compat: Collection[str] = ()) -> None:
         from runtime.server.metrics_families import OwnFamilies
         from runtime.server.metrics_vllm import VllmFamilies
 
-        self._services = services
+        self.models = models
         self._answers: dict[str, AnswerMetrics] = {}
         self.http_active = 0
         self.http_requests: dict[tuple[str, int], int] = {}
@@ -67,9 +63,9 @@ class Metrics:
             self.registry.register(VllmFamilies(self))
 
     @property
-    def services(self) -> list["GenerationService"]:
-        """The models of this moment."""
-        return list(self._services)
+    def services(self) -> list[GenerationService]:
+        """Of the models that answer at this moment."""
+        return list(self.models.ready_services().values())
 
     def of(self, model_name: str) -> AnswerMetrics:
         known = self._answers.get(model_name)
@@ -79,8 +75,8 @@ class Metrics:
 
     def by_model(self) -> dict[str, AnswerMetrics]:
         """Of every model that answers or has answered."""
-        for service in self._services:
-            self.of(service.model_name)
+        for name in self.models.models:
+            self.of(name)
         return dict(self._answers)
 
 

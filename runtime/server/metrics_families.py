@@ -4,7 +4,7 @@ docs/SERVER.md lists them. A figure that the engine does not keep has no family,
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from runtime.engine.stats import EngineStats
 from runtime.server.metrics_histogram import Histogram
+from runtime.server.registry_models import ModelState, ServedModel
 
 if TYPE_CHECKING:
     from runtime.server.metrics import AnswerMetrics, Metrics
@@ -72,6 +73,7 @@ class OwnFamilies(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _http_families(self._metrics)
+        yield from _model_families(self._metrics.models.models)
         engines = {one.model_name: one.engine.stats() for one in self._metrics.services}
         yield from engine_families("coldpress_", engines)
         saturation = GaugeMetricFamily(
@@ -123,6 +125,26 @@ def _answer_families(answers: Mapping[str, "AnswerMetrics"]) -> Iterator[Metric]
             histogram = figure(one)
             family.add_metric([model_name], histogram.buckets(), histogram.sum)
         yield family
+
+
+def _model_families(models: Mapping[str, ServedModel]) -> Iterator[Metric]:
+    states = GaugeMetricFamily(
+        "coldpress_model_state",
+        "1 for the state that the model is in.",
+        labels=["model_name", "state"],
+    )
+    loads = CounterMetricFamily(
+        "coldpress_model_loads", "Times that the model was loaded.", labels=["model_name"]
+    )
+    seconds = GaugeMetricFamily(
+        "coldpress_model_load_seconds", "How long the last load took.", labels=["model_name"]
+    )
+    for name, model in models.items():
+        for state in get_args(ModelState):
+            states.add_metric([name, state], float(model.state == state))
+        loads.add_metric([name], model.num_loads)
+        seconds.add_metric([name], model.load_seconds)
+    yield from (states, loads, seconds)
 
 
 def _http_families(metrics: "Metrics") -> Iterator[Metric]:

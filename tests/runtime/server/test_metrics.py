@@ -15,6 +15,8 @@ from runtime.generation import Generation, GenerationParams, TextDelta
 from runtime.server.metrics import Metrics, Stopwatch
 from runtime.server.metrics_families import saturation_of
 from runtime.server.metrics_histogram import Histogram, token_bounds
+from runtime.server.registry import Registry
+from runtime.server.registry_models import Loaded, ModelSettings
 from tests.runtime.server.harness import (
     MODEL,
     Running,
@@ -89,12 +91,17 @@ def test_one_answer_is_counted_once_everywhere(scraped: tuple[Samples, Samples])
     assert risen("coldpress_request_prompt_tokens_sum") == 1
     assert risen("coldpress_request_answer_tokens_sum") == 3
     assert sample(scraped[1], "coldpress_pages_in_use") == 0
+    assert sample(scraped[1], "coldpress_model_state", state="ready") == 1
+    assert sample(scraped[1], "coldpress_model_state", state="failed") == 0
+    posts = "coldpress_http_requests_total", (("method", "POST"), ("status", "200"))
+    assert scraped[1][posts] - scraped[0].get(posts, 0) == 1
+    assert scraped[1]["coldpress_http_requests_active", ()] == 1, "the scrape itself"
     assert sample(scraped[1], "coldpress_pages_total") == 255
 
 
 def test_vllms_names_have_vllms_types_labels_and_buckets() -> None:
     service, _, thread = make_service(ScriptedExecutor())
-    metrics = Metrics([service], compat=("vllm",))
+    metrics = Metrics(Registry.of([service]), compat=("vllm",))
     generation = service.submit([5, 6], GenerationParams(max_tokens=3))
     watch = Stopwatch(metrics, generation)
     for delta in generation:
@@ -128,7 +135,7 @@ def test_vllms_names_have_vllms_types_labels_and_buckets() -> None:
 
 
 def test_an_answer_that_nobody_waits_for_counts_as_aborted_once() -> None:
-    metrics = Metrics([])
+    metrics = _metrics()
     watch = Stopwatch(metrics, _generation())
     watch.token(TextDelta("a", 1))
     watch.close()
@@ -139,7 +146,7 @@ def test_an_answer_that_nobody_waits_for_counts_as_aborted_once() -> None:
 
 
 def test_a_token_costs_little_to_observe() -> None:
-    watch = Stopwatch(Metrics([]), _generation())
+    watch = Stopwatch(_metrics(), _generation())
     delta = TextDelta("a", 1)
     best = min(_seconds(watch, delta) for _ in range(5))
     # Two microseconds are the aim; the bound leaves room for a machine that does other work.
@@ -151,6 +158,11 @@ def _seconds(watch: Stopwatch, delta: TextDelta) -> float:
     for _ in range(2000):
         watch.token(delta)
     return time.process_time() - start
+
+
+def _metrics() -> Metrics:
+    model = ModelSettings(MODEL, load=lambda: Loaded(make_service(ScriptedExecutor())[0]))
+    return Metrics(Registry([model]))
 
 
 def _generation() -> Generation:
