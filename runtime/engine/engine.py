@@ -76,6 +76,8 @@ class Engine:
             **vars(counters),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
+            max_running=self.options.max_running,
+            max_waiting=self.options.max_waiting,
             pages_in_use=self.pages_in_use,
             pages_total=self._scheduler.pool.capacity,
         )

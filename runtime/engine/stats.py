@@ -30,10 +30,12 @@ class Counters:
 
 @dataclass
 class EngineStats(Counters):
-    """A copy of the counters, with the gauges of the same moment; `pages_total` leaves the
-    reserved page out."""
+    """A copy of the counters, with the gauges of the same moment and the limits that they
+    run into; `pages_total` leaves the reserved page out."""
 
     num_running: int = 0
     num_waiting: int = 0
+    max_running: int = 0
+    max_waiting: int = 0
     pages_in_use: int = 0
     pages_total: int = 0

@@ -27,6 +27,8 @@ AnswerFigure = Callable[["AnswerMetrics"], Histogram]
 GAUGES: tuple[tuple[str, str, EngineFigure], ...] = (
     ("num_running", "Requests in the batch.", lambda s: s.num_running),
     ("num_waiting", "Requests in the queue.", lambda s: s.num_waiting),
+    ("max_running", "Requests that share steps at most.", lambda s: s.max_running),
+    ("max_waiting", "Requests that may wait.", lambda s: s.max_waiting),
     ("pages_in_use", "KV-cache pages that live requests hold.", lambda s: s.pages_in_use),
     ("pages_total", "KV-cache pages in the pool.", lambda s: s.pages_total),
 )
@@ -101,8 +103,8 @@ def saturation_of(stats: EngineStats) -> float:
     """How full the scarcest of an engine's three resources is, 0 to 1."""
     shares = (
         (stats.pages_in_use, stats.pages_total),
-        (stats.num_running, getattr(stats, "max_running", 0)),
-        (stats.num_waiting, getattr(stats, "max_waiting", 0)),
+        (stats.num_running, stats.max_running),
+        (stats.num_waiting, stats.max_waiting),
     )
     return max(min(1.0, used / total) if total else 0.0 for used, total in shares)
 

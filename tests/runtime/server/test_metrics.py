@@ -193,3 +193,5 @@ def test_token_bounds_end_at_the_context() -> None:
 def test_saturation_is_the_fullest_resource() -> None:
     assert saturation_of(EngineStats()) == 0
     assert saturation_of(EngineStats(pages_in_use=3, pages_total=4)) == 0.75
+    busy = EngineStats(num_running=2, max_running=4, num_waiting=8, max_waiting=8)
+    assert saturation_of(busy) == 1
