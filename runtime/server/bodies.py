@@ -11,12 +11,21 @@ from runtime.server.schemas import refuse_unsupported
 
 Body = TypeVar("Body", bound=BaseModel)
 
+_FIELDS = "coldpress.fields"
+
 
 async def read_fields(request: Request, limits: Limits) -> dict[str, Any]:
     """The body's JSON object. ApiError for a body that is too large, too slow or not JSON;
     RequestError for a field that would not be honoured."""
     fields = parse_object(await read_body(request, limits))
+    request.scope[_FIELDS] = fields
     refuse_unsupported(fields)
+    return fields
+
+
+def fields_of(request: Request) -> dict[str, Any]:
+    """What `read_fields` has read of this request; empty before that."""
+    fields: dict[str, Any] = request.scope.get(_FIELDS, {})
     return fields
 
 

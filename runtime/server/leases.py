@@ -1,6 +1,8 @@
 """Which models a request uses, from the moment it names one until its answer is out."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -12,6 +14,8 @@ from runtime.service import GenerationService
 
 _LEASES = "coldpress.leases"
 _CLIENT_CLOSED = 499
+_STICKY_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
+"""OpenAI's; the first says the most about which prompts begin alike."""
 
 
 class ReleaseLeases:
@@ -29,6 +33,12 @@ class ReleaseLeases:
         finally:
             for model in leases:
                 self._registry.release(model)
+
+
+def sticky_key(fields: Mapping[str, Any]) -> str | None:
+    """What keeps the requests of one user of an application on the same model of an alias."""
+    named = (fields.get(name) for name in _STICKY_FIELDS)
+    return next((value for value in named if isinstance(value, str) and value), None)
 
 
 async def lease(registry: Registry, request: Request, model: ServedModel) -> GenerationService:

@@ -1,6 +1,7 @@
 """The models of one server: which there are, which are loaded, and how many requests use each."""
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from runtime.server.registry_models import (
     ServedModel,
     already_loaded,
 )
+from runtime.server.registry_names import Alias, check_names
 from runtime.service import GenerationService
 
 _MAX_AWAITING = 64
@@ -34,22 +36,28 @@ class Registry:
 
     idle_seconds: models that no request used for so long are unloaded; None for never.
     make_room: called before each load; raises if the model does not fit into memory.
+    random: numbers in [0, 1), which choose among the models of a weighted alias.
     """
 
     def __init__(
         self,
         models: Iterable[ModelSettings | ServedModel],
+        aliases: Iterable[Alias] = (),
         *,
         idle_seconds: float | None = None,
         make_room: MakeRoom = lambda model, registry: None,
         clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
     ) -> None:
         served = [one if isinstance(one, ServedModel) else ServedModel(one) for one in models]
         self.models: Mapping[str, ServedModel] = {model.name: model for model in served}
+        self.aliases: Mapping[str, Alias] = {alias.name: alias for alias in aliases}
         assert len(self.models) == len(served) > 0, "models need names of their own"
+        check_names(self.models, self.aliases.values(), ())
         self._idle_seconds = idle_seconds
         self._make_room = make_room
         self._clock = clock
+        self._random = random
         self._changed = threading.Condition()
         self._one_load = threading.Lock()
         self._draining = False
@@ -66,8 +74,17 @@ class Registry:
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise errors.unknown_model(name, self.models)
+            raise errors.unknown_model(name, (*self.models, *self.aliases))
         return self.models[name]
+
+    def resolve(self, name: str | None, sticky: str | None = None) -> ServedModel:
+        """As `model`, and for an alias one of its models, by weight: at random, or always the same
+        one for the same `sticky` (a user of an application, whose prompts have much in common)."""
+        alias = None if name is None else self.aliases.get(name)
+        if alias is None:
+            return self.model(name)
+        point = self._random() if sticky is None else alias.point_of(sticky)
+        return self.models[alias.choose(point)]
 
     def ready_services(self) -> dict[str, GenerationService]:
         """The services of all models that answer at this moment, by name."""

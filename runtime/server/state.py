@@ -9,7 +9,8 @@ from fastapi import Request
 
 from runtime.engine.request import SamplingParams
 from runtime.generation import Generation, GenerationParams
-from runtime.server.leases import lease
+from runtime.server.bodies import fields_of
+from runtime.server.leases import lease, sticky_key
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
 from runtime.server.registry import ReadyServices, Registry
@@ -40,12 +41,13 @@ class ServerState:
         is returned is the model that answers, whatever name was asked for. Raises ApiError: 404 for
         an unknown name, 503 where the model cannot be loaded, 429 where too many wait for that.
         """
-        return await lease(self.registry, request, self.registry.model(model))
+        served = self.registry.resolve(model, sticky_key(fields_of(request)))
+        return await lease(self.registry, request, served)
 
     def service(self, model: str | None) -> GenerationService:
         """A service to look at, not to ask: nothing is loaded, and nothing keeps it loaded.
         ApiError 404 for an unknown name, 503 for a model that is not loaded."""
-        served = self.registry.model(model)
+        served = self.registry.resolve(model)
         if served.service is None:
             raise not_loaded(served)
         return served.service
