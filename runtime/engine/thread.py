@@ -24,11 +24,19 @@ class EngineThread:
 
     Listeners run on the engine's thread and must return at once. Each accepted request gets
     exactly one event with a finish_reason, whatever happens, and that is its last one.
+
+    after_turn: called on the engine's thread after the events of each step have been delivered.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        after_turn: Callable[[], None] | None = None,
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._after_turn = after_turn
         self._wake = threading.Condition()
         self._inbox: dict[str, Request] = {}
         self._aborts: set[str] = set()
@@ -103,6 +111,8 @@ class EngineThread:
             while self._wait_for_work():
                 self._turn()
                 self._last_progress = self._clock()
+                if self._after_turn is not None:
+                    self._after_turn()
         finally:
             with self._wake:
                 self._draining = True
