@@ -149,11 +149,16 @@ def prompts_of(prompt: object, max_prompts: int) -> list[str | list[int]]:
 
 
 def messages_of(body: ChatBody) -> list[dict[str, Any]]:
+    """The messages of a chat, see `checked_messages`."""
+    return checked_messages(body.messages)
+
+
+def checked_messages(messages: list[Any]) -> list[dict[str, Any]]:
     """The messages, each an object with a role. RequestError for the first that is not."""
-    for index, message in enumerate(body.messages):
+    for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RequestError(f"messages[{index}] must be an object with a role", "messages")
-    return body.messages
+    return messages
 
 
 def bias_of(logit_bias: dict[str, Any] | None) -> dict[int, float]:

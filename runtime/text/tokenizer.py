@@ -63,6 +63,10 @@ class Tokenizer:
     def id_of(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)
 
+    def token_of(self, token_id: int) -> str:
+        """The vocabulary's own spelling of a token; empty outside the vocabulary."""
+        return self._backend.id_to_token(token_id) or ""
+
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
     ) -> list[int]:
