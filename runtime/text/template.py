@@ -41,6 +41,7 @@ class ChatTemplate:
     ) -> None:
         """`special_tokens` by role, `bos_token` for example. Raises FileFormatError naming `name`
         for a template that does not parse."""
+        self.source = source
         self._special_tokens = dict(special_tokens or {})
         try:
             self._template = TemplateEnvironment().from_string(source)
