@@ -1,7 +1,7 @@
 """The step loop: requests in, tokens out. Not thread-safe; `EngineThread` is."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from runtime.engine.batch import Executor
@@ -37,6 +37,7 @@ class Engine:
     """Continues many token sequences at once over one executor.
 
     check: verify the whole accounting after each step (for tests; costs time per page).
+    on_step: is told the ids of the requests of each step before it runs.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class Engine:
         options: EngineOptions = DEFAULT_OPTIONS,
         *,
         check: bool = False,
+        on_step: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.options = options
         self._executor = executor
         self._check = check
+        self._on_step = on_step
         self._counters = Counters()
         self._sequences: dict[str, SequenceState] = {}
         self._scheduler = self._new_scheduler()
@@ -124,6 +127,8 @@ class Engine:
         chunks = self._scheduler.schedule()
         if not chunks:
             return []
+        if self._on_step is not None:
+            self._on_step([chunk.sequence.request.request_id for chunk in chunks])
         try:
             logits = self._run(chunks)
         except BaseException as cause:
