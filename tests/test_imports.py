@@ -43,7 +43,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "runtime": ("runtime", "compile", "quant.format"),
     "runtime.engine": ("runtime.engine",),
-    "runtime.text": ("runtime.text", "runtime.engine.request", "compile.model", "quant.format"),
+    "runtime.confined": ("runtime.confined",),
+    "runtime.text": (
+        "runtime.text", "runtime.confined", "runtime.engine.request", "runtime.engine.constraint",
+        "compile.model", "quant.format",
+    ),
     "runtime.kernels": ("runtime.kernels",),
     "runtime.executors": (
         "runtime.executors", "runtime.kernels", "runtime.machine", "runtime.graph_step",

@@ -1,8 +1,8 @@
 """The jinja2 environment that chat templates run in.
 
 What it renders is what transformers renders. Beyond jinja2's immutable sandbox it counts loop
-steps and refuses operators whose result would be huge. Methods and filters of text are not counted,
-so a template of bad will can still waste some memory; it cannot reach Python or the file system.
+steps and refuses operators whose result would be huge. Methods and filters of text are not counted:
+the process that templates run in (`rendering`) bounds their memory and time from outside.
 """
 
 import json

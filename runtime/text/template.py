@@ -1,40 +1,33 @@
 """A model's chat template: messages in, prompt text out.
 
-Templates are programs that come with a model. They run in jinja2's immutable sandbox, see no
-files, and are held to a budget of output, loop steps and seconds.
+Templates are programs that come with a model. They run in a confined process (`rendering`), in
+jinja2's immutable sandbox, and are held to a budget of output, loop steps, memory and seconds.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.exceptions import SecurityError
-
 from compile.model import Model
 from quant.format.errors import FileFormatError
+from runtime.confined.messages import Refused
+from runtime.confined.pool import Busy, ConfinedPool, Overrun
 from runtime.engine.request import RequestError
-from runtime.text.sandbox import MAX_STEPS, TemplateEnvironment, steps_left
 from runtime.text.tokenizer import read_json, special_tokens_of
 
-MAX_OUTPUT_CHARACTERS = 16 * 1024 * 1024
-MAX_SECONDS = 2.0
-_TEMPLATE_FAULTS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+MAX_TEMPLATE_CHARACTERS = 1024 * 1024
 _TEXT_PART_TYPES = ("text", "input_text")
 
 
+@cache
+def render_pool() -> ConfinedPool:
+    """The processes that render; `render_pool().start()` has one ready when it is needed."""
+    return ConfinedPool("runtime.text.rendering", size=2)
+
+
 class ChatTemplate:
-    """One template, compiled. Rendering is what transformers' apply_chat_template renders."""
+    """One template. Rendering is what transformers' apply_chat_template renders."""
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, str] | None = None, name: str = "template"
@@ -43,9 +36,11 @@ class ChatTemplate:
         for a template that does not parse."""
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        if len(source) > MAX_TEMPLATE_CHARACTERS:
+            raise FileFormatError(name, f"the chat template is {len(source)} characters long")
         try:
-            self._template = TemplateEnvironment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            self._key: str = render_pool().call("parse", source)
+        except (Refused, Overrun) as error:
             raise FileFormatError(name, f"the chat template does not parse: {error}") from error
 
     def render(
@@ -70,15 +65,25 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt and not continue_final,
         }
         try:
-            text = _bounded(self._template.generate(context))
+            text = self._render(context)
             return _until_end_of(messages[-1], text) if continue_final else text
-        except RequestError:
-            raise
-        except _TEMPLATE_FAULTS as error:
-            reason = str(error)[:300] or type(error).__name__
+        except (Refused, Overrun) as error:
             raise RequestError(
-                f"the chat template refuses these messages: {reason}", "messages"
+                f"the chat template refuses these messages: {error}", "messages"
             ) from error
+        except Busy as error:
+            raise RequestError(str(error), code="queue_full") from error
+
+    def _render(self, context: Mapping[str, Any]) -> str:
+        pool = render_pool()
+        for _ in range(3):
+            try:
+                return str(pool.call("render", self._key, context))
+            except Refused as refusal:
+                if refusal.kind != "unknown":
+                    raise
+            pool.call("parse", self.source)
+        raise Busy("the process that renders chat templates was replaced too often")
 
 
 def load_template(model: Model) -> ChatTemplate | None:
@@ -143,20 +148,6 @@ def _until_end_of(message: Mapping[str, Any], rendered: str) -> str:
         "continue_final_message needs a last message whose text the chat template shows",
         "continue_final_message",
     )
-
-
-def _bounded(chunks: Iterator[str]) -> str:
-    steps_left.set(MAX_STEPS)
-    deadline = time.monotonic() + MAX_SECONDS
-    parts, size = [], 0
-    for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > MAX_OUTPUT_CHARACTERS:
-            raise SecurityError(f"its output is longer than {MAX_OUTPUT_CHARACTERS} characters")
-        if time.monotonic() > deadline:
-            raise SecurityError(f"it runs for more than {MAX_SECONDS:g} s")
-    return "".join(parts)
 
 
 def _read_text(path: Path) -> str:

@@ -1,0 +1,119 @@
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.confined.messages import Refused
+from runtime.confined.pool import Busy, ConfinedPool, Overrun
+
+TASKS = "tests.runtime.confined.tasks"
+FILTERED = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ConfinedPool]:
+    pool = ConfinedPool(TASKS, seconds=0.6)
+    yield pool
+    pool.close()
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_what_goes_in_comes_out(pool: ConfinedPool) -> None:
+    value = {"a": [1, 2.5, None, True], "é\ud800": "x" * 300_000}
+    assert pool.call("echo", value) == value
+    assert pool.call("thread") == 7
+
+
+def test_the_process_is_another_one_and_stays_warm(pool: ConfinedPool) -> None:
+    pid = pool.call("pid")
+    assert pid != os.getpid() and pool.call("pid") == pid and pool.pids == [pid]
+
+
+def test_a_tasks_refusal_keeps_its_words_and_its_process(pool: ConfinedPool) -> None:
+    pid = pool.call("pid")
+    with pytest.raises(Refused, match="no, thank you") as caught:
+        pool.call("refuse")
+    assert caught.value.kind == "polite"
+    for task, kind in (("fail", "bug"), ("recurse", "recursion")):
+        with pytest.raises(Refused) as caught:
+            pool.call(task)
+        assert caught.value.kind == kind
+    assert pool.call("pid") == pid
+
+
+def test_memory_is_bounded(pool: ConfinedPool) -> None:
+    assert pool.call("swell", 10) == 10 << 20
+    with pytest.raises(Refused) as caught:
+        pool.call("swell", 2000)
+    assert caught.value.kind == "memory"
+
+
+@pytest.mark.parametrize("task", ["spin", "kill_itself"])
+def test_what_overruns_is_killed_and_replaced(pool: ConfinedPool, task: str) -> None:
+    pid = pool.call("pid")
+    before = pool.overruns
+    start = time.monotonic()
+    with pytest.raises(Overrun):
+        pool.call(task)
+    assert time.monotonic() - start < 2
+    assert is_gone(pid), "the processor would go on turning"
+    assert pool.call("pid") != pid and pool.overruns == before + 1
+
+
+def test_who_waits_too_long_is_told_so() -> None:
+    pool = ConfinedPool(TASKS, seconds=5, patience=0.05)
+    pool.call("pid")
+    waiting = threading.Thread(target=pool.call, args=("sleep", 0.6))
+    waiting.start()
+    time.sleep(0.1)
+    with pytest.raises(Busy):
+        pool.call("pid")
+    waiting.join()
+    assert pool.call("echo", 1) == 1
+    pool.close()
+
+
+def test_a_second_process_serves_while_the_first_is_busy() -> None:
+    pool = ConfinedPool(TASKS, size=2, seconds=5)
+    pool.call("pid")
+    waiting = threading.Thread(target=pool.call, args=("sleep", 1.5))
+    waiting.start()
+    time.sleep(0.1)
+    assert pool.call("echo", 1) == 1
+    assert waiting.is_alive() and len(pool.pids) == 2
+    waiting.join()
+    pids = pool.pids
+    pool.close()
+    assert all(map(is_gone, pids)) and pool.pids == []
+
+
+@pytest.mark.skipif(not FILTERED, reason="system calls are filtered on Linux only")
+def test_files_network_and_programs_are_out_of_reach(pool: ConfinedPool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for task, arguments in (
+            ("read", ["/etc/hostname"]),
+            ("connect", [server.getsockname()[1]]),
+            ("run_program", []),
+        ):
+            with pytest.raises(Refused, match="PermissionError"):
+                pool.call(task, *arguments)
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_child_ends_with_its_parent(pool: ConfinedPool) -> None:
+    lone = ConfinedPool(TASKS)
+    pid = lone.call("pid")
+    (child,) = lone._all
+    child._link.close()
+    assert child._process.wait(10) == 0 and is_gone(pid)
