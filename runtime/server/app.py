@@ -6,7 +6,18 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from runtime.engine.request import RequestError
-from runtime.server import chat, completions, errors, health, metrics, models
+from runtime.server import (
+    chat,
+    completions,
+    errors,
+    health,
+    kserve,
+    llamacpp,
+    metrics,
+    models,
+    ready,
+    tokens,
+)
 from runtime.server.auth import RequireKey
 from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
@@ -16,7 +27,7 @@ from runtime.server.registry import Registry
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
-_ROOMS = (chat, completions, models, health, metrics)
+_ROOMS = (chat, completions, models, health, metrics, ready, tokens, llamacpp, kserve)
 
 
 def create_app(

@@ -1,0 +1,48 @@
+"""GET /ready: whether a load balancer should send requests here. /health says whether to restart."""
+
+from fastapi import FastAPI, Request
+
+from runtime.server.errors import ApiError
+from runtime.server.state import ServerState, state_of
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/ready", show_ready, methods=["GET"])
+
+
+async def show_ready(request: Request) -> dict[str, str]:
+    """200 while requests would be answered at once; 503 and why they would not."""
+    reason = not_ready(state_of(request))
+    if reason is not None:
+        raise ApiError(503, reason, headers={"Retry-After": "1"})
+    return {"status": "ok"}
+
+
+def not_ready(state: ServerState) -> str | None:
+    """Why the server is not ready, in a sentence; None where it is. A model that a request may
+    load is no obstacle, unless it failed to."""
+    if state.draining:
+        return "the server is shutting down"
+    for name, model in state.registry.models.items():
+        reason = _model_not_ready(name, state)
+        if reason is not None and not model.parked:
+            return reason
+    return None
+
+
+def _model_not_ready(name: str, state: ServerState) -> str | None:
+    model = state.registry.models[name]
+    if model.state in ("loading", "failed"):
+        return (
+            f"the model '{name}' is {'being loaded' if model.state == 'loading' else 'not loaded'}"
+        )
+    service = model.service
+    if service is not None and not service.engine.is_alive:
+        return f"the engine of '{name}' is not running"
+    return None
+
+
+def model_is_ready(name: str, state: ServerState) -> bool:
+    """Whether that one model answers. ApiError 404 for an unknown name."""
+    service = state.registry.model(name).service
+    return not state.draining and service is not None and service.engine.is_alive

@@ -1,0 +1,156 @@
+"""POST /tokenize, /detokenize and /apply-template: text, token ids and conversations, each as the
+other, in the forms of vLLM (`prompt`, `messages`) and of llama.cpp (`content`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from runtime.engine.request import RequestError
+from runtime.server.bodies import read_fields, validated
+from runtime.server.schemas import checked_messages
+from runtime.server.state import state_of
+from runtime.service import GenerationService
+from runtime.text.template import ChatTemplate
+
+_MAX_CHARACTERS = 1024 * 1024
+_MAX_TOKENS = 1024 * 1024
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+
+
+class TemplateBody(_Body):
+    """POST /apply-template."""
+
+    messages: list[Any] = Field(min_length=1)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class TokenizeBody(_Body):
+    """POST /tokenize; one of prompt, messages and content. Special tokens are put around a prompt
+    unless told otherwise, and around nothing else."""
+
+    prompt: str | None = Field(None, max_length=_MAX_CHARACTERS)
+    content: str | None = Field(None, max_length=_MAX_CHARACTERS)
+    messages: list[Any] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    return_token_strs: bool | None = None
+    with_pieces: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeBody(_Body):
+    """POST /detokenize."""
+
+    tokens: list[int] = Field(max_length=_MAX_TOKENS)
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/tokenize", tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", detokenize, methods=["POST"])
+    app.add_api_route("/apply-template", apply_template, methods=["POST"])
+
+
+async def tokenize(request: Request) -> dict[str, Any]:
+    """Token ids of a prompt, a conversation or a text."""
+    state = state_of(request)
+    body = validated(TokenizeBody, await read_fields(request, state.limits))
+    given = [name for name in ("prompt", "messages", "content") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise RequestError("give one of prompt, messages and content", given[-1] if given else None)
+    service = await state.lease(request, body.model)
+    if body.content is not None:
+        return await run_in_threadpool(_content_tokens, service, body, body.content)
+    return await run_in_threadpool(_prompt_tokens, service, body)
+
+
+async def detokenize(request: Request) -> dict[str, str]:
+    """Text of token ids, special ones included."""
+    state = state_of(request)
+    body = validated(DetokenizeBody, await read_fields(request, state.limits))
+    service = await state.lease(request, body.model)
+    _check_ids(service, body.tokens)
+    text = await run_in_threadpool(service.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return {"prompt": text, "content": text}
+
+
+async def apply_template(request: Request) -> dict[str, str]:
+    """The prompt text of a conversation."""
+    state = state_of(request)
+    body = validated(TemplateBody, await read_fields(request, state.limits))
+    service = await state.lease(request, body.model)
+    return {"prompt": await run_in_threadpool(rendered, service, body)}
+
+
+def rendered(service: GenerationService, body: TemplateBody | TokenizeBody) -> str:
+    """The prompt text of a body's messages; RequestError where the model has no template."""
+    return template_of(service).render(
+        checked_messages(body.messages or []),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final=bool(body.continue_final_message),
+        variables=body.chat_template_kwargs,
+    )
+
+
+def template_of(service: GenerationService) -> ChatTemplate:
+    if service.template is None:
+        raise RequestError(f"model '{service.model_name}' has no chat template", "messages")
+    return service.template
+
+
+def _prompt_tokens(service: GenerationService, body: TokenizeBody) -> dict[str, Any]:
+    """vLLM's answer."""
+    is_chat = body.prompt is None
+    text = rendered(service, body) if body.prompt is None else body.prompt
+    special = not is_chat if body.add_special_tokens is None else body.add_special_tokens
+    tokens = service.tokenizer.encode(text, add_special_tokens=special)
+    names = [service.tokenizer.token_of(id_) for id_ in tokens] if body.return_token_strs else None
+    return {
+        "count": len(tokens),
+        "max_model_len": service.max_positions,
+        "tokens": tokens,
+        "token_strs": names,
+    }
+
+
+def _content_tokens(
+    service: GenerationService, body: TokenizeBody, content: str
+) -> dict[str, list[Any]]:
+    """llama.cpp's answer; a piece that is no UTF-8 of its own is given as its bytes."""
+    tokens = service.tokenizer.encode(
+        content,
+        add_special_tokens=bool(body.add_special),
+        parse_special=body.parse_special is not False,
+    )
+    if not body.with_pieces:
+        return {"tokens": tokens}
+    return {"tokens": [{"id": id_, "piece": _piece(service, id_)} for id_ in tokens]}
+
+
+def _piece(service: GenerationService, token_id: int) -> str | list[int]:
+    data = service.tokenizer.token_bytes(token_id)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
+
+
+def _check_ids(service: GenerationService, tokens: Sequence[int]) -> None:
+    size = service.tokenizer.vocab_size
+    wrong = next((id_ for id_ in tokens if not 0 <= id_ < size), None)
+    if wrong is not None:
+        raise RequestError(
+            f"tokens holds {wrong}, but the vocabulary has the ids 0 to {size - 1}", "tokens"
+        )
