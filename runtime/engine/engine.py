@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from runtime.engine.batch import Executor
 from runtime.engine.candidates import Float32
+from runtime.engine.constraint import ConstraintError, Grammars, Matcher
 from runtime.engine.options import EngineOptions
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk, build_batch
 from runtime.engine.prompt_logprobs import note_prompt_logprobs
-from runtime.engine.request import FinishReason, Request, TokenEvent
+from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
 from runtime.engine.sampling import Draw, RowSampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
@@ -38,6 +39,7 @@ class Engine:
 
     check: verify the whole accounting after each step (for tests; costs time per page).
     on_step: is told the ids of the requests of each step before it runs.
+    grammars: what constrained requests need.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Engine:
         *,
         check: bool = False,
         on_step: Callable[[Sequence[str]], None] | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.options = options
         self._executor = executor
         self._check = check
         self._on_step = on_step
+        self._grammars = grammars
         self._counters = Counters()
         self._sequences: dict[str, SequenceState] = {}
         self._scheduler = self._new_scheduler()
@@ -94,16 +98,32 @@ class Engine:
             max_positions=self._executor.max_positions,
             pool_tokens=pool.capacity * pool.page_size,
         )
+        if request.constraint is not None and self._grammars is None:
+            raise RequestError("this model cannot hold its answers to a grammar", "constraint")
 
-    def add(self, request: Request) -> None:
+    def matcher_of(self, request: Request) -> Matcher | None:
+        """What `add` needs of a constrained request. Slow, and safe from any thread. RequestError
+        for a constraint that cannot be compiled."""
+        if request.constraint is None or self._grammars is None:
+            return None
+        try:
+            return self._grammars.matcher(request.constraint)
+        except ConstraintError as error:
+            raise RequestError(str(error), "constraint") from error
+
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
         """Queue a request. RequestError if it can never be served, if the queue is full (code
-        "queue_full") or if its id is in use (code "duplicate_request_id")."""
+        "queue_full") or if its id is in use (code "duplicate_request_id").
+
+        matcher: from `matcher_of`; made here where there is none yet.
+        """
         self.validate(request)
         if request.request_id in self._sequences:
             raise duplicate_request(request.request_id)
         if self.num_waiting >= self.options.max_waiting:
             raise queue_full(self.num_waiting, self.options.max_waiting)
-        sampler = RowSampler(request, self._executor.vocab_size)
+        matcher = matcher or self.matcher_of(request)
+        sampler = RowSampler(request, self._executor.vocab_size, matcher)
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
         self._sequences[request.request_id] = sequence
@@ -198,10 +218,11 @@ class Engine:
         except Exception as cause:
             _log.exception("a token could not be chosen")
             draw = Draw(None, error=f"A token could not be chosen: {cause}")
-        return [self._told(sequence, draw)]
+        return self._told(sequence, draw)
 
-    def _told(self, sequence: SequenceState, draw: Draw) -> TokenEvent:
-        """A draw becomes part of the answer, and an event."""
+    def _told(self, sequence: SequenceState, draw: Draw) -> list[TokenEvent]:
+        """A draw becomes part of the answer, and an event; one more where it completed the text of
+        a constraint, since the token of a "stop" is no part of the text."""
         request = sequence.request
         prompt_logprobs = None
         if sequence.num_answer_tokens == 0:
@@ -209,6 +230,7 @@ class Engine:
             if request.sampling.prompt_logprobs is not None and draw.error is None:
                 prompt_logprobs = tuple(sequence.prompt_logprobs)
         reason: FinishReason | None = None
+        completed = False
         if draw.token_id is not None:
             sequence.append(draw.token_id)
             self._counters.generated_tokens += 1
@@ -216,13 +238,17 @@ class Engine:
             reason = "error"
         elif draw.token_id in request.stop_token_ids:
             reason = "stop"
+        elif completed := sequence.sampler.finished:
+            reason = "stop"
         elif sequence.num_answer_tokens == request.max_tokens:
             reason = "length"
         if reason is not None:
             self._finish(sequence, reason)
-        return TokenEvent(
-            request.request_id, draw.token_id, reason, draw.logprobs, draw.error, prompt_logprobs
+        end = None if completed else reason
+        event = TokenEvent(
+            request.request_id, draw.token_id, end, draw.logprobs, draw.error, prompt_logprobs
         )
+        return [event, TokenEvent(request.request_id, None, reason)] if completed else [event]
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         del self._sequences[sequence.request.request_id]

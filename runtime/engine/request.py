@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.engine.constraint import Constraint
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -57,6 +59,13 @@ class Request:
     """Ending tokens (end-of-sequence ids included); the one that ended it is still reported."""
     min_tokens: int = 0
     """Ending tokens are not sampled before this many answer tokens."""
+    priority: int = 0
+    """Smaller ones are served first, and preempted last; equal ones in order of arrival."""
+    cache_salt: str = ""
+    """Only requests of the same salt share what is computed."""
+    constraint: Constraint | None = None
+    """What the text must be. Its grammar has the last word: it allows ending tokens where the text
+    may end, and where nothing may follow the answer ends, whatever `min_tokens` is."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +89,5 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """Of every prompt token but the first, in order; only in the request's first event, and only
     if asked for."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found computed in the prefix cache; the same in every event."""

@@ -6,7 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.engine.candidates import Float32, draw_token, log_probabilities
+from runtime.engine.constraint import ConstraintError, Matcher
 from runtime.engine.request import Request, TokenLogprobs
+
+_NO_TOKEN = "Bias, penalties, min_tokens and the constraint leave no token to choose."
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,11 @@ class RowSampler:
     """One request's sampling state: its random generator, and counts of the tokens it has seen.
 
     Depends on the request alone, and is untouched by preemption: a draw is never repeated. Equal
-    seeds give equal draws, whatever the request is called.
+    seeds give equal draws, whatever the request is called. The matcher of a constrained request
+    moves with `note`.
     """
 
-    def __init__(self, request: Request, vocab_size: int) -> None:
+    def __init__(self, request: Request, vocab_size: int, matcher: Matcher | None = None) -> None:
         params = request.sampling
         self._params = params
         self._generator: np.random.Generator | None = None
@@ -43,9 +47,18 @@ class RowSampler:
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         self._min_tokens = request.min_tokens
         self._ending_ids = [i for i in request.stop_token_ids if 0 <= i < vocab_size]
+        self._matcher = matcher
         self._always_edits = (
-            self._seen is not None or self._answer_counts is not None or self._bias_ids.size > 0
+            self._seen is not None
+            or self._answer_counts is not None
+            or self._bias_ids.size > 0
+            or matcher is not None
         )
+
+    @property
+    def finished(self) -> bool:
+        """A constraint leaves nothing that could follow."""
+        return self._matcher is not None and self._matcher.finished
 
     def note(self, token_id: int) -> None:
         """The token now belongs to the answer."""
@@ -53,6 +66,8 @@ class RowSampler:
             self._seen[token_id] = True
         if self._answer_counts is not None:
             self._answer_counts[token_id] += 1
+        if self._matcher is not None:
+            self._matcher.accept(token_id)
 
     def draw(self, row: Float32, best: int, num_answer_tokens: int) -> Draw:
         """Choose from raw logits `row` [vocab], of which `best` is the largest's lowest index."""
@@ -60,11 +75,14 @@ class RowSampler:
             return Draw(None, error="The model produced logits that are not finite numbers.")
         token_id = best
         ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
-        edited = self._edit(row, ending) if ending or self._always_edits else row
+        try:
+            edited = self._edit(row, ending) if ending or self._always_edits else row
+        except ConstraintError as error:
+            return Draw(None, error=str(error))
         if edited is not row:
             token_id = int(edited.argmax())
             if not np.isfinite(edited[token_id]):
-                return Draw(None, error="Bias, penalties and min_tokens leave no token to choose.")
+                return Draw(None, error=_NO_TOKEN)
         if self._generator is not None:
             token_id = draw_token(edited, self._params, self._generator.random())
         if self._params.logprobs is None:
@@ -72,7 +90,7 @@ class RowSampler:
         return Draw(token_id, log_probabilities(row, token_id, self._params.logprobs))
 
     def _edit(self, row: Float32, without_ending: bool) -> Float32:
-        """Penalties, then bias, then the ban on ending, on a copy."""
+        """Penalties, then bias, then the ban on ending and the constraint, on a copy."""
         params = self._params
         edited = row.copy()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -84,6 +102,19 @@ class RowSampler:
                 edited -= np.float32(params.frequency_penalty) * self._answer_counts
                 edited -= np.float32(params.presence_penalty) * (self._answer_counts > 0)
             edited[self._bias_ids] += self._bias
+        if self._matcher is not None:
+            return np.where(
+                self._allowed(self._matcher, without_ending), edited, np.float32(-np.inf)
+            )
         if without_ending:
             edited[self._ending_ids] = -np.inf
         return edited
+
+    def _allowed(self, matcher: Matcher, without_ending: bool) -> npt.NDArray[np.bool_]:
+        """Ending tokens stay where the grammar leaves nothing else."""
+        allowed = matcher.allowed()
+        if not without_ending:
+            return allowed
+        others = allowed.copy()
+        others[self._ending_ids] = False
+        return others if others.any() else allowed

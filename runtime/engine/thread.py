@@ -4,8 +4,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from runtime.engine.constraint import Matcher
 from runtime.engine.engine import Engine, ExecutorFailed
 from runtime.engine.request import Request, RequestError, TokenEvent
 from runtime.engine.stats import EngineStats
@@ -23,7 +25,8 @@ class EngineThread:
     """Owns an engine from now on and steps it while there is work; sleeps when there is none.
 
     Listeners run on the engine's thread and must return at once. Each accepted request gets
-    exactly one event with a finish_reason, whatever happens, and that is its last one.
+    exactly one event with a finish_reason, whatever happens, and that is its last one. Grammars
+    are compiled on a thread aside, so that no other request waits for them.
 
     after_turn: called on the engine's thread after the events of each step have been delivered.
     """
@@ -39,6 +42,10 @@ class EngineThread:
         self._after_turn = after_turn
         self._wake = threading.Condition()
         self._inbox: dict[str, Request] = {}
+        self._compiling: dict[str, Request] = {}
+        self._matchers: dict[str, Matcher | None] = {}
+        self._uncompiled: list[TokenEvent] = []
+        self._compiler = ThreadPoolExecutor(1, "coldpress-grammars")
         self._aborts: set[str] = set()
         self._listeners: dict[str, Listener] = {}
         self._last_progress = clock()
@@ -69,14 +76,18 @@ class EngineThread:
                 raise RequestError("the server is shutting down", code="shutting_down")
             if request.request_id in self._listeners:
                 raise duplicate_request(request.request_id)
-            num_waiting = self._engine.num_waiting + len(self._inbox)
+            num_waiting = self._engine.num_waiting + self._num_outside
             if num_waiting >= self._engine.options.max_waiting:
                 raise queue_full(num_waiting, self._engine.options.max_waiting)
             if not self._listeners:
                 self._last_progress = self._clock()
             self._listeners[request.request_id] = on_event
-            self._inbox[request.request_id] = request
-            self._wake.notify()
+            if request.constraint is not None:
+                self._compiling[request.request_id] = request
+                self._compiler.submit(self._compile, request)
+            else:
+                self._inbox[request.request_id] = request
+                self._wake.notify()
 
     def abort(self, request_id: str) -> None:
         """End a request soon; its listener gets the "abort". Unknown ids are ignored."""
@@ -89,7 +100,7 @@ class EngineThread:
         """Of this moment, perhaps amid a step; requests not yet handed over count as waiting."""
         with self._wake:
             stats = self._engine.stats
-            return replace(stats, num_waiting=stats.num_waiting + len(self._inbox))
+            return replace(stats, num_waiting=stats.num_waiting + self._num_outside)
 
     def shutdown(self, drain_seconds: float = 30.0) -> bool:
         """Take no more requests, let the live ones finish, then end the rest with an error event.
@@ -117,14 +128,49 @@ class EngineThread:
             with self._wake:
                 self._draining = True
                 live = tuple(self._listeners)
+            self._compiler.shutdown(wait=False, cancel_futures=True)
             self._engine.reset()
             self._deliver_error(live, "The server stopped before the answer was complete.")
+
+    @property
+    def _num_outside(self) -> int:
+        """Requests that the engine has not been handed yet."""
+        return len(self._inbox) + len(self._compiling)
+
+    def _compile(self, request: Request) -> None:
+        """On the thread aside: the request may enter, or it ends, unless it was aborted by now."""
+        matcher, error = None, None
+        try:
+            matcher = self._engine.matcher_of(request)
+        except RequestError as refusal:
+            error = str(refusal)
+        except Exception as bug:
+            _log.exception("a grammar could not be compiled")
+            error = f"The constraint could not be compiled: {bug}"
+        name = request.request_id
+        with self._wake:
+            if self._compiling.get(name) is not request:
+                return
+            del self._compiling[name]
+            if error is None:
+                self._matchers[name] = matcher
+                self._inbox[name] = request
+            else:
+                self._uncompiled.append(TokenEvent(name, None, "error", error=error))
+            self._wake.notify()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is some; False when it is time to end."""
         with self._wake:
             self._wake.wait_for(
-                lambda: self._inbox or self._aborts or self._engine.has_work or self._draining
+                lambda: (
+                    self._inbox
+                    or self._aborts
+                    or self._uncompiled
+                    or self._engine.has_work
+                    or (self._draining and not self._compiling)
+                    or self._stopping
+                )
             )
             return not self._stopping and not (self._draining and not self._listeners)
 
@@ -142,19 +188,29 @@ class EngineThread:
             _log.exception("the engine failed; every live request ends and it starts afresh")
             self._engine.reset()
             with self._wake:
-                started = tuple(name for name in self._listeners if name not in self._inbox)
+                started = tuple(
+                    name
+                    for name in self._listeners
+                    if name not in self._inbox and name not in self._compiling
+                )
             self._deliver_error(started, f"The engine failed: {bug}")
 
     def _take_commands(self) -> list[TokenEvent]:
         """Hand new requests to the engine while its queue has room; carry out the aborts."""
         with self._wake:
             aborts, self._aborts = self._aborts, set()
-            never_started = [name for name in aborts if self._inbox.pop(name, None) is not None]
+            never_started = [name for name in aborts if self._drop_unstarted(name)]
+            events, self._uncompiled = self._uncompiled, []
             room = self._engine.options.max_waiting
             while self._inbox and self._engine.num_waiting < room:
-                self._engine.add(self._inbox.pop(next(iter(self._inbox))))
-        events = [TokenEvent(name, None, "abort") for name in never_started]
+                request = self._inbox.pop(next(iter(self._inbox)))
+                self._engine.add(request, self._matchers.pop(request.request_id, None))
+        events += [TokenEvent(name, None, "abort") for name in never_started]
         return events + [event for name in aborts if (event := self._engine.abort(name))]
+
+    def _drop_unstarted(self, name: str) -> bool:
+        self._matchers.pop(name, None)
+        return any(box.pop(name, None) is not None for box in (self._inbox, self._compiling))
 
     def _deliver_error(self, request_ids: tuple[str, ...], error: str) -> None:
         self._deliver([TokenEvent(name, None, "error", error=error) for name in request_ids])

@@ -1,0 +1,50 @@
+"""What the text of an answer must be, and what holds its tokens to it."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+ConstraintKind = Literal["json_schema", "regex", "lark"]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Plain data: a JSON schema, a regular expression that the whole text matches, or a grammar in
+    llguidance's Lark syntax."""
+
+    kind: ConstraintKind
+    text: str
+
+
+class ConstraintError(ValueError):
+    """An answer cannot be held to its constraint (any longer); one sentence says why."""
+
+
+class Matcher(Protocol):
+    """Where one answer stands in its grammar. One thread at a time."""
+
+    @property
+    def finished(self) -> bool:
+        """The text is complete, and no token may follow it."""
+        ...
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Which tokens may come next, bool [vocab]; ending tokens where the text may end here.
+
+        Valid until the next call. Raises ConstraintError; then no token may be chosen.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """The token, which was allowed, now belongs to the answer."""
+        ...
+
+
+class Grammars(Protocol):
+    """Makes matchers for one model's vocabulary; slow, and callable from any thread."""
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """Raises ConstraintError for a constraint that cannot be compiled."""
+        ...
