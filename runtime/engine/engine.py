@@ -236,9 +236,7 @@ class Engine:
             self._counters.generated_tokens += 1
         if draw.error is not None:
             reason = "error"
-        elif draw.token_id in request.stop_token_ids:
-            reason = "stop"
-        elif completed := sequence.sampler.finished:
+        elif draw.token_id in request.stop_token_ids or (completed := sequence.sampler.finished):
             reason = "stop"
         elif sequence.num_answer_tokens == request.max_tokens:
             reason = "length"
