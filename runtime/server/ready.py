@@ -1,4 +1,4 @@
-"""GET /ready: whether a load balancer should send requests here. /health says whether to restart."""
+"""GET /ready: whether to send requests here; /health is about whether to restart the server."""
 
 from fastapi import FastAPI, Request
 
@@ -32,10 +32,10 @@ def not_ready(state: ServerState) -> str | None:
 
 def _model_not_ready(name: str, state: ServerState) -> str | None:
     model = state.registry.models[name]
-    if model.state in ("loading", "failed"):
-        return (
-            f"the model '{name}' is {'being loaded' if model.state == 'loading' else 'not loaded'}"
-        )
+    if model.state == "loading":
+        return f"the model '{name}' is being loaded"
+    if model.state == "failed":
+        return f"the model '{name}' could not be loaded"
     service = model.service
     if service is not None and not service.engine.is_alive:
         return f"the engine of '{name}' is not running"
