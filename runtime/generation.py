@@ -70,6 +70,10 @@ class Generation:
         self.max_tokens = params.max_tokens or 0
         self.num_answer_tokens = 0
         """Tokens sampled so far, the ending one included."""
+        self.num_cached_tokens = 0
+        """Tokens of the prompt that were not computed anew."""
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+        """Of every prompt token but the first, with the first delta, where they are asked for."""
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
@@ -118,6 +122,8 @@ class Generation:
             self._abort(self.request_id)
 
     def _delta(self, event: TokenEvent) -> TextDelta:
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
         if event.token_id is not None:
             self.num_answer_tokens += 1
         reason, token_id, ending_id = event.finish_reason, event.token_id, None

@@ -16,7 +16,8 @@ from runtime.server.sse import DONE, EventStream, event
 from runtime.server.state import cancel_all
 
 Chunk = dict[str, Any]
-ToChunks = Callable[[int, TextDelta], list[Chunk]]
+ToChunks = Callable[[int, TextDelta], Sequence[Chunk | bytes]]
+"""Chunks, or events that are written already."""
 
 _CLIENT_CLOSED = 499
 
@@ -103,9 +104,13 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     try:
         async for ready in deltas_of(generations, metrics):
-            chunks = [chunk for index, delta in ready for chunk in to_chunks(index, delta)]
-            if chunks:
-                yield b"".join(map(event, chunks))
+            events = [
+                chunk if isinstance(chunk, bytes) else event(chunk)
+                for index, delta in ready
+                for chunk in to_chunks(index, delta)
+            ]
+            if events:
+                yield b"".join(events)
         last = last_chunk()
         yield DONE if last is None else event(last) + DONE
     except ApiError as error:

@@ -11,26 +11,27 @@ from runtime.server.schemas import refuse_unsupported
 
 Body = TypeVar("Body", bound=BaseModel)
 
-_FIELDS = "coldpress.fields"
+FIELDS = "coldpress.fields"
+"""Where a request's scope keeps what `read_fields` has read."""
 
 
 async def read_fields(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body's JSON object. ApiError for a body that is too large, too slow or not JSON;
-    RequestError for a field that would not be honoured."""
+    """The body's JSON object. ApiError for a body that is too large, too slow or not JSON."""
     fields = parse_object(await read_body(request, limits))
-    request.scope[_FIELDS] = fields
-    refuse_unsupported(fields)
+    request.scope[FIELDS] = fields
     return fields
 
 
 def fields_of(request: Request) -> dict[str, Any]:
     """What `read_fields` has read of this request; empty before that."""
-    fields: dict[str, Any] = request.scope.get(_FIELDS, {})
+    fields: dict[str, Any] = request.scope.get(FIELDS, {})
     return fields
 
 
 def validated(model: type[Body], fields: dict[str, Any]) -> Body:
-    """The body as its type; ApiError naming the first field that is wrong."""
+    """The body as its type. RequestError for a field that would not be honoured, ApiError naming
+    the first one that is wrong."""
+    refuse_unsupported(fields, model.model_fields)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -1,20 +1,20 @@
 """POST /v1/completions."""
 
-import time
-from collections.abc import Sequence
-from typing import Any
-from uuid import uuid4
-
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
-from runtime.generation import Generation, TextDelta
-from runtime.server.answers import Chunk, collected, json_answer, streamed
+from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
-from runtime.server.logprobs import CompletionLogprobs
+from runtime.server.completion_answer import CompletionAnswer
 from runtime.server.schemas import CompletionBody, prompts_of
-from runtime.server.state import ServerState, generation_params, state_of, submit_all, usage_of
+from runtime.server.state import (
+    ServerState,
+    generation_params,
+    kept_tokens,
+    state_of,
+    submit_all,
+)
 from runtime.service import GenerationService
 
 _DEFAULT_MAX_TOKENS = 16
@@ -35,18 +35,32 @@ async def create_completion(request: Request) -> Response:
         service.sampling_defaults,
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
+        prompt_logprobs=_asked_of_prompt(body),
     )
-    generations = submit_all(service, prompts, params, _DEFAULT_MAX_TOKENS)
-    answer = _CompletionAnswer(service, body, generations)
+    tokens = [tokens for _, tokens in prompts]
+    generations = submit_all(service, tokens, params, _DEFAULT_MAX_TOKENS)
+    of_choices = [prompt for prompt in prompts for _ in params]
+    answer = CompletionAnswer(service, body, of_choices, generations)
     if body.stream:
         return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)
     return json_answer(answer.whole(await collected(request, generations, state.metrics)))
 
 
+def _asked_of_prompt(body: CompletionBody) -> int | None:
+    """How many alternatives are wanted in the place of each prompt token, None for nothing."""
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        raise RequestError("max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
+    asked = [] if body.prompt_logprobs is None else [body.prompt_logprobs]
+    if body.echo and body.logprobs is not None:
+        asked.append(body.logprobs)
+    # The engine reads a prompt without an answer only for what it says of the prompt.
+    return max(asked, default=0 if body.max_tokens == 0 else None)
+
+
 def _encoded(
     state: ServerState, service: GenerationService, body: CompletionBody
-) -> list[list[int]]:
-    """Token ids of each prompt, in order; RequestError if there are too many of them."""
+) -> list[tuple[str, list[int]]]:
+    """Text and token ids of each prompt, in order; RequestError if there are too many of them."""
     limit = state.limits.max_sequences
     prompts = prompts_of(body.prompt, limit)
     if len(prompts) * (body.n or 1) > limit:
@@ -55,57 +69,19 @@ def _encoded(
             f"answers; at most {limit} are allowed",
             "n",
         )
-    add_special_tokens = body.add_special_tokens is not False
-    return [
-        service.encode(prompt, add_special_tokens=add_special_tokens)
-        if isinstance(prompt, str)
-        else prompt
-        for prompt in prompts
-    ]
+    keep = kept_tokens(service, body, body.max_tokens)
+    return [_text_and_tokens(service, body, prompt, keep) for prompt in prompts]
 
 
-class _CompletionAnswer:
-    """The objects of one answer, which share an id. Choices are counted prompt by prompt."""
-
-    def __init__(
-        self, service: GenerationService, body: CompletionBody, generations: Sequence[Generation]
-    ) -> None:
-        self._body = body
-        self._generations = generations
-        self._logprobs = [CompletionLogprobs(service.tokenizer) for _ in generations]
-        self._head = {
-            "id": f"cmpl-{uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": service.model_name,
-        }
-
-    def whole(self, answers: Sequence[Sequence[TextDelta]]) -> Chunk:
-        choices = [
-            self._choice(index, "".join(delta.text for delta in deltas), deltas)
-            for index, deltas in enumerate(answers)
-        ]
-        return {**self._head, "choices": choices, "usage": self._usage()}
-
-    def chunks(self, index: int, delta: TextDelta) -> list[Chunk]:
-        chunk = {**self._head, "choices": [self._choice(index, delta.text, [delta])]}
-        if self._body.wants_usage:
-            chunk["usage"] = self._usage() if self._body.wants_usage_always else None
-        return [chunk]
-
-    def usage_chunk(self) -> Chunk | None:
-        if not self._body.wants_usage:
-            return None
-        return {**self._head, "choices": [], "usage": self._usage()}
-
-    def _choice(self, index: int, text: str, deltas: Sequence[TextDelta]) -> dict[str, Any]:
-        wants_logprobs = self._body.logprobs is not None
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs[index].of(deltas) if wants_logprobs else None,
-            "finish_reason": deltas[-1].finish_reason,
-        }
-
-    def _usage(self) -> dict[str, Any]:
-        return usage_of(self._generations, self._body.n or 1)
+def _text_and_tokens(
+    service: GenerationService, body: CompletionBody, prompt: str | list[int], keep: int | None
+) -> tuple[str, list[int]]:
+    if isinstance(prompt, str):
+        special = body.add_special_tokens is not False
+        tokens = service.encode(prompt, add_special_tokens=special, keep_last=keep)
+        if keep is None:
+            return prompt, tokens
+    else:
+        tokens = prompt if keep is None else prompt[-keep:]
+    text = service.tokenizer.decode(tokens, skip_special_tokens=False) if body.echo else ""
+    return text, tokens

@@ -4,7 +4,8 @@ Keys that nobody here knows are accepted, since clients send many that change no
 asks for a constraint or for output which would be missing is refused: see REFUSED.
 """
 
-from typing import Annotated, Any
+from collections.abc import Container
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -57,7 +58,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
     "prompt_embeds": (None,),
 }
-"""Fields that would be dropped silently, each with the values that ask for nothing."""
+"""Fields that would be dropped silently, each with the values that ask for nothing. A body that
+declares one of them honours it."""
 
 
 class StreamOptions(BaseModel):
@@ -79,6 +81,7 @@ class GenerationBody(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: list[int] | None = Field(None, max_length=256)
+    include_stop_str_in_output: bool | None = None
     max_tokens: int | None = Field(None, ge=1)
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
@@ -92,6 +95,13 @@ class GenerationBody(BaseModel):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     logit_bias: dict[str, Any] | None = None
     """Checked by `bias_of`, which stops at the first entry that is wrong."""
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    """Only so many of the prompt's last tokens are used; -1 for what the context leaves."""
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    timings_per_token: bool | None = None
+    """Whether answers carry llama.cpp's `timings`."""
 
     @property
     def wants_usage(self) -> bool:
@@ -112,20 +122,29 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    """llama.cpp's: with "none" a model's thoughts stay in its content."""
 
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions. `prompt` is checked by `prompts_of`, which stops at its length."""
 
     prompt: Any
+    max_tokens: int | None = Field(None, ge=0)
+    """0 asks for the prompt alone, with `echo` or `prompt_logprobs`."""
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool | None = None
     add_special_tokens: bool | None = None
 
 
-def refuse_unsupported(fields: dict[str, Any]) -> None:
+def refuse_unsupported(fields: dict[str, Any], honoured: Container[str]) -> None:
     """RequestError naming the first field that asks for what would not be done."""
     for name, neutral in REFUSED.items():
-        if name in fields and not any(_same(fields[name], value) for value in neutral):
+        if name in honoured or name not in fields:
+            continue
+        if not any(_same(fields[name], value) for value in neutral):
             raise RequestError(
                 f"'{name}' is not supported by this server; leave it out", name, "unsupported_field"
             )

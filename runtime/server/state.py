@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from runtime.engine.request import SamplingParams
+from runtime.engine.request import RequestError, SamplingParams
 from runtime.generation import Generation, GenerationParams
 from runtime.server.bodies import fields_of
 from runtime.server.leases import lease, sticky_key
@@ -28,6 +28,8 @@ class ServerState:
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    has_key: bool = False
+    """Whether an API key guards every route but health."""
 
     @property
     def services(self) -> Mapping[str, GenerationService]:
@@ -64,15 +66,17 @@ def generation_params(
     *,
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> list[GenerationParams]:
     """One set of parameters per choice: seeds count up, so that choices differ yet repeat."""
-    sampling = _sampling(body, defaults, logprobs)
+    sampling = replace(_sampling(body, defaults, logprobs), prompt_logprobs=prompt_logprobs)
     stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
     params = GenerationParams(
         max_tokens=max_tokens,
         sampling=sampling,
         stop=tuple(stop),
         stop_token_ids=frozenset(body.stop_token_ids or ()),
+        include_stop=bool(body.include_stop_str_in_output),
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=body.skip_special_tokens is not False,
@@ -107,6 +111,19 @@ def _sampling(
     return SamplingParams(**chosen, logit_bias=bias_of(body.logit_bias), logprobs=logprobs)
 
 
+def kept_tokens(
+    service: GenerationService, body: GenerationBody, max_tokens: int | None
+) -> int | None:
+    """How many tokens of a prompt's end are used, where the request says that it may be cut."""
+    asked = body.truncate_prompt_tokens
+    if asked == 0:
+        name = "truncate_prompt_tokens"
+        raise RequestError(f"{name} must be at least 1, or -1", name)
+    if asked is None or asked > 0:
+        return asked
+    return max(1, service.max_positions - max(1, max_tokens or 0))
+
+
 def submit_all(
     service: GenerationService,
     prompts: Sequence[Sequence[int]],
@@ -120,7 +137,7 @@ def submit_all(
         for prompt in prompts:
             default = _at_most(default_max_tokens, service.max_positions - len(prompt))
             for choice in params:
-                max_tokens = choice.max_tokens or default
+                max_tokens = default if choice.max_tokens is None else choice.max_tokens
                 started.append(service.submit(prompt, replace(choice, max_tokens=max_tokens)))
     except BaseException:
         cancel_all(started)
@@ -137,14 +154,17 @@ def cancel_all(generations: Sequence[Generation]) -> None:
         generation.cancel()
 
 
-def usage_of(generations: Sequence[Generation], num_choices: int) -> dict[str, Any]:
+def usage_of(
+    generations: Sequence[Generation], num_choices: int, num_reasoning_tokens: int = 0
+) -> dict[str, Any]:
     """OpenAI's usage object; a prompt is counted once, whatever n is."""
+    cached = sum(generation.num_cached_tokens for generation in generations[::num_choices])
     prompt = sum(generation.num_prompt_tokens for generation in generations[::num_choices])
     answer = sum(generation.num_answer_tokens for generation in generations)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
     }

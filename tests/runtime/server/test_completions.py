@@ -1,3 +1,4 @@
+import pytest
 from openai import OpenAI
 
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, tiny_tokenizer
@@ -73,3 +74,55 @@ def test_special_tokens_are_shown_when_asked_for(server: Running, client: OpenAI
         extra_body={"skip_special_tokens": False},
     )
     assert (hidden.choices[0].text, shown.choices[0].text) == ("", "<|im_start|>" * 2)
+
+
+def test_what_ended_the_answer_is_shown_where_asked_for(client: OpenAI) -> None:
+    whole = expected(1, 40)
+    stop = whole[12:15]
+    body = {"include_stop_str_in_output": True}
+    answer = client.completions.create(
+        model=MODEL, prompt=[5], max_tokens=40, stop=stop, extra_body=body
+    )
+    assert answer.choices[0].text == whole[: whole.index(stop) + len(stop)]
+
+
+@pytest.mark.parametrize("keep", [3, -1])
+def test_a_prompt_is_cut_only_where_asked_for(client: OpenAI, keep: int) -> None:
+    long = [7] * 1000
+    answer = client.completions.create(
+        model=MODEL, prompt=long, max_tokens=4, extra_body={"truncate_prompt_tokens": keep}
+    )
+    kept = 3 if keep == 3 else 252
+    assert answer.usage is not None and answer.usage.prompt_tokens == kept
+    assert answer.choices[0].text == expected(kept, 4)
+
+
+def test_token_ids_are_returned_where_asked_for(client: OpenAI) -> None:
+    executor = ScriptedExecutor()
+    body = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+    whole = client.completions.create(
+        model=MODEL, prompt=[5, 6], max_tokens=4, logprobs=1, extra_body=body
+    )
+    (choice,) = whole.model_dump()["choices"]
+    assert choice["token_ids"] == executor.answer(2, 4)
+    assert choice["prompt_token_ids"] == [5, 6]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{id_}" for id_ in executor.answer(2, 4)]
+    stream = client.completions.create(
+        model=MODEL, prompt=[5, 6], max_tokens=4, stream=True, extra_body=body
+    )
+    choices = [chunk.model_dump()["choices"][0] for chunk in stream]
+    assert [id_ for choice in choices for id_ in choice["token_ids"]] == executor.answer(2, 4)
+    assert choices[0]["prompt_token_ids"] == [5, 6] and "prompt_token_ids" not in choices[1]
+
+
+def test_timings_are_given_where_asked_for(client: OpenAI) -> None:
+    body = {"timings_per_token": True}
+    answer = client.completions.create(model=MODEL, prompt=[5, 6], max_tokens=4, extra_body=body)
+    timings = answer.model_dump()["timings"]
+    assert (timings["prompt_n"], timings["predicted_n"], timings["cache_n"]) == (2, 4, 0)
+    assert timings["prompt_ms"] >= 0 and timings["predicted_per_second"] >= 0
+    chunks = client.completions.create(
+        model=MODEL, prompt=[5], max_tokens=4, stream=True, extra_body=body
+    )
+    counts = [chunk.model_dump()["timings"]["predicted_n"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 4

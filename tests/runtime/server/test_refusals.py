@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from runtime.server.limits import Limits
-from runtime.server.schemas import REFUSED
+from runtime.server.schemas import REFUSED, ChatBody
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -76,6 +76,8 @@ def completion(**fields: Any) -> bytes:
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
         ("stream", "yes"),
         ("model", 5),
+        ("reasoning_format", "loud"),
+        ("include_stop_str_in_output", 1),
     ],
 )
 def test_chat_names_the_field_that_is_wrong(http: httpx.Client, field: str, value: object) -> None:
@@ -99,6 +101,12 @@ def test_chat_names_the_field_that_is_wrong(http: httpx.Client, field: str, valu
         ("prompt", ["a"] * 1_000_000),
         ("logprobs", 21),
         ("logprobs", True),
+        ("prompt_logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("echo", "yes"),
+        ("max_tokens", 0),
+        ("truncate_prompt_tokens", 0),
+        ("truncate_prompt_tokens", -2),
     ],
 )
 def test_completions_name_the_field_that_is_wrong(
@@ -112,7 +120,7 @@ def test_prompts_times_n_is_bounded(http: httpx.Client) -> None:
     assert error["param"] == "n" and "80" in error["message"] and "64" in error["message"]
 
 
-@pytest.mark.parametrize("field", sorted(REFUSED))
+@pytest.mark.parametrize("field", sorted(REFUSED.keys() - ChatBody.model_fields))
 def test_fields_that_would_be_dropped_are_refused(http: httpx.Client, field: str) -> None:
     error = refusal(http, "/v1/chat/completions", chat(**{field: {"something": ["else"]}}))
     assert (error["param"], error["code"]) == (field, "unsupported_field")

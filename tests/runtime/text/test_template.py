@@ -167,4 +167,5 @@ def test_a_final_message_is_continued_as_transformers_does(
 def test_a_final_message_that_is_not_shown_cannot_be_continued() -> None:
     for content in ("", "unseen"):
         with pytest.raises(RequestError, match="continue_final_message"):
-            ChatTemplate("fixed").render([{"role": "user", "content": content}], continue_final=True)
+            talk = [{"role": "user", "content": content}]
+            ChatTemplate("fixed").render(talk, continue_final=True)
