@@ -1,7 +1,7 @@
 """What one step hands to an executor, and what an executor is."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,4 +60,14 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the weights and the pool; the executor cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class GivesHidden(Protocol):
+    """What an executor has besides, where it can give the rows that logits are made of."""
+
+    def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """The normed output of the last layer in place of logits, float32 [R, hidden_size]; the
+        step's keys and values are written as by `step`. Valid until the next call of either."""
         ...

@@ -62,7 +62,7 @@ class CpuExecutor:
         pool = ThreadPool(threads or available_threads())
         weights = Weights(model.weights, pool, activations == "int8")
         plan = Plan(pool, instruction_set)
-        self._logits = lower(model.program, weights, plan, cache)
+        self._results = lower(model.program, weights, plan, cache)
         plan.allocate(num_pages, page_size, max_step_tokens, self.vocab_size)
         self.threads = pool.size
         self.weight_bytes = weights.nbytes
@@ -71,6 +71,13 @@ class CpuExecutor:
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]: native memory that the next step overwrites."""
+        return self._run(batch, self._results.logits, None)
+
+    def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """What logits are made of, float32 [R, hidden_size]: native memory as well."""
+        return self._run(batch, self._results.hidden, self._results.hidden_ops)
+
+    def _run(self, batch: StepBatch, result: int, ops: int | None) -> npt.NDArray[np.float32]:
         assert self._plan is not None, "the executor is closed"
         return self._plan.step(
             np.ascontiguousarray(batch.token_ids, dtype=np.int32),
@@ -78,7 +85,8 @@ class CpuExecutor:
             np.ascontiguousarray(batch.query_starts, dtype=np.int32),
             np.ascontiguousarray(batch.page_table, dtype=np.int32),
             np.ascontiguousarray(batch.logit_rows, dtype=np.int32),
-            self._logits,
+            result,
+            ops,
         )
 
     def profile(self, on: bool) -> None:

@@ -1,6 +1,7 @@
 """A Program becomes a native Plan: the same ops in order, linears of one input joined."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -35,15 +36,30 @@ Place = tuple[int, Rows]
 Key = TypeVar("Key", bound=Hashable)
 
 
-def lower(program: Program, weights: Weights, plan: Plan, cache_number: str) -> int:
-    """Add every op of `program` to `plan`; returns the buffer that will hold the logits.
+@dataclass(frozen=True)
+class Results:
+    """Buffers that hold the logits after all ops, and the rows that they are made of, "hidden",
+    after the first `hidden_ops` of them."""
+
+    logits: int
+    hidden: int
+    hidden_ops: int
+
+
+def lower(program: Program, weights: Weights, plan: Plan, cache_number: str) -> Results:
+    """Add every op of `program` to `plan`.
 
     cache_number: what keys and values are kept in, "float32" or "float16"."""
     lowering = _Lowering(program, weights, plan, cache_number)
-    for ops in together(program.ops):
+    *body, last = together(program.ops)
+    for ops in body:
         lowering.add(ops)
         lowering.buffers.release(ops)
-    return lowering.buffers[program.ops[-1].out]
+    (logits,) = last
+    assert isinstance(logits, Logits), "a program ends in logits"
+    hidden, hidden_ops = lowering.buffers[logits.x], plan.ops
+    lowering.add(last)
+    return Results(lowering.buffers[logits.out], hidden, hidden_ops)
 
 
 def together(ops: Sequence[Op]) -> Iterator[list[Op]]:

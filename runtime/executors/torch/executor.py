@@ -3,7 +3,7 @@
 Every other executor is tested against this one, so it prefers the obvious over the fast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -91,12 +91,18 @@ class TorchExecutor:
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
+        return self._run_all(self._program.ops, batch)
+
+    def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """What logits are made of, float32 [R, hidden_size]."""
+        return self._run_all(self._program.ops[:-1], batch)
+
+    def _run_all(self, ops: Sequence[Op], batch: StepBatch) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             values: dict[str, Tensor] = {}
-            for op in self._program.ops:
+            for op in ops:
                 values[op.out] = self._run(op, values, batch)
-            logits = values[self._program.ops[-1].out]
-            return np.asarray(logits.to(torch.float32).cpu().numpy())
+            return np.asarray(values[ops[-1].out].to(torch.float32).cpu().numpy())
 
     def close(self) -> None:
         self._weights = {}

@@ -138,9 +138,16 @@ class Plan:
         page_table: npt.NDArray[np.int32],
         logit_rows: npt.NDArray[np.int32],
         result: int,
+        ops: int | None = None,
     ) -> npt.NDArray[np.float32]:
         """Buffer `result` as a view that the next step overwrites. Raises ValueError for a batch
-        that points outside the pool, the vocabulary or itself."""
+        that points outside the pool, the vocabulary or itself.
+
+        ops: only so many of the plan's ops are run."""
+
+    @property
+    def ops(self) -> int:
+        """Ops added so far."""
 
 def instruction_sets() -> list[str]:
     """Those that this build holds and this processor has, best first."""

@@ -94,7 +94,8 @@ void add_gated_act(Plan& plan, int out, int gate, int up, const std::string& act
 nb::ndarray<nb::numpy, float> step(nb::handle self, const Ints& token_ids, const Ints& positions,
                                    const Ints& query_starts,
                                    const Array<std::int32_t, nb::ndim<2>>& page_table,
-                                   const Ints& logit_rows, int result) {
+                                   const Ints& logit_rows, int result,
+                                   std::optional<std::size_t> ops) {
   Plan& plan = nb::cast<Plan&>(self);
   const std::size_t sequences = page_table.shape(0);
   if (positions.shape(0) != token_ids.shape(0) || query_starts.shape(0) != sequences + 1)
@@ -110,7 +111,7 @@ nb::ndarray<nb::numpy, float> step(nb::handle self, const Ints& token_ids, const
                     static_cast<int>(logit_rows.shape(0))};
   {
     const nb::gil_scoped_release release;
-    plan.step(batch);
+    plan.step(batch, ops.value_or(plan.ops()));
   }
   return {const_cast<float*>(plan.rows(result)),
           {static_cast<std::size_t>(batch.selected), static_cast<std::size_t>(plan.width(result))},
@@ -175,7 +176,9 @@ NB_MODULE(_native, m) {
         return found;
       })
       .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("query_starts"),
-           nb::arg("page_table"), nb::arg("logit_rows"), nb::arg("result"));
+           nb::arg("page_table"), nb::arg("logit_rows"), nb::arg("result"),
+           nb::arg("ops") = nb::none())
+      .def_prop_ro("ops", &Plan::ops);
 
   m.def("instruction_sets", [] {
     std::vector<std::string> names;

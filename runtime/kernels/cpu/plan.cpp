@@ -225,13 +225,14 @@ void Plan::fill_rope_table(RopeTable& table, const Batch& batch) {
   });
 }
 
-void Plan::step(const Batch& batch) {
+void Plan::step(const Batch& batch, std::size_t ops) {
   check(batch);
+  ops = std::min(ops, ops_.size());
   reserve(batch.tokens, batch.selected);
   locate_sequences(batch);
   for (RopeTable& table : rope_tables_) fill_rope_table(table, batch);
-  if (profiled_) return run_timed(batch);
-  for (const Op& op : ops_) op(batch);
+  if (profiled_) return run_timed(batch, ops);
+  for (std::size_t i = 0; i < ops; ++i) ops_[i](batch);
 }
 
 void Plan::add_op(const char* name, Op op) {
@@ -244,10 +245,10 @@ void Plan::profile(bool on) {
   for (Timing& timing : timings_) timing = {timing.name};
 }
 
-void Plan::run_timed(const Batch& batch) {
+void Plan::run_timed(const Batch& batch, std::size_t ops) {
   using Clock = std::chrono::steady_clock;
   const bool decodes = batch.tokens == batch.sequences;
-  for (std::size_t i = 0; i < ops_.size(); ++i) {
+  for (std::size_t i = 0; i < ops; ++i) {
     const Clock::time_point start = Clock::now();
     ops_[i](batch);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();

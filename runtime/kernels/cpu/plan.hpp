@@ -79,8 +79,10 @@ class Plan {
 
   // Takes the memory of the KV pool and of steps of up to `tokens` tokens (larger ones grow it).
   void allocate(int num_pages, int page_size, int tokens, int vocab_size);
-  // Throws std::invalid_argument where the batch points outside the pool, the table or itself.
-  void step(const Batch& batch);
+  // Runs the first `ops` ops. Throws std::invalid_argument where the batch points outside the pool,
+  // the table or itself.
+  void step(const Batch& batch, std::size_t ops);
+  std::size_t ops() const { return ops_.size(); }
 
   const float* rows(BufferId id) const { return buffers_[id].data.data(); }
   std::size_t stride(BufferId id) const { return buffers_[id].stride; }
@@ -150,7 +152,7 @@ class Plan {
   };
   using Op = std::function<void(const Batch&)>;
   void add_op(const char* name, Op op);
-  void run_timed(const Batch& batch);
+  void run_timed(const Batch& batch, std::size_t ops);
 
   void check(const Batch& batch) const;
   void reserve(int tokens, int selected);
