@@ -1,0 +1,214 @@
+"""Queries and keys are normed and rotated; keys and values go to their slots in the page pool."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.triton.numbers import SMALLEST_SCALE, round_to_e4m3, round_to_int8
+
+CacheNumber = Literal["float32", "float16", "bfloat16", "int8", "e4m3"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCache:
+    """The pages of one layer.
+
+    keys, values: [num_pages, kv_heads, page_size, head_dim]: the tokens that one head of a page
+    holds lie together. key_scale, value_scale: int8: float32 [num_pages, kv_heads, page_size], made
+    for each token and head as it is written; e4m3: float32 [1], stored with the model; else None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    @property
+    def page_size(self) -> int:
+        return int(self.keys.shape[2])
+
+    @property
+    def kind(self) -> int:
+        """0: floats as they are; 1: int8; 2: e4m3."""
+        return {torch.int8: 1, torch.float8_e4m3fn: 2}.get(self.keys.dtype, 0)
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.keys, self.values, self.key_scale, self.value_scale)
+        return sum(part.nbytes for part in parts if part is not None)
+
+
+def make_cache(
+    number: CacheNumber,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    scales: tuple[float, float] = (1.0, 1.0),
+) -> LayerCache:
+    """Zeroed pages of `shape` [num_pages, kv_heads, page_size, head_dim]. scales: what e4m3 keys
+    and values are divided by."""
+    dtype = torch.float8_e4m3fn if number == "e4m3" else getattr(torch, number)
+    keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+    if number == "int8":
+        key_scale, value_scale = (torch.zeros(shape[:3], device=device) for _ in range(2))
+        return LayerCache(keys, values, key_scale, value_scale)
+    if number == "e4m3":
+        key_scale, value_scale = (torch.tensor([scale], device=device) for scale in scales)
+        return LayerCache(keys, values, key_scale, value_scale)
+    return LayerCache(keys, values)
+
+
+@dataclass(frozen=True, eq=False)
+class RopeTable:
+    """cos, sin: float32 [positions, dimension / 2], the attention factor included. Pairs are
+    rotate-half (NEOX)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class HeadNorm:
+    """Per-head norms of queries and keys: float32 [head_dim], offset included."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+
+
+def rotate_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cache: LayerCache,
+    rope: RopeTable | None,
+    norm: HeadNorm | None = None,
+) -> Tensor:
+    """Rotated queries, contiguous [tokens, heads, head_dim]; k and v are in the cache afterwards.
+
+    q: [tokens, heads * head_dim], k and v: [tokens, kv_heads * head_dim], rows of any stride.
+    positions: int32 [tokens]. slots: int32 [tokens], page * page_size + offset.
+    """
+    _, kv_heads, page_size, head_dim = cache.keys.shape
+    tokens, heads = len(q), q.shape[1] // head_dim
+    out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
+    if tokens == 0:
+        return out
+    scales = cache.keys if cache.key_scale is None else cache.key_scale
+    _rotate_and_store_kernel[(tokens, heads + 2 * kv_heads)](
+        q,
+        k,
+        v,
+        out,
+        positions,
+        slots,
+        cache.keys,
+        cache.values,
+        scales,
+        scales if cache.value_scale is None else cache.value_scale,
+        q if rope is None else rope.cos,
+        q if rope is None else rope.sin,
+        q if norm is None else norm.query,
+        q if norm is None else norm.key,
+        0.0 if norm is None else norm.eps,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        PAGE=page_size,
+        SIZE=head_dim,
+        HALF=0 if rope is None else rope.cos.shape[1],
+        NORM=norm is not None,
+        KIND=cache.kind,
+        SMALLEST=SMALLEST_SCALE,
+        BLOCK=triton.next_power_of_2(head_dim),
+        num_warps=1,
+    )
+    return out
+
+
+@triton.jit
+def _rotate_and_store_kernel(
+    q, k, v, out, positions, slots, keys, values, key_scale, value_scale, cos, sin,
+    query_norm, key_norm, eps, q_stride, k_stride, v_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SIZE: tl.constexpr,
+    HALF: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, SMALLEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < SIZE
+    if part < HEADS:
+        source = q + token * q_stride + part * SIZE
+        x = _normed_and_rotated(
+            source, query_norm, positions + token, cos, sin, columns, eps, SIZE, HALF, NORM
+        )
+        tl.store(
+            out + (token * HEADS + part) * SIZE + columns, x.to(out.dtype.element_ty), mask=inside
+        )
+    else:
+        slot = tl.load(slots + token).to(tl.int64)
+        head = (part - HEADS) % KV_HEADS
+        row = (slot // PAGE * KV_HEADS + head) * PAGE + slot % PAGE
+        if part < HEADS + KV_HEADS:
+            source = k + token * k_stride + head * SIZE
+            x = _normed_and_rotated(
+                source, key_norm, positions + token, cos, sin, columns, eps, SIZE, HALF, NORM
+            )
+            _store_row(x, keys, key_scale, row, columns, inside, SIZE, KIND, SMALLEST)
+        else:
+            source = v + token * v_stride + head * SIZE
+            x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
+            _store_row(x, values, value_scale, row, columns, inside, SIZE, KIND, SMALLEST)
+
+
+@triton.jit
+def _normed_and_rotated(
+    source, weight, position, cos, sin, columns, eps,
+    SIZE: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    inside = columns < SIZE
+    x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
+    factor = 1.0
+    if NORM:
+        factor = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / SIZE + eps)
+        x = x * factor * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    if HALF > 0:
+        rotated = columns < 2 * HALF
+        partner = tl.where(columns < HALF, columns + HALF, columns - HALF)
+        partner = tl.where(rotated, partner, columns)
+        other = tl.load(source + partner, mask=inside, other=0.0).to(tl.float32)
+        if NORM:
+            other = (
+                other * factor * tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32)
+            )
+        pair = tl.load(position).to(tl.int64) * HALF + columns % HALF
+        c = tl.load(cos + pair, mask=rotated, other=1.0)
+        s = tl.load(sin + pair, mask=rotated, other=0.0)
+        x = x * c + tl.where(columns < HALF, -other, other) * s
+    return x
+
+
+@triton.jit
+def _store_row(
+    x, pool, scale, row, columns, inside,
+    SIZE: tl.constexpr, KIND: tl.constexpr, SMALLEST: tl.constexpr,
+):  # fmt: skip
+    place = pool + row * SIZE + columns
+    if KIND == 1:
+        step = tl.max(tl.abs(x), axis=0) / 127.0
+        step = tl.where(step == 0.0, SMALLEST, step)
+        tl.store(place, round_to_int8(x / step), mask=inside)
+        tl.store(scale + row, step)
+    elif KIND == 2:
+        rounded = round_to_e4m3(x / tl.load(scale))
+        tl.store(place, rounded.to(pool.dtype.element_ty), mask=inside)
+    else:
+        tl.store(place, x.to(pool.dtype.element_ty), mask=inside)

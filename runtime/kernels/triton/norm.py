@@ -1,0 +1,112 @@
+"""Root-mean-square norm of rows, with the residual sum before it and the rounding behind it."""
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.triton.numbers import SMALLEST_SCALE, round_to_e4m3, round_to_int8
+from runtime.kernels.triton.rounded import RoundedRows
+
+Rounding = Literal["none", "int8", "e4m3"]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """x [rows, size] (plus residual, which becomes the sum) normed; float32 inside.
+
+    weight: float32 [size], offset included.
+    """
+    out = torch.empty_like(x)
+    _launch(x, weight, eps, residual, out, out, None, "none")
+    return out
+
+
+def rms_norm_rounded(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    numbers: Literal["int8", "e4m3"],
+    residual: Tensor | None = None,
+) -> RoundedRows:
+    """The same, each row rounded with a scale of its own: never written in 16 bits between."""
+    held = torch.int8 if numbers == "int8" else torch.float8_e4m3fn
+    codes = torch.empty(x.shape, dtype=held, device=x.device)
+    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    _launch(x, weight, eps, residual, codes, codes, scale, numbers)
+    return RoundedRows(codes, scale)
+
+
+def round_rows(x: Tensor, numbers: Literal["int8", "e4m3"]) -> RoundedRows:
+    """x [rows, size] rounded to nearest, ties to even, with one scale per row: the largest
+    magnitude over 127.5 (int8, clamped to -128 .. 127) or over 448 (e4m3)."""
+    held = torch.int8 if numbers == "int8" else torch.float8_e4m3fn
+    codes = torch.empty(x.shape, dtype=held, device=x.device)
+    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    _launch(x, None, 0.0, None, codes, codes, scale, numbers)
+    return RoundedRows(codes, scale)
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    out: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    rounding: Rounding,
+) -> None:
+    rows, size = x.shape
+    if rows == 0:
+        return
+    _norm_kernel[(rows,)](
+        x,
+        x if residual is None else residual,
+        x if weight is None else weight,
+        codes if rounding != "none" else out,
+        x if scale is None else scale,
+        size,
+        x.stride(0),
+        eps,
+        HAS_RESIDUAL=residual is not None,
+        NORM=weight is not None,
+        ROUNDING=("none", "int8", "e4m3").index(rounding),
+        SMALLEST=SMALLEST_SCALE,
+        BLOCK=triton.next_power_of_2(size),
+        num_warps=4 if size <= 4096 else 8,
+    )
+
+
+@triton.jit
+def _norm_kernel(
+    x, residual, weight, out, scale, size, x_stride, eps,
+    HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr, ROUNDING: tl.constexpr,
+    SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    values = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        place = residual + row * size + columns
+        values += tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(place, values.to(residual.dtype.element_ty), mask=inside)
+    if NORM:
+        mean_square = tl.sum(values * values, axis=0) / size
+        factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        values = values * (1.0 / tl.sqrt(mean_square + eps)) * factor
+    place = out + row * size + columns
+    if ROUNDING == 0:
+        tl.store(place, values.to(out.dtype.element_ty), mask=inside)
+    else:
+        largest = tl.max(tl.abs(values), axis=0)
+        step = largest / (127.5 if ROUNDING == 1 else 448.0)
+        step = tl.where(step == 0.0, SMALLEST, step)
+        quotient = values / step
+        if ROUNDING == 1:
+            tl.store(place, round_to_int8(quotient), mask=inside)
+        else:
+            tl.store(place, round_to_e4m3(quotient).to(out.dtype.element_ty), mask=inside)
+        tl.store(scale + row, step)

@@ -1,0 +1,94 @@
+"""Products of inputs rounded per token, int8 or e4m3, with weights of the same numbers."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.triton.tuning import RoundedConfig, rounded_config
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedRows:
+    """x [rows, in] as codes (int8 or float8_e4m3fn) times scale, float32 [rows]."""
+
+    codes: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedWeight:
+    """codes: int8 or float8_e4m3fn [out, in], as stored. scale: float32 [out]."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scale.nbytes
+
+
+def rounded_matmul(
+    x: RoundedRows,
+    weight: RoundedWeight,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    config: RoundedConfig | None = None,
+) -> Tensor:
+    """x @ weight.T + bias as `dtype` [rows, out]. int8 products are summed exactly in int32, those
+    of e4m3 in float32; both scales multiply the sum."""
+    (rows, in_features), out_features = x.codes.shape, len(weight.codes)
+    out = torch.empty((rows, out_features), dtype=dtype, device=x.codes.device)
+    if rows == 0:
+        return out
+    config = config or rounded_config(rows)
+    grid = (triton.cdiv(out_features, config.columns), triton.cdiv(rows, config.rows))
+    _rounded_kernel[grid](
+        x.codes,
+        x.scale,
+        weight.codes,
+        weight.scale,
+        weight.scale if bias is None else bias,
+        out,
+        rows,
+        out_features,
+        in_features,
+        HAS_BIAS=bias is not None,
+        INTEGERS=x.codes.dtype == torch.int8,
+        ROWS=config.rows,
+        COLUMNS=config.columns,
+        DEPTH=config.depth,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+    return out
+
+
+@triton.jit
+def _rounded_kernel(
+    x, x_scale, weight, weight_scale, bias, out, num_rows, num_columns, in_features,
+    HAS_BIAS: tl.constexpr, INTEGERS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    in_columns, in_rows = columns < num_columns, rows < num_rows
+    x_rows = x + rows[:, None].to(tl.int64) * in_features
+    weight_rows = weight + columns[None, :].to(tl.int64) * in_features
+    acc = tl.zeros((ROWS, COLUMNS), dtype=tl.int32 if INTEGERS else tl.float32)
+    for first in range(0, in_features, DEPTH):
+        k = first + tl.arange(0, DEPTH)
+        inside = k < in_features
+        a = tl.load(x_rows + k[None, :], mask=in_rows[:, None] & inside[None, :], other=0.0)
+        b = tl.load(weight_rows + k[:, None], mask=inside[:, None] & in_columns[None, :], other=0.0)
+        acc = tl.dot(a, b, acc, out_dtype=tl.int32 if INTEGERS else tl.float32)
+    row_scale = tl.load(x_scale + rows, mask=in_rows, other=0.0)
+    column_scale = tl.load(weight_scale + columns, mask=in_columns, other=0.0)
+    result = acc.to(tl.float32) * row_scale[:, None] * column_scale[None, :]
+    if HAS_BIAS:
+        result += tl.load(bias + columns, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    places = rows[:, None].to(tl.int64) * num_columns + columns[None, :]
+    mask = in_rows[:, None] & in_columns[None, :]
+    tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)

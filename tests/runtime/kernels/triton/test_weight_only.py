@@ -1,0 +1,102 @@
+"""Products with packed integers against float64, over shapes, groups, zero points and splits."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.gpu import DEVICE, sum_bound
+
+# The device is chosen before kernels are defined.
+from runtime.kernels.triton.tuning import MatmulConfig, weight_only_config  # isort: skip
+from runtime.kernels.triton.weight_only import PackedInteger, pack_integer, weight_only_matmul  # isort: skip
+
+
+def make(
+    seed: int, rows: int, columns: int, bits: int, group: int, asymmetric: bool
+) -> tuple[PackedInteger, torch.Tensor]:
+    """A random weight, packed on the device, and its numbers in float64 [rows, columns]."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = -(1 << (bits - 1)), 1 << (bits - 1)
+    groups = -(-columns // group)
+    codes = torch.randint(low, high, (rows, columns), dtype=torch.int8, generator=generator)
+    scale = (torch.rand(rows, groups, generator=generator) + 0.1).to(torch.bfloat16)
+    zeros = None
+    exact = codes.double()
+    of_column = torch.arange(columns) // group
+    if asymmetric:
+        zeros = torch.randint(low, high, (rows, groups), dtype=torch.int8, generator=generator)
+        exact = exact - zeros.double()[:, of_column]
+        zeros = zeros.to(DEVICE)
+    packed = pack_integer(codes.to(DEVICE), scale.to(DEVICE), zeros, bits, group)
+    return packed, exact * scale.double()[:, of_column]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 19),
+    st.integers(1, 70),
+    st.integers(1, 150),
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from([32, 64, 128]),
+    st.booleans(),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_products_are_those_of_float64(
+    seed: int,
+    tokens: int,
+    rows: int,
+    columns: int,
+    bits: int,
+    group: int,
+    asymmetric: bool,
+    splits: int,
+    biased: bool,
+) -> None:
+    packed, exact = make(seed, rows, columns, bits, group, asymmetric)
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(tokens, columns, generator=generator)
+    bias = torch.randn(rows, generator=generator) if biased else None
+    found = weight_only_matmul(
+        x.to(DEVICE),
+        packed,
+        None if bias is None else bias.to(DEVICE),
+        MatmulConfig(16, 32, splits),
+    )
+    wanted = x.double() @ exact.T + (0 if bias is None else bias.double())
+    # Before a scale multiplies, a group's sum is of codes times inputs.
+    magnitude = x.double().abs() @ exact.abs().T + (0 if bias is None else bias.double().abs())
+    assert ((found.cpu().double() - wanted).abs() <= sum_bound(magnitude, columns)).all()
+
+
+def test_scales_that_multiply_first_round_the_weight_to_the_inputs_dtype() -> None:
+    packed, exact = make(3, 40, 96, 4, 32, True)
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(4)).to(torch.float16)
+    config = MatmulConfig(16, 32, scale_first=True)
+    found = weight_only_matmul(x.to(DEVICE), packed, config=config).cpu()
+    wanted = x.double() @ exact.to(torch.float16).double().T
+    magnitude = x.double().abs() @ exact.abs().T
+    rounding = 2.0**-11 * wanted.abs()
+    assert ((found.double() - wanted).abs() <= sum_bound(magnitude, 96) + rounding).all()
+
+
+def test_rows_of_a_wider_tensor_and_no_rows_at_all() -> None:
+    packed, exact = make(5, 24, 64, 4, 32, False)
+    wide = torch.randn(6, 100, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    found = weight_only_matmul(wide[:, 10:74], packed)
+    wanted = wide[:, 10:74].cpu().double() @ exact.T
+    assert torch.allclose(found.cpu().double(), wanted, rtol=1e-5, atol=1e-4)
+    assert weight_only_matmul(wide[:0, :64], packed).shape == (0, 24)
+
+
+def test_four_bits_take_half_a_byte() -> None:
+    packed, _ = make(0, 64, 128, 4, 32, False)
+    assert packed.codes.nbytes == 64 * 128 // 2
+    assert packed.nbytes == 64 * 128 // 2 + 64 * 4 * 2
+
+
+def test_a_config_exists_for_every_number_of_rows() -> None:
+    for rows in (1, 16, 17, 32, 33, 128, 129, 4096):
+        config = weight_only_config(rows, 4096, 4096)
+        assert config.rows >= 16 and config.splits >= 1
