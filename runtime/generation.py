@@ -67,6 +67,8 @@ class Generation:
         self.num_prompt_tokens = num_prompt_tokens
         self.model_name = model_name
         self.started = time.monotonic()
+        self.first_token: float | None = None
+        """When it was given out; `time.monotonic`, as `started` is."""
         self.max_tokens = params.max_tokens or 0
         self.num_answer_tokens = 0
         """Tokens sampled so far, the ending one included."""

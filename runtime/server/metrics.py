@@ -83,21 +83,20 @@ class Metrics:
 class Stopwatch:
     """Times one answer. Call `token` for each delta, and `close` once nobody listens any more."""
 
-    __slots__ = ("_answers", "_first", "_generation", "_last", "_open")
+    __slots__ = ("_answers", "_generation", "_last", "_open")
 
     def __init__(self, metrics: Metrics, generation: Generation) -> None:
         self._answers = metrics.of(generation.model_name)
         self._generation = generation
-        self._first: float | None = None
         self._last = generation.started
         self._open = True
 
     def token(self, delta: TextDelta) -> None:
         now = time.monotonic()
-        if self._first is not None:
+        if self._generation.first_token is not None:
             self._answers.inter_token_latency.observe(now - self._last)
         else:
-            self._first = now
+            self._generation.first_token = now
             self._answers.time_to_first_token.observe(now - self._last)
         self._last = now
         if delta.finish_reason is not None:
@@ -116,10 +115,11 @@ class Stopwatch:
         answers.prompt_tokens.observe(generation.num_prompt_tokens)
         answers.answer_tokens.observe(generation.num_answer_tokens)
         answers.max_tokens.observe(generation.max_tokens)
-        if self._first is not None:
-            answers.decode_time.observe(now - self._first)
+        if generation.first_token is not None:
+            decoding = now - generation.first_token
+            answers.decode_time.observe(decoding)
             if generation.num_answer_tokens > 1:
-                per_token = (now - self._first) / (generation.num_answer_tokens - 1)
+                per_token = decoding / (generation.num_answer_tokens - 1)
                 answers.time_per_output_token.observe(per_token)
 
 
