@@ -15,6 +15,7 @@ from runtime.server import (
     llamacpp,
     metrics,
     models,
+    ollama,
     ready,
     tokens,
 )
@@ -27,7 +28,7 @@ from runtime.server.registry import Registry
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
-_ROOMS = (chat, completions, models, health, metrics, ready, tokens, llamacpp, kserve)
+_ROOMS = (chat, completions, models, health, metrics, ready, tokens, llamacpp, kserve, ollama)
 
 
 def create_app(

@@ -1,0 +1,14 @@
+"""The paths below /api."""
+
+from fastapi import FastAPI
+
+from runtime.server.ollama import answering, catalogue
+
+
+def add_routes(app: FastAPI) -> None:
+    app.add_api_route("/api/generate", answering.generate, methods=["POST"])
+    app.add_api_route("/api/chat", answering.chat, methods=["POST"])
+    app.add_api_route("/api/tags", catalogue.list_models, methods=["GET"])
+    app.add_api_route("/api/ps", catalogue.list_loaded, methods=["GET"])
+    app.add_api_route("/api/show", catalogue.show_model, methods=["POST"])
+    app.add_api_route("/api/version", catalogue.show_version, methods=["GET", "HEAD"])
