@@ -176,7 +176,9 @@ def _serve(recorder: _Recorder, sequences: Sequence[Sequence[int]]) -> int:
     from runtime.engine.options import EngineOptions
     from runtime.engine.request import Request, SamplingParams
 
-    engine = Engine(recorder, EngineOptions(max_step_tokens=STEP_TOKENS), check=True)
+    engine = Engine(
+        recorder, EngineOptions(max_step_tokens=STEP_TOKENS, prefix_cache=False), check=True
+    )
     greedy = SamplingParams(temperature=0.0)
     for index, sequence in enumerate(sequences):
         prompt = tuple(sequence[: max(1, len(sequence) // 2)])

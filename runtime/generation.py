@@ -126,6 +126,7 @@ class Generation:
     def _delta(self, event: TokenEvent) -> TextDelta:
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = event.prompt_logprobs
+        self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
         if event.token_id is not None:
             self.num_answer_tokens += 1
         reason, token_id, ending_id = event.finish_reason, event.token_id, None

@@ -86,6 +86,7 @@ class Engine:
             max_running=self.options.max_running,
             max_waiting=self.options.max_waiting,
             pages_in_use=self.pages_in_use,
+            pages_evictable=self._scheduler.pool.num_evictable,
             pages_total=self._scheduler.pool.capacity,
         )
 
@@ -127,7 +128,7 @@ class Engine:
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
         self._sequences[request.request_id] = sequence
-        self._scheduler.waiting.append(sequence)
+        self._scheduler.enqueue(sequence)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> TokenEvent | None:
         """End a request now and free its pages. Returns its last event; None if it is unknown or
@@ -226,7 +227,7 @@ class Engine:
         request = sequence.request
         prompt_logprobs = None
         if sequence.num_answer_tokens == 0:
-            self._counters.prompt_tokens += len(request.prompt_tokens)
+            self._note_prompt(sequence)
             if request.sampling.prompt_logprobs is not None and draw.error is None:
                 prompt_logprobs = tuple(sequence.prompt_logprobs)
         reason: FinishReason | None = None
@@ -244,9 +245,22 @@ class Engine:
             self._finish(sequence, reason)
         end = None if completed else reason
         event = TokenEvent(
-            request.request_id, draw.token_id, end, draw.logprobs, draw.error, prompt_logprobs
+            request.request_id,
+            draw.token_id,
+            end,
+            draw.logprobs,
+            draw.error,
+            prompt_logprobs,
+            sequence.num_cached_tokens,
         )
         return [event, TokenEvent(request.request_id, None, reason)] if completed else [event]
+
+    def _note_prompt(self, sequence: SequenceState) -> None:
+        counters = self._counters
+        counters.prompt_tokens += sequence.num_prompt_tokens
+        if self.options.prefix_cache:
+            counters.prefix_cache_queries += sequence.num_prompt_tokens
+            counters.prefix_cache_hits += sequence.num_cached_tokens
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         del self._sequences[sequence.request.request_id]

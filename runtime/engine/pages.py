@@ -1,14 +1,21 @@
-"""The page pool: which pages of the KV cache are owned, and by how many."""
+"""The page pool: which pages of the KV cache are owned, by how many, and which are only kept."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+
+def _no_listener(page: int) -> None:
+    pass
 
 
 class PagePool:
     """Hands out page numbers 1 .. num_pages - 1; page 0 is reserved and never owned.
 
-    Pages come back to the top of a stack, first page of the list topmost, so that giving back
+    Free pages come back to the top of a stack, first page of the list topmost, so that giving back
     what was just taken restores the pool exactly: rolling a step back needs no snapshot.
+
+    A page that is marked as kept does not become free when its last owner leaves, but stays as it
+    is until the pool needs it: the one that was left first goes first, and `on_evict` is told.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
@@ -18,8 +25,12 @@ class PagePool:
                 f"not {num_pages} pages of {page_size}"
             )
         self.page_size = page_size
+        self.on_evict: Callable[[int], None] = _no_listener
         self._free = list(range(num_pages - 1, 0, -1))
         self._references = [0] * num_pages
+        self._kept = [False] * num_pages
+        self._evictable: dict[int, None] = {}
+        """Kept pages without owners, the one to go first at the front."""
 
     @property
     def capacity(self) -> int:
@@ -27,50 +38,83 @@ class PagePool:
         return len(self._references) - 1
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
+    def num_available(self) -> int:
+        """Pages that can be allocated now."""
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_evictable(self) -> int:
+        """Pages that nobody owns, but which hold what may be asked for again."""
+        return len(self._evictable)
 
     @property
     def num_used(self) -> int:
-        return self.capacity - len(self._free)
+        return self.capacity - self.num_available
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold this many tokens."""
         return -(-num_tokens // self.page_size)
 
+    def num_owned(self, pages: Iterable[int]) -> int:
+        """How many of these pages have an owner."""
+        return sum(self._references[page] > 0 for page in pages)
+
     def allocate(self, count: int) -> list[int]:
-        """Take `count` pages, each with one reference; the caller has checked `num_free`."""
-        assert 0 <= count <= len(self._free), f"{count} pages of {len(self._free)} free ones"
+        """Take `count` pages, each with one reference; the caller has checked `num_available`."""
+        assert 0 <= count <= self.num_available, f"{count} pages of {self.num_available} free ones"
+        if count > len(self._free):
+            self._evict(count - len(self._free))
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self._references[page] = 1
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """Add one reference to each of these owned pages."""
+        """Add one reference to each of these pages, which are owned or kept."""
         for page in pages:
-            assert self._references[page] > 0, f"page {page} is shared but nobody owns it"
+            if self._references[page] == 0:
+                assert page in self._evictable, f"page {page} is shared but nobody owns it"
+                del self._evictable[page]
             self._references[page] += 1
 
+    def keep(self, page: int) -> None:
+        """Mark an owned page: it outlives its owners until the pool needs it."""
+        assert self._references[page] > 0, f"page {page} is kept but nobody owns it"
+        self._kept[page] = True
+
     def free(self, pages: Sequence[int]) -> None:
-        """Drop one reference to each; a page without references can be allocated again."""
+        """Drop one reference to each, the last page first; a page without references can be
+        allocated again."""
         for page in reversed(pages):
             assert self._references[page] > 0, f"page {page} is freed twice"
             self._references[page] -= 1
             if self._references[page] == 0:
-                self._free.append(page)
+                if self._kept[page]:
+                    self._evictable[page] = None
+                else:
+                    self._free.append(page)
 
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
-        """Every page is free or owned by exactly the given page lists, never both; AssertionError
-        names the first page where that fails."""
+        """Every page is free, kept or owned by exactly the given page lists, and only one of these;
+        AssertionError names the first page where that fails."""
         owned = Counter(page for pages in owners for page in pages)
-        free = Counter(self._free)
-        assert 0 not in owned and 0 not in free, "the reserved page 0 is in use"
+        idle = Counter([*self._free, *self._evictable])
+        assert 0 not in owned and 0 not in idle, "the reserved page 0 is in use"
         for page in range(1, len(self._references)):
             assert self._references[page] == owned[page], (
                 f"page {page} counts {self._references[page]} references, has {owned[page]} owners"
             )
-            assert free[page] == (owned[page] == 0), (
-                f"page {page} is {free[page]} times on the free list with {owned[page]} owners"
+            assert idle[page] == (owned[page] == 0), (
+                f"page {page} is {idle[page]} times on the free list with {owned[page]} owners"
             )
-        assert len(self._free) == free.total() <= self.capacity, "unknown pages on the free list"
+            kept = self._kept[page] and not owned[page]
+            assert (page in self._evictable) == kept, f"page {page} is kept by mistake or lost"
+        assert idle.total() == self.num_available <= self.capacity, "unknown pages are free"
+
+    def _evict(self, count: int) -> None:
+        for _ in range(count):
+            page = next(iter(self._evictable))
+            del self._evictable[page]
+            self._kept[page] = False
+            self._free.append(page)
+            self.on_evict(page)

@@ -19,3 +19,4 @@ def note_prompt_logprobs(sequence: SequenceState, logits: Float32, first: int) -
         if not np.isfinite(row.max()):
             raise ValueError("the model produced logits that are not finite numbers")
         sequence.prompt_logprobs.append(log_probabilities(row, token_id, count))
+    sequence.wants_prompt_logprobs = len(sequence.prompt_logprobs) < sequence.num_prompt_tokens - 1

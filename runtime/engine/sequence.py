@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from runtime.engine.request import Request, TokenLogprobs
 from runtime.engine.sampling import RowSampler
 
+Chain = int | str
+"""What a page of the prefix cache continues: the salt, or the serial number of the page before."""
+
 
 @dataclass(eq=False, slots=True)
 class SequenceState:
@@ -15,20 +18,41 @@ class SequenceState:
         computed  [0 ........ num_computed_tokens)
         pending                [num_computed_tokens ... len(tokens))
 
-    A new prompt, a chunk, one decode token and the return after a preemption differ only in these
-    numbers. `arrival` counts accepted requests and gives the order of service.
+    A new prompt, a chunk, one decode token, a prefix that others have computed and the return after
+    a preemption differ only in these numbers. `arrival` counts accepted requests.
+
+    The first `num_shared_pages` pages are full and known to the prefix cache, and `chain` is what
+    the next one will continue.
     """
 
     request: Request
     arrival: int
     sampler: RowSampler
     tokens: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)
+    num_shared_pages: int = 0
+    chain: Chain = field(init=False)
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found computed, and that this request never computed itself."""
+    num_reached_tokens: int = 0
+    """The most tokens that were ever computed, before preemptions too."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    wants_prompt_logprobs: bool = field(init=False)
+    """Probabilities of prompt tokens are asked for and not all there."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_tokens)
+        self.num_prompt_tokens = len(self.tokens)
+        self.chain = self.request.cache_salt
+        asked = self.request.sampling.prompt_logprobs is not None
+        self.wants_prompt_logprobs = asked and self.num_prompt_tokens > 1
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who is served first: the smaller priority, then the earlier arrival."""
+        return self.request.priority, self.arrival
 
     @property
     def num_known_tokens(self) -> int:
@@ -40,21 +64,12 @@ class SequenceState:
 
     @property
     def num_answer_tokens(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_tokens)
+        return len(self.tokens) - self.num_prompt_tokens
 
     @property
     def most_tokens(self) -> int:
         """Tokens of the prompt and of the longest answer."""
-        return len(self.request.prompt_tokens) + self.request.max_tokens
-
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Probabilities of prompt tokens are asked for and not all there."""
-        request = self.request
-        return (
-            request.sampling.prompt_logprobs is not None
-            and len(self.prompt_logprobs) < len(request.prompt_tokens) - 1
-        )
+        return self.num_prompt_tokens + self.request.max_tokens
 
     @property
     def first_logit_position(self) -> int:
@@ -69,6 +84,22 @@ class SequenceState:
         self.tokens.append(token_id)
         self.sampler.note(token_id)
 
+    def advance(self, num_tokens: int) -> None:
+        """So many more tokens are computed."""
+        self.num_computed_tokens += num_tokens
+        self.num_reached_tokens = max(self.num_reached_tokens, self.num_computed_tokens)
+
+    def skip_to(self, num_tokens: int) -> None:
+        """The first `num_tokens` were found computed."""
+        self.num_cached_tokens += max(0, num_tokens - self.num_reached_tokens)
+        self.advance(num_tokens - self.num_computed_tokens)
+
+    def forget(self) -> None:
+        """Nothing is computed any more."""
+        self.pages.clear()
+        self.num_computed_tokens = self.num_shared_pages = 0
+        self.chain = self.request.cache_salt
+
     def check_integrity(self, page_size: int) -> None:
         """Computed tokens are known, and every one of them has its slot."""
         name = self.request.request_id
@@ -81,4 +112,7 @@ class SequenceState:
         assert len(set(self.pages)) == len(self.pages), f"request {name} holds a page twice"
         assert self.num_answer_tokens < max(1, self.request.max_tokens), (
             f"request {name} runs past its end"
+        )
+        assert self.num_cached_tokens < self.num_prompt_tokens, (
+            f"request {name}: {self.num_cached_tokens} of {self.num_prompt_tokens} tokens cached"
         )

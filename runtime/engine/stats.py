@@ -14,6 +14,8 @@ class Counters:
     """Since the engine was made; none ever falls.
 
     prompt_tokens: of prompts that were computed to their end, each counted once.
+    prefix_cache_queries: those of them that the prefix cache was asked for, in tokens;
+        prefix_cache_hits: those that it had.
     computed_tokens: all that went through the executor, again after a preemption included.
     finished: requests that ended, by reason; with the live ones they add up to `requests`.
     """
@@ -23,6 +25,8 @@ class Counters:
     preemptions: int = 0
     requests: int = 0
     prompt_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0
     finished: dict[FinishReason, int] = field(default_factory=_no_ends)
@@ -31,11 +35,13 @@ class Counters:
 @dataclass
 class EngineStats(Counters):
     """A copy of the counters, with the gauges of the same moment and the limits that they
-    run into; `pages_total` leaves the reserved page out."""
+    run into. `pages_in_use` have an owner; `pages_evictable` have none, but hold what later
+    requests may ask for; the rest of `pages_total`, which leaves the reserved page out, is free."""
 
     num_running: int = 0
     num_waiting: int = 0
     max_running: int = 0
     max_waiting: int = 0
     pages_in_use: int = 0
+    pages_evictable: int = 0
     pages_total: int = 0

@@ -30,6 +30,16 @@ GAUGES: tuple[tuple[str, str, EngineFigure], ...] = (
     ("max_running", "Requests that share steps at most.", lambda s: s.max_running),
     ("max_waiting", "Requests that may wait.", lambda s: s.max_waiting),
     ("pages_in_use", "KV-cache pages that live requests hold.", lambda s: s.pages_in_use),
+    (
+        "pages_evictable",
+        "KV-cache pages that no request holds, kept for prompts that begin alike.",
+        lambda s: s.pages_evictable,
+    ),
+    (
+        "pages_free",
+        "KV-cache pages that hold nothing.",
+        lambda s: s.pages_total - s.pages_in_use - s.pages_evictable,
+    ),
     ("pages_total", "KV-cache pages in the pool.", lambda s: s.pages_total),
 )
 COUNTERS: tuple[tuple[str, str, EngineFigure], ...] = (
@@ -37,6 +47,16 @@ COUNTERS: tuple[tuple[str, str, EngineFigure], ...] = (
     ("failed_steps", "Engine steps that were rolled back.", lambda s: s.failed_steps),
     ("preemptions", "Requests put back to be recomputed.", lambda s: s.preemptions),
     ("prompt_tokens", "Prompt tokens, each prompt counted once.", lambda s: s.prompt_tokens),
+    (
+        "prefix_cache_queries",
+        "Prompt tokens that the prefix cache was asked for.",
+        lambda s: s.prefix_cache_queries,
+    ),
+    (
+        "prefix_cache_hits",
+        "Prompt tokens that the prefix cache had.",
+        lambda s: s.prefix_cache_hits,
+    ),
     ("generated_tokens", "Tokens sampled.", lambda s: s.generated_tokens),
     ("computed_tokens", "Tokens that went through the model.", lambda s: s.computed_tokens),
 )

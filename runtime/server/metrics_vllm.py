@@ -100,6 +100,16 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
 _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prompt_tokens", "Number of prefill tokens processed.", lambda s: s.prompt_tokens),
     ("generation_tokens", "Number of generation tokens processed.", lambda s: s.generated_tokens),
+    (
+        "prefix_cache_queries",
+        "Prefix cache queries, in terms of number of queried tokens.",
+        lambda s: s.prefix_cache_queries,
+    ),
+    (
+        "prefix_cache_hits",
+        "Prefix cache hits, in terms of number of cached tokens.",
+        lambda s: s.prefix_cache_hits,
+    ),
     ("num_preemptions", "Cumulative number of preemptions.", lambda s: s.preemptions),
 )
 

@@ -107,15 +107,19 @@ def check_batch(batch: StepBatch, executor: FakeExecutor) -> None:
     starts = batch.query_starts.tolist()
     assert starts[0] == 0 and starts[-1] == total and (np.diff(batch.query_starts) > 0).all()
     assert (np.diff(batch.logit_rows) > 0).all() and set(batch.logit_rows) <= set(range(total))
-    owned: list[int] = []
+    rows: list[tuple[set[int], set[int]]] = []
     for index, pages in enumerate(batch.page_table.tolist()):
         positions = batch.positions[starts[index] : starts[index + 1]].tolist()
         assert positions == list(range(positions[0], positions[0] + len(positions)))
         width = positions[-1] // executor.page_size + 1
         assert all(0 < page < executor.num_pages for page in pages[:width])
         assert all(page == 0 for page in pages[width:])
-        owned += pages[:width]
-    assert len(owned) == len(set(owned)), "two sequences of one step share a page"
+        first = positions[0] // executor.page_size
+        rows.append((set(pages[:width]), set(pages[first:width])))
+        assert len(rows[-1][0]) == width, "a sequence has a page twice"
+    for index, (_, written) in enumerate(rows):
+        for other, (read, _) in enumerate(rows):
+            assert index == other or not written & read, "a page is written and shared"
 
 
 def greedy_answer(request: Request, executor: FakeExecutor) -> list[int]:

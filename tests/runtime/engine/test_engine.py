@@ -68,7 +68,7 @@ def test_counters_close_their_books() -> None:
     executor = FakeExecutor()
     engine = Engine(executor, check=True)
     for index in range(4):
-        engine.add(Request(str(index), (1,) * (3 + index), 5, GREEDY))
+        engine.add(Request(str(index), (index,) * (3 + index), 5, GREEDY))
     engine.abort("3")
     run_to_end(engine)
     stats = engine.stats

@@ -33,13 +33,17 @@ class Arrival:
 def arrivals(draw: st.DrawFn) -> list[Arrival]:
     result = []
     for index in range(draw(st.integers(1, 7))):
+        common = tuple(range(12))[: draw(st.sampled_from([0, 4, 9, 12]))]
+        own = tuple(draw(st.lists(st.integers(0, 12), min_size=1, max_size=18 - len(common))))
         request = Request(
             f"r{index}",
-            tuple(draw(st.lists(st.integers(0, 12), min_size=1, max_size=18))),
+            common + own,
             draw(st.integers(1, 12)),
             draw(PARAMS),
             draw(st.sampled_from([frozenset(), frozenset({3, 9})])),
             min_tokens=draw(st.integers(0, 1)),
+            priority=draw(st.sampled_from([0, 0, 0, -1, 5])),
+            cache_salt=draw(st.sampled_from(["", "", "", "other"])),
         )
         abort_after = draw(st.none() | st.none() | st.integers(0, 25))
         result.append(Arrival(draw(st.integers(0, 15)), request, abort_after))

@@ -19,7 +19,7 @@ def test_pool_against_owner_lists(num_pages: int, actions: list[tuple[str, int]]
     pool = PagePool(num_pages, 4)
     owners: list[list[int]] = []
     for action, number in actions:
-        if action == "take" and number <= pool.num_free:
+        if action == "take" and number <= pool.num_available:
             before = {page for pages in owners for page in pages}
             owners.append(pool.allocate(number))
             assert len(set(owners[-1])) == number and not before & {0, *owners[-1]}
@@ -30,7 +30,7 @@ def test_pool_against_owner_lists(num_pages: int, actions: list[tuple[str, int]]
             pool.free(owners.pop(number % len(owners)))
         pool.check_integrity(owners)
         assert pool.num_used == len({page for pages in owners for page in pages})
-        assert pool.num_free + pool.num_used == pool.capacity == num_pages - 1
+        assert pool.num_available + pool.num_used == pool.capacity == num_pages - 1
 
 
 @given(st.lists(st.integers(0, 5), max_size=5))

@@ -66,9 +66,9 @@ def test_a_long_prompt_never_stalls_running_answers() -> None:
     assert {event.request_id for event in engine.step()} == {"talker", "long"}
 
 
-def test_two_equal_prompts_in_one_step_share_nothing_and_agree() -> None:
+def test_two_equal_prompts_in_one_step_share_nothing_without_a_cache_and_agree() -> None:
     executor = FakeExecutor()
-    engine = Engine(executor, check=True)
+    engine = Engine(executor, EngineOptions(prefix_cache=False), check=True)
     twins = [greedy("a", 9, 5), greedy("b", 9, 5)]
     for request in twins:
         engine.add(request)
@@ -80,7 +80,7 @@ def test_first_come_first_served_and_no_overtaking() -> None:
     """A small request behind one that does not fit yet waits for it."""
     executor = FakeExecutor(num_pages=9)
     engine = Engine(executor, check=True)
-    for request in (greedy("big", 16, 12), greedy("bigger", 17, 2), greedy("small", 1, 1)):
+    for request in (greedy("big", 16, 12), greedy("bigger", 17, 2, 9), greedy("small", 1, 1)):
         engine.add(request)
     ends = list(run_to_end(engine).ends)
     assert ends.index("big") < ends.index("small")
