@@ -201,6 +201,20 @@ std::size_t Matrix::bytes() const {
          sub_scales_.bytes() + sub_minimums_.bytes();
 }
 
+std::vector<ReadAhead::Span> Matrix::spans() const {
+  std::vector<ReadAhead::Span> spans;
+  const auto add = [&](const auto& memory) {
+    if (!memory.empty()) spans.push_back({memory.data(), memory.bytes()});
+  };
+  add(sub_minimums_);
+  add(sub_scales_);
+  add(zero_points_);
+  add(minimums_);
+  add(scales_);
+  add(codes_);
+  return spans;
+}
+
 MatrixView Matrix::view() const {
   MatrixView view;
   view.rows = rows_;

@@ -6,6 +6,7 @@
 
 #include "kernels.hpp"
 #include "memory.hpp"
+#include "read_ahead.hpp"
 #include "thread_pool.hpp"
 
 namespace coldpress {
@@ -56,6 +57,8 @@ class Matrix {
   // Whether it is laid out for integer products, which then are the only ones that it can be in.
   bool in_quads() const { return quad_step_ > 0; }
   MatrixView view() const;
+  // What a product reads of it, the smallest arrays first.
+  std::vector<ReadAhead::Span> spans() const;
   // float32 [columns], in the natural order.
   void dequantize_row(int row, float* out) const;
 

@@ -153,6 +153,7 @@ void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
     scratch_size_ = std::max(scratch_size_, attend);
   }
   for (Memory<float>& scratch : scratch_) scratch = Memory<float>(scratch_size_);
+  lay_out_stream();
   reserve(tokens, 1);
 }
 
@@ -228,6 +229,7 @@ void Plan::fill_rope_table(RopeTable& table, const Batch& batch) {
 void Plan::step(const Batch& batch, std::size_t ops) {
   check(batch);
   ops = std::min(ops, ops_.size());
+  ++steps_;
   reserve(batch.tokens, batch.selected);
   locate_sequences(batch);
   for (RopeTable& table : rope_tables_) fill_rope_table(table, batch);

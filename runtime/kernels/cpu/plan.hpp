@@ -10,6 +10,7 @@
 #include "kernels.hpp"
 #include "matrix.hpp"
 #include "memory.hpp"
+#include "read_ahead.hpp"
 #include "thread_pool.hpp"
 
 namespace coldpress {
@@ -150,6 +151,11 @@ class Plan {
     std::vector<int> rows;  // of the step, ascending
     std::vector<float> factors;
   };
+  struct Product {
+    std::vector<ReadAhead::Span> spans;
+    std::uint64_t start = 0;  // its place in the stream
+    std::vector<ReadAhead::Span> following;
+  };
   using Op = std::function<void(const Batch&)>;
   void add_op(const char* name, Op op);
   void run_timed(const Batch& batch, std::size_t ops);
@@ -161,6 +167,11 @@ class Plan {
   int count(const Batch& batch, BufferId out) const;
   int rows_of(const Batch& batch, bool selected, bool routed) const;
   static std::shared_ptr<const Parts> join(std::vector<Projection> projections);
+  // The product's index in the stream of weights.
+  std::size_t enter(const Parts& parts);
+  void lay_out_stream();
+  // Threads without work ask memory for what follows.
+  void announce_after(std::size_t product);
   // multiply(part, strip of the part, first row, rows, thread) for every strip and run of rows.
   template <class F>
   void for_strips(const Batch& batch, const Parts& parts, F&& multiply);
@@ -187,6 +198,9 @@ class Plan {
   std::vector<int> sequence_of_;
   std::vector<Route> routes_;  // one for each expert of the layer that is run
   int expert_ = 0;
+  std::vector<Product> products_;
+  std::uint64_t stream_places_ = 0;  // that one step takes
+  std::uint64_t steps_ = 0;
   std::vector<int> run_starts_;  // of tokens; the last one ends the step
   std::vector<Memory<float>> scratch_;  // one per thread
   std::size_t scratch_size_;

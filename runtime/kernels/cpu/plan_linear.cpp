@@ -65,7 +65,9 @@ void Plan::add_linear(BufferId x, std::vector<Projection> projections) {
   for (const Projection& each : projections)
     require(!each.matrix->in_quads(), "a matrix in quads multiplies int8 alone");
   const char* name = product_name(*projections.front().matrix);
-  add_op(name, [this, x, parts = join(std::move(projections))](const Batch& batch) {
+  const std::shared_ptr<const Parts> parts = join(std::move(projections));
+  add_op(name, [this, x, parts, at = enter(*parts)](const Batch& batch) {
+    announce_after(at);
     for_strips(batch, *parts, [&](const Part& part, int strip, int first, int rows, int thread) {
       const Buffer& out = buffers_[part.out];
       kernels_.linear(part.view, strip, buffers_[x].row(first), buffers_[x].stride, rows,
@@ -98,7 +100,9 @@ void Plan::add_linear_int8(BufferId x, std::vector<Projection> projections) {
   for (const Projection& each : projections)
     require(each.matrix->in_quads(), "integer products need a matrix in quads");
   const char* name = product_name(*projections.front().matrix);
-  add_op(name, [this, x, parts = join(std::move(projections))](const Batch& batch) {
+  const std::shared_ptr<const Parts> parts = join(std::move(projections));
+  add_op(name, [this, x, parts, at = enter(*parts)](const Batch& batch) {
+    announce_after(at);
     const RoundedRows from = rounded_[x].rows();
     for_strips(batch, *parts, [&](const Part& part, int strip, int first, int rows, int) {
       const Buffer& out = buffers_[part.out];

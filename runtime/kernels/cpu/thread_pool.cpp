@@ -20,7 +20,7 @@ inline void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(std::max(threads, 1)) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
 }
 
@@ -49,38 +49,69 @@ void ThreadPool::run(int pieces, Work work, void* context) {
       s->work(s->context, s->first + piece, thread);
     };
     context_ = &shifted;
-    const int count = std::min(pieces - first, kMost);
-    done_.store(0, std::memory_order_relaxed);
-    const std::uint64_t next = (ticket_.load(std::memory_order_relaxed) >> (2 * kPieceBits)) + 1;
-    ticket_.store(next << (2 * kPieceBits) | static_cast<std::uint64_t>(count) << kPieceBits,
-                  std::memory_order_release);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-    while (claim(0)) {
-    }
-    wait_until_done(static_cast<std::uint32_t>(count));
+    deal(std::min(pieces - first, kMost));
+    work_off(0);
+    wait_until_done();
   }
 }
 
-bool ThreadPool::claim(int thread) {
-  std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
-  const auto pieces = [&] { return ticket >> kPieceBits & kPieceMask; };
+void ThreadPool::deal(int pieces) {
+  left_.store(static_cast<std::uint32_t>(pieces), std::memory_order_relaxed);
+  ++jobs_;
+  const std::int64_t threads = size();
+  for (std::int64_t i = 0; i < threads; ++i) {
+    const std::uint64_t next = i * pieces / threads;
+    const std::uint64_t end = (i + 1) * pieces / threads;
+    if (next < end)
+      shares_[i].word.store(jobs_ << (2 * kPieceBits) | end << kPieceBits | next,
+                            std::memory_order_release);
+  }
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+}
+
+// A piece that was claimed keeps the job from changing until it is counted as done.
+bool ThreadPool::claim_next(int thread) {
+  std::atomic<std::uint64_t>& share = shares_[thread].word;
+  std::uint64_t word = share.load(std::memory_order_acquire);
   do {
-    if ((ticket & kPieceMask) >= pieces()) return false;
-  } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel));
-  // The job cannot change before this piece is counted as done.
-  work_(context_, static_cast<int>(ticket & kPieceMask), thread);
-  if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces()) done_.notify_all();
+    if ((word & kPieceMask) >= (word >> kPieceBits & kPieceMask)) return false;
+  } while (!share.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel));
+  perform(static_cast<int>(word & kPieceMask), thread);
   return true;
+}
+
+bool ThreadPool::claim_last(int thread, int from) {
+  constexpr std::uint64_t kOne = std::uint64_t{1} << kPieceBits;
+  std::atomic<std::uint64_t>& share = shares_[from].word;
+  std::uint64_t word = share.load(std::memory_order_acquire);
+  do {
+    if ((word & kPieceMask) >= (word >> kPieceBits & kPieceMask)) return false;
+  } while (!share.compare_exchange_weak(word, word - kOne, std::memory_order_acq_rel));
+  perform(static_cast<int>(word >> kPieceBits & kPieceMask) - 1, thread);
+  return true;
+}
+
+void ThreadPool::perform(int piece, int thread) {
+  work_(context_, piece, thread);
+  if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) left_.notify_all();
+}
+
+void ThreadPool::work_off(int thread) {
+  while (claim_next(thread)) {
+  }
+  for (int i = 1; i < size(); ++i)
+    while (claim_last(thread, (thread + i) % size())) {
+    }
 }
 
 void ThreadPool::serve(int thread) {
   std::uint32_t seen = 0;
   while (!stop_.load(std::memory_order_relaxed)) {
-    while (claim(thread)) {
-    }
+    work_off(thread);
     int spins = 0;
     while (generation_.load(std::memory_order_acquire) == seen && spins < kSpins) {
+      if (ahead_.advance()) continue;
       pause();
       ++spins;
     }
@@ -89,14 +120,14 @@ void ThreadPool::serve(int thread) {
   }
 }
 
-void ThreadPool::wait_until_done(std::uint32_t pieces) {
+void ThreadPool::wait_until_done() {
   for (int spins = 0; spins < kSpins; ++spins) {
-    if (done_.load(std::memory_order_acquire) == pieces) return;
-    pause();
+    if (left_.load(std::memory_order_acquire) == 0) return;
+    if (!ahead_.advance()) pause();
   }
-  for (std::uint32_t done = done_.load(std::memory_order_acquire); done != pieces;
-       done = done_.load(std::memory_order_acquire))
-    done_.wait(done, std::memory_order_acquire);
+  for (std::uint32_t left = left_.load(std::memory_order_acquire); left != 0;
+       left = left_.load(std::memory_order_acquire))
+    left_.wait(left, std::memory_order_acquire);
 }
 
 }  // namespace coldpress

@@ -8,10 +8,14 @@
 #include <thread>
 #include <vector>
 
+#include "read_ahead.hpp"
+
 namespace coldpress {
 
-// Pieces are claimed one by one, so that a thread that lost its core holds up one piece and not its
-// whole share. Waiting spins briefly, then sleeps: a neighbour on the machine gets the core.
+// Every thread has a share of neighbouring pieces: memory likes long streams far apart better than
+// threads that leap over one another. It claims them one by one from the front, and then what others
+// have left from the back, so that a thread that lost its core holds up one piece and not its share.
+// Waiting spins briefly, then sleeps: a neighbour on the machine gets the core.
 class ThreadPool {
  public:
   // `threads` counts the caller of run().
@@ -20,7 +24,9 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return static_cast<int>(shares_.size()); }
+  // What threads without a piece ask memory for.
+  ReadAhead& ahead() { return ahead_; }
 
   // work(context, piece, thread) for every piece in [0, pieces); returns when all are done.
   using Work = void (*)(void* context, int piece, int thread);
@@ -39,18 +45,28 @@ class ThreadPool {
   }
 
  private:
-  bool claim(int thread);
+  // Pieces of one thread's share that nobody has claimed.
+  struct alignas(64) Share {
+    // job << 40 | end << 20 | next: one word, so that a late thread can never take a piece of a job
+    // that it has not read.
+    std::atomic<std::uint64_t> word{0};
+  };
+  void deal(int pieces);
+  bool claim_next(int thread);
+  bool claim_last(int thread, int from);
+  void work_off(int thread);
+  void perform(int piece, int thread);
   void serve(int thread);
-  void wait_until_done(std::uint32_t pieces);
+  void wait_until_done();
 
-  // generation << 40 | pieces << 20 | next piece: one word, so that a late thread can never take a
-  // piece of a job that it has not read.
-  std::atomic<std::uint64_t> ticket_{0};
+  std::vector<Share> shares_;
+  std::uint64_t jobs_ = 0;
   std::atomic<std::uint32_t> generation_{0};
-  std::atomic<std::uint32_t> done_{0};
+  alignas(64) std::atomic<std::uint32_t> left_{0};
   std::atomic<bool> stop_{false};
   Work work_ = nullptr;
   void* context_ = nullptr;
+  ReadAhead ahead_;
   std::mutex mutex_;
   std::vector<std::thread> workers_;
 };
