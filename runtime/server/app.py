@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 
 from runtime.engine.request import RequestError
 from runtime.server import (
+    admin,
     chat,
     completions,
     errors,
@@ -25,10 +26,23 @@ from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
 from runtime.server.metrics_http import CountRequests
 from runtime.server.registry import Registry
+from runtime.server.shadows import ShadowFamilies, Shadows
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
 
-_ROOMS = (chat, completions, models, health, metrics, ready, tokens, llamacpp, kserve, ollama)
+_ROOMS = (
+    chat,
+    completions,
+    models,
+    admin,
+    health,
+    metrics,
+    ready,
+    tokens,
+    llamacpp,
+    kserve,
+    ollama,
+)
 
 
 def create_app(
@@ -45,14 +59,18 @@ def create_app(
     registry = served if isinstance(served, Registry) else Registry.of(served)
     app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
     observed = Metrics(registry, metrics_compat)
-    app.state.server = ServerState(registry, limits or Limits(), observed)
+    app.state.server = ServerState(
+        registry, limits or Limits(), observed, has_key=api_key is not None
+    )
+    copies = Shadows(registry)
+    observed.registry.register(ShadowFamilies(copies))
     for room in _ROOMS:
         room.add_routes(app)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_bug)
-    app.add_middleware(ReleaseLeases, registry=registry)
+    app.add_middleware(ReleaseLeases, registry=registry, shadows=copies)
     if api_key is not None:
         app.add_middleware(RequireKey, key=api_key)
     app.add_middleware(CountRequests, metrics=observed)

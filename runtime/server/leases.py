@@ -1,15 +1,17 @@
 """Which models a request uses, from the moment it names one until its answer is out."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from runtime.server.bodies import FIELDS
 from runtime.server.errors import ApiError
 from runtime.server.registry import Registry
 from runtime.server.registry_models import ServedModel
+from runtime.server.shadows import Shadows
 from runtime.service import GenerationService
 
 _LEASES = "coldpress.leases"
@@ -19,13 +21,30 @@ _STICKY_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 
 
 class ReleaseLeases:
-    """Ends a request's leases after the last byte of its answer, however that comes about."""
+    """Ends a request's leases after the last byte of its answer, however that comes about, and
+    then lets its shadows run, which other middlewares do not see."""
 
-    def __init__(self, app: ASGIApp, registry: Registry) -> None:
+    def __init__(self, app: ASGIApp, registry: Registry, shadows: Shadows) -> None:
         self._app = app
         self._registry = registry
+        self._shadows = shadows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._shadows:
+            await self._leasing(scope, receive, send)
+            return
+        status = 0
+
+        async def watching_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        models = await self._leasing(scope, receive, watching_send)
+        for shadow in self._shadows.of(models[0].name) if models and status == 200 else ():
+            self._shadows.start(shadow, scope, scope[FIELDS], self._leasing)
+
+    async def _leasing(self, scope: Scope, receive: Receive, send: Send) -> Sequence[ServedModel]:
         leases: list[ServedModel] = []
         scope[_LEASES] = leases
         try:
@@ -33,6 +52,7 @@ class ReleaseLeases:
         finally:
             for model in leases:
                 self._registry.release(model)
+        return leases
 
 
 def sticky_key(fields: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from runtime.server.registry_models import (
     ServedModel,
     already_loaded,
 )
-from runtime.server.registry_names import Alias, check_names
+from runtime.server.registry_names import Alias, Shadow, check_names
 from runtime.service import GenerationService
 
 _MAX_AWAITING = 64
@@ -44,6 +44,7 @@ class Registry:
         models: Iterable[ModelSettings | ServedModel],
         aliases: Iterable[Alias] = (),
         *,
+        shadows: Iterable[Shadow] = (),
         idle_seconds: float | None = None,
         make_room: MakeRoom = lambda model, registry: None,
         clock: Callable[[], float] = time.monotonic,
@@ -53,7 +54,8 @@ class Registry:
         self.models: Mapping[str, ServedModel] = {model.name: model for model in served}
         self.aliases: Mapping[str, Alias] = {alias.name: alias for alias in aliases}
         assert len(self.models) == len(served) > 0, "models need names of their own"
-        check_names(self.models, self.aliases.values(), ())
+        self.shadows = tuple(shadows)
+        check_names(self.models, self.aliases.values(), self.shadows)
         self._idle_seconds = idle_seconds
         self._make_room = make_room
         self._clock = clock

@@ -23,14 +23,14 @@ class ModelSettings:
     """A model that can be loaded.
 
     load: blocks until it answers; raises an exception whose text tells the operator what to do.
-    needed_bytes: memory that loading takes at most; 0 where nobody knows.
+    needs: bytes of memory that it takes, by what they are for; empty where nobody knows.
     on_demand: whether a request may load it.
     card: what /v1/models says of it besides its state, `max_model_len` for example.
     """
 
     name: str
     load: Callable[[], Loaded]
-    needed_bytes: int = 0
+    needs: Mapping[str, int] = field(default_factory=dict)
     on_demand: bool = True
     card: Mapping[str, Any] = field(default_factory=dict)
 

@@ -37,9 +37,9 @@ class FakeEngine:
 class FakeModel:
     """`gate` holds every load; `failure` is what the next loads raise."""
 
-    def __init__(self, name: str, *, needed_bytes: int = 0) -> None:
+    def __init__(self, name: str, *, needs: int = 0) -> None:
         self.name = name
-        self.needed_bytes = needed_bytes
+        self.needs = {"weights": needs} if needs else {}
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
@@ -47,7 +47,7 @@ class FakeModel:
 
     @property
     def settings(self) -> ModelSettings:
-        return ModelSettings(self.name, self.load, needed_bytes=self.needed_bytes)
+        return ModelSettings(self.name, self.load, needs=self.needs)
 
     def load(self) -> Loaded:
         assert self.gate.wait(10)
