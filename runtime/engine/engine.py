@@ -4,12 +4,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from runtime.engine.batch import Executor
+import numpy as np
+
+from runtime.engine.batch import Executor, GivesHidden, StepBatch
 from runtime.engine.candidates import Float32
 from runtime.engine.constraint import ConstraintError, Grammars, Matcher
 from runtime.engine.options import EngineOptions
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk, build_batch
+from runtime.engine.pooling import embedding_of, note_hidden
 from runtime.engine.prompt_logprobs import note_prompt_logprobs
 from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
 from runtime.engine.sampling import Draw, RowSampler
@@ -98,6 +101,7 @@ class Engine:
             vocab_size=self._executor.vocab_size,
             max_positions=self._executor.max_positions,
             pool_tokens=pool.capacity * pool.page_size,
+            gives_hidden=isinstance(self._executor, GivesHidden),
         )
         if request.constraint is not None and self._grammars is None:
             raise RequestError("this model cannot hold its answers to a grammar", "constraint")
@@ -151,7 +155,7 @@ class Engine:
         if self._on_step is not None:
             self._on_step([chunk.sequence.request.request_id for chunk in chunks])
         try:
-            logits = self._run(chunks)
+            hidden, logits = self._run(chunks)
         except BaseException as cause:
             self._scheduler.roll_back(chunks)
             self._counters.failed_steps += 1
@@ -160,7 +164,7 @@ class Engine:
                 raise
             ids = tuple(chunk.sequence.request.request_id for chunk in chunks)
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
-        events = self._commit(chunks, logits)
+        events = self._commit(chunks, hidden, logits)
         self._check_if_asked()
         return events
 
@@ -183,26 +187,65 @@ class Engine:
             "a request vanished without an end"
         )
 
-    def _run(self, chunks: Sequence[Chunk]) -> Float32:
-        logits = self._executor.step(build_batch(chunks, self._scheduler.pool.page_size))
-        expected = (sum(chunk.num_logits for chunk in chunks), self._executor.vocab_size)
+    def _run(self, chunks: Sequence[Chunk]) -> tuple[Float32, Float32]:
+        """Rows of hidden numbers for the embeddings among the chunks, of logits for the others."""
+        pooled = [chunk for chunk in chunks if chunk.sequence.request.pooling is not None]
+        others = [chunk for chunk in chunks if chunk.sequence.request.pooling is None]
+        hidden = logits = np.empty((0, self._executor.vocab_size), np.float32)
+        if pooled and isinstance(self._executor, GivesHidden):
+            # The next call of the executor overwrites them.
+            hidden = self._executor.hidden(self._batch(pooled)).copy()
+        if others:
+            logits = self._executor.step(self._batch(others))
+        expected = (sum(chunk.num_logits for chunk in others), self._executor.vocab_size)
         if logits.shape != expected:
             raise ValueError(f"the executor returned logits {logits.shape} instead of {expected}")
-        return logits
+        if len(hidden) != sum(chunk.num_logits for chunk in pooled):
+            raise ValueError(f"the executor returned {len(hidden)} rows of hidden numbers")
+        return hidden, logits
 
-    def _commit(self, chunks: Sequence[Chunk], logits: Float32) -> list[TokenEvent]:
+    def _batch(self, chunks: Sequence[Chunk]) -> StepBatch:
+        return build_batch(chunks, self._scheduler.pool.page_size)
+
+    def _commit(
+        self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
+    ) -> list[TokenEvent]:
         self._scheduler.commit(chunks)
         self._counters.steps += 1
         self._counters.computed_tokens += sum(chunk.num_tokens for chunk in chunks)
-        best = logits.argmax(axis=1).tolist()
+        best = logits.argmax(axis=1).tolist() if len(logits) else []
         events: list[TokenEvent] = []
-        row = 0
+        row = hidden_row = 0
         for chunk in chunks:
-            if chunk.num_logits:
+            if chunk.sequence.request.pooling is not None:
+                end = hidden_row + chunk.num_logits
+                events += self._pool(chunk, hidden[hidden_row:end])
+                hidden_row = end
+            elif chunk.num_logits:
                 end = row + chunk.num_logits
                 events += self._advance(chunk, logits[row:end], best[row:end])
                 row = end
         return events
+
+    def _pool(self, chunk: Chunk, rows: Float32) -> list[TokenEvent]:
+        """What the hidden rows of a chunk's last tokens, float32 [num_logits, width], bring."""
+        sequence, embedding, error = chunk.sequence, None, None
+        note_hidden(sequence, rows)
+        if not chunk.reaches_end:
+            return []
+        try:
+            embedding = embedding_of(sequence)
+        except ValueError as cause:
+            error = f"The prompt could not be embedded: {cause}"
+        reason: FinishReason = "stop" if error is None else "error"
+        self._note_prompt(sequence)
+        self._finish(sequence, reason)
+        name, cached = sequence.request.request_id, sequence.num_cached_tokens
+        return [
+            TokenEvent(
+                name, None, reason, error=error, num_cached_tokens=cached, embedding=embedding
+            )
+        ]
 
     def _advance(self, chunk: Chunk, logits: Float32, best: Sequence[int]) -> list[TokenEvent]:
         """What the logits of a chunk's last tokens, float32 [num_logits, vocab], bring."""

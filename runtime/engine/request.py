@@ -7,6 +7,8 @@ from typing import Literal
 from runtime.engine.constraint import Constraint
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Pooling = Literal["mean", "last"]
+"""Which of the prompt's hidden rows make an embedding: the mean of all, or the last one."""
 
 
 class RequestError(ValueError):
@@ -53,7 +55,7 @@ class Request:
     request_id: str
     prompt_tokens: tuple[int, ...]
     max_tokens: int
-    """0 only with `prompt_logprobs`: the prompt is read and nothing is sampled."""
+    """0 only with `prompt_logprobs` or `pooling`: the prompt is read and nothing is sampled."""
     sampling: SamplingParams = SamplingParams()
     stop_token_ids: frozenset[int] = frozenset()
     """Ending tokens (end-of-sequence ids included); the one that ended it is still reported."""
@@ -66,6 +68,8 @@ class Request:
     constraint: Constraint | None = None
     """What the text must be. Its grammar has the last word: it allows ending tokens where the text
     may end, and where nothing may follow the answer ends, whatever `min_tokens` is."""
+    pooling: Pooling | None = None
+    """An embedding is wanted in place of an answer."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,6 @@ class TokenEvent:
     if asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found computed in the prefix cache; the same in every event."""
+    embedding: bytes | None = None
+    """What `pooling` gave, float32 [hidden_size] in the machine's order, with the one event of a
+    request that asks for it."""

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from runtime.engine.request import Request, TokenLogprobs
 from runtime.engine.sampling import RowSampler
 
@@ -41,6 +44,9 @@ class SequenceState:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     wants_prompt_logprobs: bool = field(init=False)
     """Probabilities of prompt tokens are asked for and not all there."""
+    pooled: npt.NDArray[np.float64] | None = None
+    """Sum of the hidden rows of the first `num_pooled_tokens`, where their mean is wanted."""
+    num_pooled_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_tokens)
@@ -74,9 +80,12 @@ class SequenceState:
     @property
     def first_logit_position(self) -> int:
         """From this position on, logits are wanted of every position that is known: of the last
-        one, to choose the next token; of the prompt, where its own probabilities are asked for."""
+        one, to choose the next token; of the prompt, where its own probabilities are asked for.
+        Where an embedding is wanted, these are rows of hidden numbers instead."""
         if self.wants_prompt_logprobs:
             return len(self.prompt_logprobs)
+        if self.request.pooling == "mean":
+            return self.num_pooled_tokens
         return len(self.tokens) - 1
 
     def append(self, token_id: int) -> None:

@@ -6,11 +6,17 @@ from runtime.engine.request import Request, RequestError, SamplingParams
 
 
 def check_request(
-    request: Request, *, vocab_size: int, max_positions: int, pool_tokens: int
+    request: Request,
+    *,
+    vocab_size: int,
+    max_positions: int,
+    pool_tokens: int,
+    gives_hidden: bool = False,
 ) -> None:
     """Raise RequestError for a request that this model and this pool can never serve."""
     _check_lengths(request, max_positions, pool_tokens)
     _check_token_ids(request, vocab_size)
+    _check_pooling(request, gives_hidden)
     check_sampling(request.sampling, vocab_size)
 
 
@@ -18,7 +24,7 @@ def _check_lengths(request: Request, max_positions: int, pool_tokens: int) -> No
     prompt, answer = len(request.prompt_tokens), request.max_tokens
     if prompt == 0:
         raise RequestError("the prompt is empty; give at least one token", "prompt", "empty_prompt")
-    least = 1 if request.sampling.prompt_logprobs is None else 0
+    least = 1 if request.sampling.prompt_logprobs is None and request.pooling is None else 0
     if answer < least:
         raise RequestError(f"max_tokens must be at least {least}, not {answer}", "max_tokens")
     if not 0 <= request.min_tokens <= answer:
@@ -41,6 +47,18 @@ def _check_lengths(request: Request, max_positions: int, pool_tokens: int) -> No
                 "max_tokens",
                 "context_length_exceeded",
             )
+
+
+def _check_pooling(request: Request, gives_hidden: bool) -> None:
+    if request.pooling is None:
+        return
+    if not gives_hidden:
+        raise RequestError(
+            "this model's backend gives no embeddings; serve it with the cpu or torch backend",
+            "model",
+        )
+    if request.max_tokens > 0 or request.sampling.prompt_logprobs is not None:
+        raise RequestError("an embedding comes without an answer", "pooling")
 
 
 def _check_token_ids(request: Request, vocab_size: int) -> None:
