@@ -98,6 +98,7 @@ def open_service(
     from runtime.loading import load_executor
     from runtime.service import GenerationService, usable_positions
     from runtime.text.generation_config import load_sampling_defaults
+    from runtime.text.grammar.compiler import GrammarCompiler
     from runtime.text.template import load_template
 
     model, tokenizer = open_artifact(path, on_note)
@@ -116,7 +117,8 @@ def open_service(
         max_step_tokens=options.max_step_tokens,
         exact=machine.exact,
     )
-    engine = EngineThread(Engine(executor, options))
+    grammars = GrammarCompiler(tokenizer, executor.vocab_size)
+    engine = EngineThread(Engine(executor, options, grammars=grammars))
 
     def close() -> None:
         if engine.shutdown(drain_seconds=0.0):

@@ -1,0 +1,106 @@
+"""Matchers over one model's vocabulary, made where its engine runs."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+
+from runtime.engine.constraint import Constraint, ConstraintError
+from runtime.text.grammar.dialect import grammar_of, limits, shortened
+from runtime.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+MAX_MASK_SECONDS = 0.25
+"""Processor time of one mask, after which its request ends: the others have waited for it."""
+MAX_KEPT = 16
+"""Grammars that are kept compiled for the next request that asks for the same."""
+
+
+class GrammarCompiler:
+    """The `Grammars` of one model. Its vocabulary is prepared when it is first needed.
+
+    vocab_size: rows of the model's output; may differ from the tokenizer's number of tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._source = tokenizer
+        self._tokenizer: LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+
+    def matcher(self, constraint: Constraint) -> "TokenMatcher":
+        """Where an answer begins. Raises ConstraintError for what cannot be compiled."""
+        with self._lock:
+            known = self._kept.get(constraint)
+            if known is None:
+                known = self._compiled(constraint)
+                self._kept[constraint] = known
+                if len(self._kept) > MAX_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(constraint)
+            return TokenMatcher(known.deep_copy(), self._num_words, self._vocab_size)
+
+    def _compiled(self, constraint: Constraint) -> LLMatcher:
+        matcher = LLMatcher(self._prepared(), grammar_of(constraint), log_level=0, limits=limits())
+        if matcher.is_error():
+            raise ConstraintError(shortened(matcher.get_error()))
+        return matcher
+
+    def _prepared(self) -> LLTokenizer:
+        if self._tokenizer is None:
+            source = self._source
+            size = max(self._vocab_size, source.vocab_size)
+            # A model without ending tokens still needs one for "here it may end": one that the
+            # model has no row for.
+            endings = sorted(source.ending_ids) or [size]
+            self._tokenizer = LLTokenizer(
+                source.to_json(), n_vocab=max(size, endings[-1] + 1), eos_token=endings
+            )
+        return self._tokenizer
+
+    @property
+    def _num_words(self) -> int:
+        return -(-self._prepared().vocab_size // 32)
+
+
+class TokenMatcher:
+    """Where one answer stands; see `runtime.engine.constraint.Matcher`."""
+
+    def __init__(self, matcher: LLMatcher, num_words: int, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._words = np.zeros(num_words, np.uint32)
+        self._bytes = self._words.view(np.uint8)
+        self._address = self._words.ctypes.data
+        self.finished = False
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        start = time.thread_time()
+        try:
+            self._matcher.unsafe_compute_mask_ptr(self._address, self._words.nbytes)
+        except BaseException as failure:
+            # Native code that panics raises what is no Exception; nobody else may suffer from it.
+            if isinstance(failure, KeyboardInterrupt | SystemExit):
+                raise
+            _log.warning("a grammar failed: %s", shortened(str(failure)))
+            raise ConstraintError(
+                f"The answer's grammar failed: {shortened(str(failure))}"
+            ) from None
+        if self._matcher.is_error():
+            reason = shortened(self._matcher.get_error())
+            raise ConstraintError(f"The answer cannot be held to its constraint: {reason}")
+        if time.thread_time() - start > MAX_MASK_SECONDS:
+            raise ConstraintError("The answer's grammar is too complex to be followed in time.")
+        bits = np.unpackbits(self._bytes, count=self._vocab_size, bitorder="little")
+        return bits.view(np.bool_)
+
+    def accept(self, token_id: int) -> None:
+        """A token that does not fit leaves the matcher in error, which `allowed` tells."""
+        self._matcher.consume_token(token_id)
+        self.finished = self._matcher.is_stopped() and not self._matcher.is_error()
