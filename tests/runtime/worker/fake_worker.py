@@ -1,0 +1,70 @@
+"""`python -m tests.runtime.worker.fake_worker SOCKET RECORD`: a real worker on a false executor.
+
+What a prompt holds, or the name of the model, decides what becomes of the process.
+"""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from quant.format.errors import FileFormatError
+from runtime.engine.batch import StepBatch
+from runtime.worker.main import run
+from runtime.worker.spec import ModelSpec
+from tests.runtime.engine.fake_executor import FakeExecutor
+
+KILL, STOP, RAISE = 20, 21, 22
+"""A token that ends the process, one that stops it, one that fails the step."""
+
+
+class FaultyExecutor(FakeExecutor):
+    weight_bytes = 0
+
+
+def act(slow: bool, batch: StepBatch) -> None:
+    """On the first token of a prompt; an answer may hold any token."""
+    fresh = batch.token_ids[batch.positions == 0]
+    if KILL in fresh:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if STOP in fresh:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)  # the signal reaches some thread or other, and this one only then
+    if RAISE in fresh:
+        raise RuntimeError("the plates are jammed")
+    if slow:
+        time.sleep(0.02)
+
+
+def open_fake(spec: ModelSpec) -> FaultyExecutor:
+    """The model's name says how loading ends; a file at its path, that there is no second time."""
+    if spec.name == "broken":
+        raise FileFormatError(spec.path, "is broken")
+    if spec.name == "missing":
+        raise FileNotFoundError(2, "No such file or directory", str(spec.path))
+    if spec.name == "bug":
+        raise ZeroDivisionError("division by zero")
+    if spec.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if spec.name == "bus":
+        os.kill(os.getpid(), signal.SIGBUS)
+    if spec.name == "once":
+        if spec.path.exists():
+            raise FileFormatError(spec.path, "is there already")
+        spec.path.touch()
+    executor = FaultyExecutor(num_pages=256)
+    executor.before_step = partial(act, spec.name == "slow")
+    return executor
+
+
+def command() -> tuple[str, ...]:
+    root = str(Path(__file__).parents[3])
+    program = f"import sys; sys.path.insert(0, {root!r}); "
+    program += "from tests.runtime.worker.fake_worker import main; main()"
+    return (sys.executable, "-c", program)
+
+
+def main() -> None:
+    run(int(sys.argv[1]), int(sys.argv[2]), open_fake)
