@@ -51,8 +51,11 @@ class Answer:
         return [event.token_id for event in self.events if event.token_id is not None]
 
 
-def spec(name: str = "m", path: Path = Path("nowhere"), **options: int) -> ModelSpec:
-    return ModelSpec(path, name, engine=EngineOptions(**options))
+def spec(
+    name: str = "m", path: Path = Path("nowhere"), *, max_running: int = 16, max_waiting: int = 64
+) -> ModelSpec:
+    options = EngineOptions(max_running=max_running, max_waiting=max_waiting)
+    return ModelSpec(path, name, engine=options)
 
 
 @contextmanager
