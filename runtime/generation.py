@@ -20,6 +20,7 @@ class GenerationParams:
     include_stop: what ended the answer, a string or a token, is given out as text too.
     min_tokens: neither ending tokens nor stop strings end the answer before that many tokens.
     ignore_eos: the model's own ending tokens do not end the answer; `stop_token_ids` still do.
+    priority, cache_salt: see `Request`.
     """
 
     max_tokens: int | None = None
@@ -30,6 +31,8 @@ class GenerationParams:
     min_tokens: int = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Generation:
             self._abort(self.request_id)
 
     def _delta(self, event: TokenEvent) -> TextDelta:
+        self.num_cached_tokens = event.num_cached_tokens
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = event.prompt_logprobs
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)

@@ -6,7 +6,13 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from runtime.engine.batch import Executor
-from runtime.engine.request import Request, RequestError, TokenEvent
+from runtime.engine.request import (
+    Pooling,
+    Request,
+    RequestError,
+    SamplingParams,
+    TokenEvent,
+)
 from runtime.engine.stats import EngineStats
 from runtime.generation import Generation, GenerationParams
 from runtime.text.template import ChatTemplate
@@ -103,8 +109,8 @@ class GenerationService:
         if params.max_tokens is not None and params.max_tokens > room:
             raise RequestError(
                 f"the prompt has {len(prompt_tokens)} tokens and max_tokens is "
-                f"{params.max_tokens}, together {len(prompt_tokens) + params.max_tokens}, but the "
-                f"context holds {self.max_positions} tokens",
+                f"{params.max_tokens}, together {len(prompt_tokens) + params.max_tokens}, but this "
+                f"model's maximum context length is {self.max_positions} tokens",
                 "max_tokens",
                 "context_length_exceeded",
             )
@@ -116,6 +122,8 @@ class GenerationService:
             sampling=params.sampling,
             stop_token_ids=endings | params.stop_token_ids,
             min_tokens=params.min_tokens,
+            priority=params.priority,
+            cache_salt=params.cache_salt,
         )
         generation = Generation(
             request.request_id,
@@ -128,10 +136,22 @@ class GenerationService:
         self.engine.submit(request, generation.receive)
         return generation
 
+    def embed(
+        self, tokens: Sequence[int], pooling: Pooling, on_end: Callable[[TokenEvent], None]
+    ) -> str:
+        """Start an embedding; `on_end` is called once, on the engine's thread. The id that
+        `engine.abort` takes. RequestError where it can never be given, or the queue is full."""
+        if len(tokens) > self.max_positions:
+            raise self._too_long(str(len(tokens)))
+        name = uuid4().hex
+        request = Request(name, tuple(tokens), 0, SamplingParams(temperature=0.0), pooling=pooling)
+        self.engine.submit(request, on_end)
+        return name
+
     def _too_long(self, tokens: str) -> RequestError:
         return RequestError(
-            f"the prompt has {tokens} tokens, but the context holds {self.max_positions} tokens "
-            f"and must leave room for an answer",
+            f"the prompt has {tokens} tokens, but this model's maximum context length is "
+            f"{self.max_positions} tokens and must leave room for an answer",
             "prompt",
             "context_length_exceeded",
         )

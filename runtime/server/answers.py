@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from runtime.server.sse import DONE, EventStream, event
 from runtime.server.state import cancel_all
 
 Chunk = dict[str, Any]
+Result = TypeVar("Result")
 ToChunks = Callable[[int, TextDelta], Sequence[Chunk | bytes]]
 """Chunks, or events that are written already."""
 
@@ -60,17 +61,24 @@ async def collected(
     request: Request, generations: Sequence[Generation], metrics: Metrics
 ) -> list[list[TextDelta]]:
     """All deltas of each generation; everything is cancelled if the client leaves meanwhile."""
-    gathering = asyncio.ensure_future(_gather(generations, metrics))
+    try:
+        return await unless_left(request, _gather(generations, metrics))
+    finally:
+        cancel_all(generations)
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` gives; it is cancelled, and ApiError raised, if the client leaves meanwhile."""
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({gathering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not gathering.done():
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise ApiError(_CLIENT_CLOSED, "the client closed the connection")
-        return gathering.result()
+        return working.result()
     finally:
-        gathering.cancel()
+        working.cancel()
         leaving.cancel()
-        cancel_all(generations)
 
 
 def streamed(

@@ -57,6 +57,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "web_search_options": (None,),
     "prompt_embeds": (None,),
+    "dimensions": (None,),
 }
 """Fields that would be dropped silently, each with the values that ask for nothing. A body that
 declares one of them honours it."""
@@ -100,6 +101,8 @@ class GenerationBody(BaseModel):
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)
+    cache_salt: Annotated[str, StringConstraints(max_length=256)] | None = None
     timings_per_token: bool | None = None
     """Whether answers carry llama.cpp's `timings`."""
 
@@ -150,20 +153,20 @@ def refuse_unsupported(fields: dict[str, Any], honoured: Container[str]) -> None
             )
 
 
-def prompts_of(prompt: object, max_prompts: int) -> list[str | list[int]]:
+def prompts_of(prompt: object, max_prompts: int, name: str = "prompt") -> list[str | list[int]]:
     """A prompt field as a list of prompts, each text or token ids. RequestError if it is none."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
-        raise _not_a_prompt()
+        raise _not_a_prompt(name)
     if _is_token_ids(prompt):
         return [prompt]
     if len(prompt) > max_prompts:
         raise RequestError(
-            f"prompt holds {len(prompt)} prompts; at most {max_prompts} are allowed", "prompt"
+            f"{name} holds {len(prompt)} prompts; at most {max_prompts} are allowed", name
         )
     if not all(isinstance(one, str) or (_is_token_ids(one) and one) for one in prompt):
-        raise _not_a_prompt()
+        raise _not_a_prompt(name)
     return list(prompt)
 
 
@@ -198,10 +201,10 @@ def _is_token_ids(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def _not_a_prompt() -> RequestError:
+def _not_a_prompt(name: str) -> RequestError:
     return RequestError(
-        "prompt must be a string, a list of strings, a list of token ids or a list of such lists",
-        "prompt",
+        f"{name} must be a string, a list of strings, a list of token ids or a list of such lists",
+        name,
     )
 
 

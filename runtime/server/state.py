@@ -80,6 +80,8 @@ def generation_params(
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=body.skip_special_tokens is not False,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
     )
     seed = sampling.seed
     if seed is None:

@@ -305,7 +305,7 @@ def test_a_chat_goes_on_after_a_message_that_is_refused(
     assert run(["run", str(tiny), "--max-tokens", "4"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) >= 3
-    assert "the context holds 256" in err
+    assert "maximum context length is 256" in err
 
 
 @pytest.mark.parametrize(
