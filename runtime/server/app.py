@@ -10,6 +10,7 @@ from runtime.server import (
     admin,
     chat,
     completions,
+    embeddings,
     errors,
     health,
     kserve,
@@ -33,6 +34,7 @@ from runtime.service import GenerationService
 _ROOMS = (
     chat,
     completions,
+    embeddings,
     models,
     admin,
     health,
