@@ -79,11 +79,13 @@ def evaluate(
     backend: str = "auto",
     threads: int | None = None,
     activations: Activations = "float32",
+    kv_cache_type: str = "auto",
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate on a text file; returns the report of `coldpress eval --json`.
 
     activations: what integer weights are multiplied by; "int8" measures what serving does.
+    kv_cache_type: what keys and values are kept in, those of the baseline excepted.
     cache: keep what the baseline predicts in the user's cache, and read it there the next time.
     """
     from coldpress.baseline_cache import BaselineCache
@@ -95,7 +97,7 @@ def evaluate(
         protocol=protocol,
         window=window,
         cache=BaselineCache() if cache else None,
-        machine=Machine.of(backend, threads, activations),
+        machine=Machine.of(backend, threads, activations, kv_cache_type),
         on_progress=on_progress,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldpress.jsonable import to_jsonable
 from coldpress.loading import (
+    AUTO,
     EXACT_MACHINE,
     Machine,
     OnNote,
@@ -118,7 +119,8 @@ def _baseline(
         if kept is not None:
             yield kept
             return
-    executor = open_executor(model, replace(machine, exact=True), tokens=protocol.window)
+    exactly = replace(machine, exact=True, kv_cache_type=AUTO)
+    executor = open_executor(model, exactly, tokens=protocol.window)
     try:
         live = LiveBaseline(executor, protocol)
         if cache is None or key is None:

@@ -44,17 +44,19 @@ class LLM:
         backend: str = "auto",
         threads: int | None = None,
         activations: Activations = "int8",
+        kv_cache_type: str = "auto",
         context: int | None = None,
         max_running: int = 16,
         on_note: OnNote | None = None,
     ) -> None:
         """`activations`: what integer weights are multiplied by: inputs rounded to int8, or with
-        "float32", several times slower, inputs as they are. `context`: longest prompt and answer
-        together, in tokens; the model's own by default. `on_note` is told what of the artifact is
-        not used as it is stored."""
+        "float32", several times slower, inputs as they are. `kv_cache_type`: what keys and values
+        are kept in, "auto" being float16, or float32 with inputs as they are. `context`: longest
+        prompt and answer together, in tokens; the model's own by default. `on_note` is told what of
+        the artifact is not used as it is stored."""
         self._service, self._close = open_service(
             Path(artifact),
-            Machine.of(backend, threads, activations),
+            Machine.of(backend, threads, activations, kv_cache_type),
             context=context,
             options=EngineOptions(max_running=max_running, max_waiting=MAX_WAITING),
             on_note=on_note,

@@ -1,9 +1,9 @@
 """Opens an artifact for the commands: the model, its tokenizer, an executor that runs it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from quant.format.errors import InputError
 
@@ -23,19 +23,28 @@ Activations = Literal["int8", "float32"]
 @dataclass(frozen=True)
 class Machine:
     """What runs a model. backend: "cpu", "torch", "onnx", "tensorrt", or "auto" for the one that is
-    made for it. threads: None for all cores. exact: see `load_executor`."""
+    made for it. threads: None for all cores. exact and kv_cache_type: see `load_executor`."""
 
     backend: str = AUTO
     threads: int | None = None
     exact: bool = False
+    kv_cache_type: str = AUTO
 
     @classmethod
-    def of(cls, backend: str, threads: int | None, activations: str) -> "Machine":
+    def of(
+        cls, backend: str, threads: int | None, activations: str, kv_cache_type: str = AUTO
+    ) -> "Machine":
         """Raises InputError for activations that do not exist."""
         if activations not in get_args(Activations):
             known = " or ".join(get_args(Activations))
             raise InputError(f"activations {activations!r} do not exist; choose {known}")
-        return cls(backend, threads, activations == "float32")
+        return cls(backend, threads, activations == "float32", kv_cache_type)
+
+    def load(self, model: "Model", **sizes: Any) -> "LoadedExecutor":
+        """Load the weights of `model`; `sizes` are those of `load_executor`."""
+        from runtime.loading import load_executor
+
+        return load_executor(model, **asdict(self), **sizes)
 
 
 DEFAULT_MACHINE = Machine()
@@ -63,17 +72,8 @@ def open_executor(
     model: "Model", machine: Machine, *, tokens: int, sequences: int = 1
 ) -> "LoadedExecutor":
     """An executor whose pool holds `sequences` sequences of `tokens` positions each."""
-    from runtime.loading import load_executor
-
     pages = -(-tokens // PAGE_SIZE) * sequences + 1
-    return load_executor(
-        model,
-        backend=machine.backend,
-        num_pages=pages,
-        page_size=PAGE_SIZE,
-        threads=machine.threads,
-        exact=machine.exact,
-    )
+    return machine.load(model, num_pages=pages, page_size=PAGE_SIZE)
 
 
 def open_service(
@@ -95,7 +95,6 @@ def open_service(
     from runtime.engine.engine import Engine
     from runtime.engine.options import EngineOptions
     from runtime.engine.thread import EngineThread
-    from runtime.loading import load_executor
     from runtime.service import GenerationService, usable_positions
     from runtime.text.generation_config import load_sampling_defaults
     from runtime.text.grammar.compiler import GrammarCompiler
@@ -109,13 +108,8 @@ def open_service(
             f"a context of {context} tokens is longer than the model's {longest}; lower --context"
         )
     options = options or EngineOptions()
-    executor = load_executor(
-        model,
-        backend=machine.backend,
-        kv_cache_bytes=kv_cache_bytes,
-        threads=machine.threads,
-        max_step_tokens=options.max_step_tokens,
-        exact=machine.exact,
+    executor = machine.load(
+        model, kv_cache_bytes=kv_cache_bytes, max_step_tokens=options.max_step_tokens
     )
     grammars = GrammarCompiler(tokenizer, executor.vocab_size)
     engine = EngineThread(Engine(executor, options, grammars=grammars))

@@ -10,6 +10,7 @@ import click
 
 from coldpress.console import Console
 from coldpress.loading import Activations, Machine
+from runtime.kv_cache import KvCacheChoice
 
 if TYPE_CHECKING:
     from coldpress.baseline_cache import BaselineCache
@@ -84,18 +85,28 @@ def gate_text_option(function: F) -> F:
 
 
 def machine_options(activations: Activations) -> Callable[[F], F]:
-    """`--backend`, `--threads` and `--activations`, which is `activations` unless given; the
-    command gets them as one `machine`."""
+    """`--backend`, `--threads`, `--kv-cache-type` and `--activations`, which is `activations`
+    unless given; the command gets them as one `machine`."""
 
     def decorate(function: F) -> F:
         @wraps(function)
         def with_machine(
-            *args: Any, backend: str, threads: int | None, activations: str, **kwargs: Any
+            *args: Any,
+            backend: str,
+            threads: int | None,
+            activations: str,
+            kv_cache_type: str,
+            **kwargs: Any,
         ) -> Any:
-            machine = Machine.of(backend, threads, activations)
+            machine = Machine.of(backend, threads, activations, kv_cache_type)
             return function(*args, machine=machine, **kwargs)
 
-        options = (_backend_option, _threads_option, _activations_option(activations))
+        options = (
+            _backend_option,
+            _threads_option,
+            _activations_option(activations),
+            kv_cache_type_option,
+        )
         wrapped: Callable[..., Any] = with_machine
         for option in reversed(options):
             wrapped = option(wrapped)
@@ -115,6 +126,14 @@ _backend_option = click.option(
 _threads_option = click.option(
     "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."
 )
+kv_cache_type_option = click.option(
+    "--kv-cache-type",
+    type=click.Choice(get_args(KvCacheChoice)),
+    default="auto",
+    show_default=True,
+    help="What keys and values are kept in; auto is float32 where inputs are taken as they are, "
+    "else float16. int8, with a scale for each head of each token, holds twice the context.",
+)
 
 
 def _activations_option(default: Activations) -> Callable[[F], F]:
@@ -124,7 +143,7 @@ def _activations_option(default: Activations) -> Callable[[F], F]:
         default=default,
         show_default=True,
         help="What integer weights are multiplied by: inputs rounded to int8, which is several "
-        "times as fast (keys and values are float16 then), or inputs as they are.",
+        "times as fast, or inputs as they are.",
     )
 
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from coldpress.loading import AUTO, DEFAULT_MACHINE, Machine
 from coldpress.schedule import PAGE_SIZE, ScheduleFacts, probe_of, run_mixed, run_plain
 from quant.format.errors import UnsupportedModelError
-from runtime.loading import load_executor
 from runtime.machine import available_memory_bytes
 
 if TYPE_CHECKING:
@@ -34,8 +33,9 @@ def verify(
     """Digests; with `against`, every integer and, if `logits`, the logits of a fixed probe.
 
     The artifact runs the probe in its own engine as a server would, in a mixed schedule; the
-    reference plainly, in the oracle where that is at hand (see `_reference_backend`). record: keep
-    the report in the artifact, listed in its manifest, if it has passed.
+    reference plainly, in the oracle where that is at hand (see `_reference_backend`). Both keep
+    keys and values exactly unless `machine` names a type. record: keep the report in the artifact,
+    listed in its manifest, if it has passed.
     """
     from compile.parity import record_parity
     from compile.verify import verify as check
@@ -50,14 +50,8 @@ def verify(
         engines.append(backend)
         if ours and model.kind == "tensorrt" and backend != "tensorrt":
             unrun.add(f"the engine was not run: --backend {backend} ran what lies beside it")
-        executor = load_executor(
-            model,
-            backend=backend,
-            num_pages=probe.pages,
-            page_size=PAGE_SIZE,
-            threads=machine.threads,
-            exact=True,
-        )
+        runs = replace(machine, backend=backend, exact=True)
+        executor = runs.load(model, num_pages=probe.pages, page_size=PAGE_SIZE)
         try:
             if not ours and not model.program.rounded_inputs():
                 return run_plain(executor, probe)
@@ -85,15 +79,16 @@ def verify(
 def _reference_backend(model: "Model", machine: Machine) -> str:
     """The oracle, where torch is installed and half of the free memory holds its float32 weights.
 
-    Not where inputs are rounded: there two engines differ by whole steps, and only the same one
-    tells whether the numbers are the same.
+    Not where inputs, keys or values are rounded: there two engines differ by whole steps, and only
+    the same one tells whether the numbers are the same.
     """
     own = _backend(model, machine)
     floats = 4 * sum(math.prod(shape) for shape in model.program.weights().values())
     fits = 2 * floats <= (available_memory_bytes() or 0)
     installed = importlib.util.find_spec("torch") is not None
     chosen = machine.backend == AUTO and installed and fits
-    return "torch" if chosen and not model.program.rounded_inputs() else own
+    rounds = model.program.rounded_inputs() or machine.kv_cache_type not in (AUTO, "float32")
+    return "torch" if chosen and not rounds else own
 
 
 def _backend(model: "Model", machine: Machine) -> str:

@@ -3,9 +3,10 @@
 from typing import Literal, Protocol
 
 from compile.model import Model
-from compile.program import Attend, Program
+from compile.program import Program
 from quant.format.errors import InputError
 from runtime.engine.batch import Executor
+from runtime.kv_cache import KvCacheType, kv_bytes_per_page, resolve_kv_cache_type
 from runtime.machine import available_memory_bytes
 
 Backend = Literal["cpu", "torch", "onnx", "tensorrt"]
@@ -16,8 +17,6 @@ DEFAULT_CONTEXTS = 16
 """Full contexts that the pool holds by default, memory permitting."""
 DEFAULT_SHARE = 4
 """The default pool takes at most this part (one over it) of the memory that is free."""
-PAD = 16
-"""The cpu executor pads pages and heads to whole vectors."""
 
 
 class LoadedExecutor(Executor, Protocol):
@@ -40,6 +39,7 @@ def load_executor(
     threads: int | None = None,
     max_step_tokens: int = 256,
     exact: bool = False,
+    kv_cache_type: str = AUTO,
 ) -> LoadedExecutor:
     """Load the weights of `model` and make its page pool.
 
@@ -48,19 +48,21 @@ def load_executor(
     where there is one), whichever is less. Memory is touched only when a page is first used.
 
     exact: no executor may round what its model does not. Otherwise the cpu executor and ONNX
-    Runtime multiply integers by inputs rounded to int8, which is several times as fast, and the cpu
-    executor keeps keys and values in float16.
+    Runtime multiply integers by inputs rounded to int8, which is several times as fast.
+    kv_cache_type: a `KvCacheChoice`, see `resolve_kv_cache_type`; the torch executor rounds to it,
+    and holds floats all the same.
 
-    Raises InputError for a backend that does not exist or a pool without a page,
+    Raises InputError for a backend or a type that does not exist, or a pool without a page,
     UnsupportedModelError before any weight is read, MissingExtraError where torch or onnxruntime is
     missing.
     """
     backend = resolve_backend(model, backend)
+    number = resolve_kv_cache_type(kv_cache_type, backend, exact)
     if backend == "tensorrt":
         return _tensorrt(model, num_pages, context_tokens, kv_cache_bytes, page_size)
     if num_pages is None:
-        width = 2 if backend == "cpu" and not exact else 4
-        num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size, width)
+        held = number if backend == "cpu" else "float32"
+        num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size, held)
     if num_pages < 2:
         raise InputError(
             f"a pool of {num_pages} pages holds no sequence, because page 0 is reserved; "
@@ -69,7 +71,7 @@ def load_executor(
     if backend == "torch":
         from runtime.executors.torch import TorchExecutor
 
-        return TorchExecutor(model, num_pages=num_pages, page_size=page_size)
+        return TorchExecutor(model, num_pages=num_pages, page_size=page_size, cache=number)
     if backend == "onnx":
         from runtime.executors.onnx import OnnxExecutor
 
@@ -85,7 +87,7 @@ def load_executor(
         threads=threads,
         max_step_tokens=max_step_tokens,
         activations="float32" if exact else "int8",
-        cache="float32" if exact else "float16",
+        cache=number,
     )
 
 
@@ -110,30 +112,14 @@ def resolve_backend(model: Model, backend: str) -> Backend:
     return known
 
 
-def kv_bytes_per_page(program: Program, page_size: int, width_bytes: int = 4) -> int:
-    """Bytes of one page over all layers, as the cpu executor has them, whose keys and values are
-    numbers of `width_bytes`."""
-    floats = 0
-    for op in program.ops:
-        if isinstance(op, Attend):
-            keys = op.head_dim * _padded(page_size)
-            values = _padded(op.head_dim) * page_size
-            floats += op.kv_heads * (keys + values)
-    return width_bytes * floats
-
-
 def _pages(
-    program: Program, tokens: int | None, size: int | None, page_size: int, width_bytes: int
+    program: Program, tokens: int | None, size: int | None, page_size: int, number: KvCacheType
 ) -> int:
     if tokens is not None:
         return -(-tokens // page_size) + 1
-    page_bytes = kv_bytes_per_page(program, page_size, width_bytes)
+    page_bytes = kv_bytes_per_page(program, page_size, number)
     if size is not None:
         return size // page_bytes
     wanted = -(-DEFAULT_CONTEXTS * program.sizes.max_positions // page_size) + 1
     free = available_memory_bytes()
     return min(wanted, free // DEFAULT_SHARE // page_bytes) if free else wanted
-
-
-def _padded(n: int) -> int:
-    return -(-n // PAD) * PAD

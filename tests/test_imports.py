@@ -50,7 +50,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "runtime.kernels": ("runtime.kernels",),
     "runtime.executors": (
-        "runtime.executors", "runtime.kernels", "runtime.machine", "runtime.graph_step",
+        "runtime.executors", "runtime.kernels", "runtime.kv_cache", "runtime.machine",
+        "runtime.graph_step",
         "runtime.engine.batch", "compile", "quant.format",
     ),
     "runtime.server": (

@@ -61,6 +61,8 @@ def command(
         artifact,
         backend=machine.backend,
         threads=machine.threads,
+        activations="float32" if machine.exact else "int8",
+        kv_cache_type=machine.kv_cache_type,
         context=context,
         on_note=console.note,
     ) as model:

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, json_option, pass_console
+from coldpress.loading import Machine
+from coldpress.options import PATH, json_option, kv_cache_type_option, pass_console
 from quant.format.errors import CheckFailedError
 
 SHOWN = 3
@@ -16,11 +17,17 @@ SHOWN = 3
 @click.argument("artifact", type=PATH)
 @click.option("--against", type=PATH, help="Checkpoint that the artifact was built from.")
 @click.option("--logits/--no-logits", default=True, help="Compare logits too (needs --against).")
+@kv_cache_type_option
 @click.option("--record", is_flag=True, help="Keep the report, once passed, as parity.json in it.")
 @json_option
 @pass_console
 def command(
-    console: Console, artifact: Path, against: Path | None, logits: bool, record: bool
+    console: Console,
+    artifact: Path,
+    against: Path | None,
+    logits: bool,
+    kv_cache_type: str,
+    record: bool,
 ) -> None:
     """Check ARTIFACT: digests of its files; with --against, every integer, then the logits."""
     from coldpress.proving import verify
@@ -28,7 +35,12 @@ def command(
 
     with console.progress("verifying") as on_progress:
         report = verify(
-            artifact, against=against, logits=logits, record=record, on_progress=on_progress
+            artifact,
+            against=against,
+            logits=logits,
+            record=record,
+            machine=Machine(kv_cache_type=kv_cache_type),
+            on_progress=on_progress,
         )
     console.result(report.to_json(), lambda: verify_table(report))
     if not report.passed:

@@ -1,6 +1,6 @@
 """The rule by which a page pool gets its size, and the backends."""
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 import pytest
 
@@ -8,7 +8,8 @@ import runtime.loading
 from compile.program import Attend
 from quant.format.errors import InputError
 from runtime.executors.cpu import CpuExecutor
-from runtime.loading import kv_bytes_per_page, load_executor
+from runtime.kv_cache import KvCacheType, kv_bytes_per_page
+from runtime.loading import load_executor
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()  # contexts of 256 tokens
@@ -26,16 +27,22 @@ def pages(**options: Any) -> int:
 
 def test_a_page_is_what_the_pool_takes_for_it() -> None:
     for page_size in (5, 16, 32):
-        numbers: dict[Literal["float16", "float32"], int] = {"float32": 4, "float16": 2}
-        for number, width in numbers.items():
+        for number in get_args(KvCacheType):
             executor = CpuExecutor(MODEL, num_pages=7, page_size=page_size, cache=number)
-            assert executor.cache_bytes == 7 * kv_bytes_per_page(MODEL.program, page_size, width)
+            assert executor.cache_bytes == 7 * kv_bytes_per_page(MODEL.program, page_size, number)
 
 
-def test_bytes_of_a_page_are_float32_keys_and_values() -> None:
+def test_bytes_of_a_page_are_keys_and_values_and_their_scales() -> None:
     layers = [op for op in MODEL.program.ops if isinstance(op, Attend)]
     each = layers[0].kv_heads * layers[0].head_dim
-    assert kv_bytes_per_page(MODEL.program, 32) == len(layers) * 2 * each * 32 * 4
+    numbers = len(layers) * 2 * each * 32
+    widths: dict[KvCacheType, float] = {
+        "float32": 4,
+        "float16": 2,
+        "int8": 1 + 4 / layers[0].head_dim,
+    }
+    for number, width in widths.items():
+        assert kv_bytes_per_page(MODEL.program, 32, number) == numbers * width
 
 
 def test_the_default_pool_holds_sixteen_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,22 +51,44 @@ def test_the_default_pool_holds_sixteen_contexts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_little_memory_makes_the_default_pool_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_free_memory(monkeypatch, 4 * 20 * kv_bytes_per_page(MODEL.program, 32))
+    with_free_memory(monkeypatch, 4 * 20 * kv_bytes_per_page(MODEL.program, 32, "float32"))
     assert pages(exact=True) == 20
     assert pages() == 40, "half as many bytes each"
 
 
 def test_the_user_can_size_the_pool_in_tokens_bytes_or_pages() -> None:
     assert pages(context_tokens=100) == 4 + 1
-    size = 9 * kv_bytes_per_page(MODEL.program, 32) + 5
+    size = 9 * kv_bytes_per_page(MODEL.program, 32, "float32") + 5
     assert pages(kv_cache_bytes=size, exact=True) == 9
     assert pages(kv_cache_bytes=size) == 18
+    eighths = kv_bytes_per_page(MODEL.program, 32, "int8")
+    assert pages(kv_cache_bytes=size, kv_cache_type="int8") == size // eighths > 18
     assert pages(num_pages=3) == 3
 
 
 def test_a_pool_without_a_page_is_refused() -> None:
     with pytest.raises(InputError, match="KV cache"):
         load_executor(MODEL, kv_cache_bytes=100)
+
+
+def test_an_explicit_type_of_the_cache_outranks_what_follows_from_the_rest() -> None:
+    cases: list[tuple[dict[str, Any], KvCacheType]] = [
+        ({"exact": True}, "float32"),
+        ({}, "float16"),
+        ({"exact": True, "kv_cache_type": "int8"}, "int8"),
+        ({"kv_cache_type": "float32"}, "float32"),
+    ]
+    for options, number in cases:
+        executor = load_executor(MODEL, num_pages=3, page_size=32, **options)
+        assert isinstance(executor, CpuExecutor)
+        assert executor.cache_bytes == 3 * kv_bytes_per_page(MODEL.program, 32, number)
+
+
+def test_a_type_that_the_backend_cannot_choose_is_refused() -> None:
+    with pytest.raises(InputError, match="int4"):
+        load_executor(MODEL, kv_cache_type="int4")
+    with pytest.raises(InputError, match="onnx backend"):
+        load_executor(MODEL, backend="onnx", kv_cache_type="int8")
 
 
 def test_an_unknown_backend_is_refused() -> None:

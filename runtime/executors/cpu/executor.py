@@ -12,10 +12,10 @@ from runtime.executors.cpu.lowering import lower
 from runtime.executors.cpu.support import check_supported
 from runtime.executors.cpu.weights import Weights
 from runtime.kernels.cpu._native import Plan, ThreadPool
+from runtime.kv_cache import KvCacheType
 from runtime.machine import available_threads
 
 Activations = Literal["int8", "float32"]
-CacheNumber = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CpuExecutor:
         max_step_tokens: int = 512,
         instruction_set: str = "auto",
         activations: Activations = "float32",
-        cache: CacheNumber = "float32",
+        cache: KvCacheType = "float32",
     ) -> None:
         check_supported(model.program)
         assert num_pages > 1 and page_size > 0, "page 0 is reserved: a pool has two pages or more"

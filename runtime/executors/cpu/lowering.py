@@ -28,6 +28,7 @@ from compile.program import (
 from runtime.executors.cpu.buffers import Buffers, Rows
 from runtime.executors.cpu.weights import Packed, Weights
 from runtime.kernels.cpu._native import Matrix, Plan
+from runtime.kv_cache import KvCacheType
 
 Projection = tuple[int, Packed, npt.NDArray[np.float32] | None]
 NativeProjection = tuple[int, Matrix, npt.NDArray[np.float32] | None]
@@ -46,10 +47,10 @@ class Results:
     hidden_ops: int
 
 
-def lower(program: Program, weights: Weights, plan: Plan, cache_number: str) -> Results:
+def lower(program: Program, weights: Weights, plan: Plan, cache_number: KvCacheType) -> Results:
     """Add every op of `program` to `plan`.
 
-    cache_number: what keys and values are kept in, "float32" or "float16"."""
+    cache_number: what keys and values are kept in."""
     lowering = _Lowering(program, weights, plan, cache_number)
     *body, last = together(program.ops)
     for ops in body:
@@ -98,7 +99,9 @@ def _by(
 
 
 class _Lowering:
-    def __init__(self, program: Program, weights: Weights, plan: Plan, cache_number: str) -> None:
+    def __init__(
+        self, program: Program, weights: Weights, plan: Plan, cache_number: KvCacheType
+    ) -> None:
         self.program = program
         self.cache_number = cache_number
         self.weights = weights

@@ -31,7 +31,8 @@ from compile.program import (
 )
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 from runtime.engine.batch import StepBatch
-from runtime.executors.torch.rounding import round_input
+from runtime.executors.torch.rounding import round_cached, round_input
+from runtime.kv_cache import KvCacheType
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 TILE = 8
@@ -41,7 +42,8 @@ TILE = 8
 class TorchExecutor:
     """Implements `runtime.engine.batch.Executor`; weights are dequantized once, at construction.
 
-    dtype: of weights, activations and the KV pool; float32 is the oracle.
+    dtype: of weights, activations and the KV pool; float32 is the oracle. cache: what keys and
+    values are rounded to before the pool takes them.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class TorchExecutor:
         page_size: int = 32,
         device: str = "cpu",
         dtype: Dtype = "float32",
+        cache: KvCacheType = "float32",
     ) -> None:
+        self._cache = cache
         self._program: Program = model.program
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
@@ -180,8 +184,9 @@ class TorchExecutor:
             slots = self._index(slots_of(pages, int(positions.max()) + 1, self.page_size))
             written = slots[self._index(positions)]
             head_shape = (-1, op.kv_heads, op.head_dim)
-            keys_pool.view(head_shape)[written] = k[start:end].view(head_shape)
-            values_pool.view(head_shape)[written] = v[start:end].view(head_shape)
+            for pool, rows in ((keys_pool, k), (values_pool, v)):
+                rounded = round_cached(rows[start:end].view(head_shape), self._cache)
+                pool.view(head_shape)[written] = rounded
             keys, values = keys_pool.view(head_shape)[slots], values_pool.view(head_shape)[slots]
             for row, position in zip(range(start, end), positions.tolist(), strict=True):
                 first = 0 if op.window is None else max(0, position + 1 - op.window)

@@ -1,9 +1,21 @@
-"""Rounding of a linear's input in plain PyTorch arithmetic."""
+"""Rounding of a linear's input, and of keys and values, in plain PyTorch arithmetic."""
 
-from torch import Tensor, finfo, float8_e4m3fn, float32, frexp, nan, ones_like, tensor, where
+from torch import (
+    Tensor,
+    finfo,
+    float8_e4m3fn,
+    float16,
+    float32,
+    frexp,
+    nan,
+    ones_like,
+    tensor,
+    where,
+)
 from torch.nn.functional import pad
 
 from compile.input_rounding import InputRounding
+from runtime.kv_cache import KvCacheType
 
 LARGEST = {"int8": 127.0, "e4m3": 448.0, "e2m1": 6.0}
 LOWEST = {"int8": -128.0, "e4m3": -448.0, "e2m1": -6.0}
@@ -25,6 +37,20 @@ def round_input(x: Tensor, rounding: InputRounding) -> Tensor:
     scale = _scale(groups.abs().amax(-1, keepdim=True), rounding)
     rounded = _round(groups / scale, rounding.numbers) * scale
     return rounded.flatten(1)[:, :columns].to(x.dtype)
+
+
+def round_cached(x: Tensor, cache: KvCacheType) -> Tensor:
+    """Keys or values x [tokens, kv_heads, head_dim] as a cache of that type holds them; in float32
+    whatever x's dtype, which the result has."""
+    if cache == "float32":
+        return x
+    numbers = x.to(float32)
+    if cache == "float16":
+        return numbers.clamp(-65504, 65504).to(float16).to(x.dtype)
+    largest = numbers.abs().amax(-1, keepdim=True)
+    scale = (largest / 127).clamp(min=finfo(float32).tiny)
+    codes = (numbers / where(largest.isfinite(), scale, nan)).clamp(-127, 127).round()
+    return (codes * scale).to(x.dtype)
 
 
 def _scale(largest: Tensor, rounding: InputRounding) -> Tensor:

@@ -1,8 +1,9 @@
 // Attention of a few rows over their pages (online softmax: Milakov & Gimelshein 2018).
 //
-// Pages are visited in order and every sum runs over positions in order, so a row's result depends
-// on its own position and nothing else of the step. Rows share the loads of keys and values, and
-// none reads a value that it does not see: it may be another request's, and not a number.
+// Pages are visited in order and every sum runs over positions in order, stretch by stretch, so a
+// row's result depends on its own position and nothing else of the step. Rows share the loads of
+// keys and values, and none reads a value that it does not see: it may be another request's, and
+// not a number.
 #include "simd.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
@@ -16,10 +17,25 @@ constexpr int kRows = 4;
 constexpr int kValueVecs = 2;
 #endif
 
-// Positions [from, to) of a page, by `vecs` vectors from `j` on; scores: [rows][key_stride].
+template <class Stored>
+constexpr bool kScaled = false;
+template <>
+constexpr bool kScaled<Int8> = true;
+
+// One head's keys and values of a page, and their scales where they are integers.
+template <class Stored>
+struct Cached {
+  const Stored* keys;
+  const Stored* values;
+  const float* key_scales;
+  const float* value_scales;
+};
+
+// `vecs` vectors of positions from `j` on; scores: [rows][key_stride].
 template <int rows, int vecs, class Stored>
-inline void score_tile(const AttentionView& view, const QueryRow* queries, const Stored* keys, int j,
-                       float* scores) {
+inline void score_tile(const AttentionView& view, const QueryRow* queries,
+                       const Cached<Stored>& page, int j, float* scores) {
+  const Stored* keys = page.keys;
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
@@ -31,9 +47,14 @@ inline void score_tile(const AttentionView& view, const QueryRow* queries, const
       for (int v = 0; v < vecs; ++v) sums[r][v] = fma(key[v], q, sums[r][v]);
     }
   }
+  Vec scales[vecs];
+  for (int v = 0; v < vecs; ++v) {
+    scales[v] = splat(view.scale);
+    if constexpr (kScaled<Stored>) scales[v] = mul(scales[v], load(page.key_scales + j + v * kLanes));
+  }
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < vecs; ++v) {
-      Vec score = mul(sums[r][v], splat(view.scale));
+      Vec score = mul(sums[r][v], scales[v]);
       if (view.softcap != 0.0F)
         score = mul(splat(view.softcap), tanh(div(score, splat(view.softcap))));
       store(scores + r * view.key_stride + j + v * kLanes, score);
@@ -42,11 +63,11 @@ inline void score_tile(const AttentionView& view, const QueryRow* queries, const
 }
 
 template <int rows, class Stored>
-inline void score_rows(const AttentionView& view, const QueryRow* queries, const Stored* keys,
-                       int from, int to, float* scores) {
+inline void score_rows(const AttentionView& view, const QueryRow* queries,
+                       const Cached<Stored>& page, int from, int to, float* scores) {
   int j = from / kLanes * kLanes;
-  for (; j + kLanes < to; j += 2 * kLanes) score_tile<rows, 2>(view, queries, keys, j, scores);
-  if (j < to) score_tile<rows, 1>(view, queries, keys, j, scores);
+  for (; j + kLanes < to; j += 2 * kLanes) score_tile<rows, 2>(view, queries, page, j, scores);
+  if (j < to) score_tile<rows, 1>(view, queries, page, j, scores);
 }
 
 // total: lane by lane, so that lanes are summed once and not for every page.
@@ -55,8 +76,9 @@ struct Softmax {
   Vec total = splat(0.0F);
 };
 
-// Turns one row's scores into weights; returns what earlier pages' sums are multiplied by.
-inline Vec weigh_page(float* scores, int from, int to, Softmax& state) {
+// Turns one row's scores into weights, each times its value's scale where `value_scales` are given;
+// returns what earlier pages' sums are multiplied by.
+inline Vec weigh_page(float* scores, int from, int to, const float* value_scales, Softmax& state) {
   const int first = from / kLanes * kLanes;
   for (int j = first; j < from; ++j) scores[j] = -kInfinity;
   for (int j = to; j % kLanes != 0; ++j) scores[j] = -kInfinity;
@@ -68,7 +90,7 @@ inline Vec weigh_page(float* scores, int from, int to, Softmax& state) {
   state.total = mul(state.total, keep);
   for (int j = first; j < to; j += kLanes) {
     const Vec weight = exp(sub(load(scores + j), splat(next)));
-    store(scores + j, weight);
+    store(scores + j, value_scales == nullptr ? weight : mul(weight, load(value_scales + j)));
     state.total = add(state.total, weight);
   }
   return keep;
@@ -78,9 +100,10 @@ inline Vec weigh_page(float* scores, int from, int to, Softmax& state) {
 template <int rows, int vecs, class Stored>
 inline void mix_tile(const AttentionView& view, const Stored* values, const float* weights, int from,
                      int to, float* mixed) {
+  const std::size_t part = part_size(view.value_stride);
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) sums[r][v] = load(mixed + r * view.value_stride + v * kLanes);
+    for (int v = 0; v < vecs; ++v) sums[r][v] = load(mixed + r * part + v * kLanes);
   for (int j = from; j < to; ++j) {
     Vec value[vecs];
     for (int v = 0; v < vecs; ++v)
@@ -91,7 +114,7 @@ inline void mix_tile(const AttentionView& view, const Stored* values, const floa
     }
   }
   for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) store(mixed + r * view.value_stride + v * kLanes, sums[r][v]);
+    for (int v = 0; v < vecs; ++v) store(mixed + r * part + v * kLanes, sums[r][v]);
 }
 
 template <int rows, class Stored>
@@ -120,8 +143,9 @@ inline Span seen(const QueryRow& row, int base, int page_size) {
 }
 
 template <int rows, class Stored>
-void attend_page(const AttentionView& view, const QueryRow* queries, int base, const Stored* keys,
-                 const Stored* values, float* scores, float* mixed, Softmax* states) {
+void attend_page(const AttentionView& view, const QueryRow* queries, int base,
+                 const Cached<Stored>& page, float* scores, float* mixed, Softmax* states) {
+  const std::size_t part = part_size(view.value_stride);
   Span spans[rows];
   Span any{view.page_size, 0};
   Span all{0, view.page_size};
@@ -132,89 +156,114 @@ void attend_page(const AttentionView& view, const QueryRow* queries, int base, c
       any = {smaller(any.from, spans[r].from), larger(any.to, spans[r].to)};
   }
   if (any.from >= any.to) return;
-  score_rows<rows>(view, queries, keys, any.from, any.to, scores);
+  score_rows<rows>(view, queries, page, any.from, any.to, scores);
   if (all.from > all.to) all.to = all.from;
   for (int r = 0; r < rows; ++r) {
     float* weights = scores + r * view.key_stride;
-    float* row = mixed + r * view.value_stride;
+    float* row = mixed + r * part;
     if (spans[r].from == spans[r].to) continue;
-    const Vec keep = weigh_page(weights, spans[r].from, spans[r].to, states[r]);
+    const Vec keep = weigh_page(weights, spans[r].from, spans[r].to, page.value_scales, states[r]);
     for (int d = 0; d < view.value_stride; d += kLanes) store(row + d, mul(load(row + d), keep));
-    mix_rows<1>(view, values, weights, spans[r].from, smaller(all.from, spans[r].to), row);
+    mix_rows<1>(view, page.values, weights, spans[r].from, smaller(all.from, spans[r].to), row);
   }
-  mix_rows<rows>(view, values, scores, all.from, all.to, mixed);
+  mix_rows<rows>(view, page.values, scores, all.from, all.to, mixed);
   for (int r = 0; r < rows; ++r)
-    mix_rows<1>(view, values, scores + r * view.key_stride, larger(all.to, spans[r].from),
-                spans[r].to, mixed + r * view.value_stride);
+    mix_rows<1>(view, page.values, scores + r * view.key_stride, larger(all.to, spans[r].from),
+                spans[r].to, mixed + r * part);
 }
 
 template <class Stored>
 inline void attend_rows(const AttentionView& view, const QueryRow* queries, int rows, int base,
-                        const Stored* keys, const Stored* values, float* scores, float* mixed,
-                        Softmax* states) {
+                        const Cached<Stored>& page, float* scores, float* mixed, Softmax* states) {
   const auto run = rows == 1   ? attend_page<1, Stored>
                    : rows == 2 ? attend_page<2, Stored>
                    : rows == 3 ? attend_page<3, Stored>
                    : rows == 4 ? attend_page<4, Stored>
                    : rows == 5 ? attend_page<kRows < 5 ? 1 : 5, Stored>
                                : attend_page<kRows < 6 ? 1 : 6, Stored>;
-  run(view, queries, base, keys, values, scores, mixed, states);
+  run(view, queries, base, page, scores, mixed, states);
+}
+
+// The keys and values of one head of a page.
+template <class Stored>
+inline Cached<Stored> cached(const AttentionView& view, std::size_t head) {
+  const std::size_t at = head * view.key_stride;
+  return {static_cast<const Stored*>(view.keys) + at * view.head_dim,
+          static_cast<const Stored*>(view.values) + head * view.page_size * view.value_stride,
+          kScaled<Stored> ? view.key_scales + at : nullptr,
+          kScaled<Stored> ? view.value_scales + at : nullptr};
 }
 
 template <class Stored>
 void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
-                   const std::int32_t* pages, int kv_head, float* scratch) {
-  float* mixed = scratch + kQueryRows * view.key_stride;
-  std::memset(mixed, 0, sizeof(float) * count * view.value_stride);
+                   const std::int32_t* pages, int kv_head, int stretch, float* scores,
+                   float* parts) {
+  const std::size_t part = part_size(view.value_stride);
+  std::memset(parts, 0, sizeof(float) * count * part);
   Softmax states[kQueryRows];
-  int begin = queries[0].begin;
+  const int length = stretch_pages(view.page_size);
+  int begin = (stretch + 1) * length * view.page_size;
   int end = 0;
   for (int r = 0; r < count; ++r) {
     begin = smaller(begin, queries[r].begin);
     end = larger(end, queries[r].end);
   }
-  const std::size_t key_bytes = sizeof(Stored) * view.head_dim * view.key_stride;
-  const std::size_t value_bytes = sizeof(Stored) * view.page_size * view.value_stride;
-  for (int page = begin / view.page_size; page * view.page_size < end; ++page) {
-    const std::size_t head = static_cast<std::size_t>(pages[page]) * view.kv_heads + kv_head;
+  end = smaller(end, (stretch + 1) * length * view.page_size);
+  for (int page = larger(begin / view.page_size, stretch * length); page * view.page_size < end;
+       ++page) {
+    const auto head_of = [&](int p) {
+      return static_cast<std::size_t>(pages[p]) * view.kv_heads + kv_head;
+    };
     if ((page + 1) * view.page_size < end) {
-      const std::size_t next = static_cast<std::size_t>(pages[page + 1]) * view.kv_heads + kv_head;
-      prefetch(static_cast<const char*>(view.keys) + next * key_bytes, key_bytes);
-      prefetch(static_cast<const char*>(view.values) + next * value_bytes, value_bytes);
+      const Cached<Stored> next = cached<Stored>(view, head_of(page + 1));
+      prefetch(next.keys, sizeof(Stored) * view.head_dim * view.key_stride);
+      prefetch(next.values, sizeof(Stored) * view.page_size * view.value_stride);
     }
-    const Stored* keys =
-        static_cast<const Stored*>(view.keys) + head * view.head_dim * view.key_stride;
-    const Stored* values =
-        static_cast<const Stored*>(view.values) + head * view.page_size * view.value_stride;
+    const Cached<Stored> current = cached<Stored>(view, head_of(page));
     for (int r = 0; r < count; r += kRows)
-      attend_rows(view, queries + r, smaller(kRows, count - r), page * view.page_size, keys, values,
-                  scratch + r * view.key_stride, mixed + r * view.value_stride, states + r);
+      attend_rows(view, queries + r, smaller(kRows, count - r), page * view.page_size, current,
+                  scores + r * view.key_stride, parts + r * part, states + r);
   }
   for (int r = 0; r < count; ++r) {
-    const float total = sum_lanes(states[r].total);
-    for (int d = 0; d < view.head_dim; ++d)
-      queries[r].out[d] = mixed[r * view.value_stride + d] / total;
+    float* ends = parts + r * part + view.value_stride;
+    ends[0] = states[r].most;
+    ends[1] = sum_lanes(states[r].total);
   }
 }
 
 void attend(const AttentionView& view, const QueryRow* queries, int count,
-            const std::int32_t* pages, int kv_head, float* scratch) {
-  const auto run =
-      view.number == Number::float16 ? attend_stored<Float16> : attend_stored<float>;
-  run(view, queries, count, pages, kv_head, scratch);
+            const std::int32_t* pages, int kv_head, int stretch, float* scores, float* parts) {
+  const auto run = view.number == CacheNumber::float16 ? attend_stored<Float16>
+                   : view.number == CacheNumber::int8  ? attend_stored<Int8>
+                                                       : attend_stored<float>;
+  run(view, queries, count, pages, kv_head, stretch, scores, parts);
 }
 
-void narrow(const float* x, int n, std::uint16_t* out) {
-  // The order of the operands lets NaN through.
-  const auto within = [](Vec a) { return min(splat(65504.0F), max(splat(-65504.0F), a)); };
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_float16(out + i, within(load(x + i)));
-  if (i == n) return;
-  float rest[kLanes] = {};
-  std::uint16_t narrowed[kLanes];
-  for (int j = i; j < n; ++j) rest[j - i] = x[j];
-  store_float16(narrowed, within(load(rest)));
-  for (int j = i; j < n; ++j) out[j] = narrowed[j - i];
+void join(const AttentionView& view, int count, const float* next, float* parts) {
+  const int n = view.value_stride;
+  for (int r = 0; r < count; ++r, next += part_size(n), parts += part_size(n)) {
+    if (next[n] == -kInfinity && next[n + 1] == 0.0F) continue;  // it sees none of that stretch
+    if (parts[n] == -kInfinity && parts[n + 1] == 0.0F) {
+      std::memcpy(parts, next, sizeof(float) * part_size(n));
+      continue;
+    }
+    const float most = next[n] > parts[n] ? next[n] : parts[n];
+    const Vec keep = exp(splat(parts[n] - most));
+    const Vec take = exp(splat(next[n] - most));
+    for (int d = 0; d < n; d += kLanes)
+      store(parts + d, fma(load(next + d), take, mul(load(parts + d), keep)));
+    float factors[2][kLanes];
+    store(factors[0], keep);
+    store(factors[1], take);
+    parts[n + 1] = parts[n + 1] * factors[0][0] + next[n + 1] * factors[1][0];
+    parts[n] = most;
+  }
+}
+
+void finish(const AttentionView& view, const QueryRow* queries, int count, const float* parts) {
+  const int n = view.value_stride;
+  for (int r = 0; r < count; ++r, parts += part_size(n))
+    for (int d = 0; d < view.head_dim; ++d) queries[r].out[d] = parts[d] / parts[n + 1];
 }
 
 }  // namespace coldpress::COLDPRESS_ISA

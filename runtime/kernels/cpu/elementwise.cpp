@@ -5,8 +5,12 @@ namespace coldpress::COLDPRESS_ISA {
 
 void linear(const MatrixView&, int, const float*, std::size_t, int, const float*, float*,
             std::size_t, float*);
-void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, float*);
+void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, int, float*,
+            float*);
+void join(const AttentionView&, int, const float*, float*);
+void finish(const AttentionView&, const QueryRow*, int, const float*);
 void narrow(const float*, int, std::uint16_t*);
+float narrow_int8(const float*, int, std::int8_t*);
 void round_row(const float*, int, const Rounding&, float*);
 void quantize_row(const float*, int, const Rounding&, std::int8_t*, float*, std::int32_t*);
 void linear_int8(const MatrixView&, int, const RoundedRows&, int, const float*, float*,
@@ -89,7 +93,10 @@ extern const KernelTable kTable;
 const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
                             linear,
                             attend,
+                            join,
+                            finish,
                             narrow,
+                            narrow_int8,
                             rms_norm,
                             gated_act,
                             softcap,

@@ -75,14 +75,19 @@ struct RoundedRows {
   }
 };
 
+// What cached keys and values are held in; int8 with a scale for each head of each token.
+enum class CacheNumber : std::uint8_t { float32, float16, int8 };
+
 // One layer's keys and values, and how they are attended to.
 //
 // keys: [page][kv_head][head_dim][key_stride], so that a vector holds one element of many keys.
-// values: [page][kv_head][page_size][value_stride].
+// values: [page][kv_head][page_size][value_stride]. Their scales: [page][kv_head][key_stride].
 struct AttentionView {
-  Number number = Number::float32;  // or float16
+  CacheNumber number = CacheNumber::float32;
   void* keys = nullptr;
   void* values = nullptr;
+  float* key_scales = nullptr;  // of int8
+  float* value_scales = nullptr;
   int page_size = 0;
   int key_stride = 0;
   int value_stride = 0;
@@ -122,11 +127,19 @@ struct KernelTable {
   // out[rows, strip] = x[rows, columns] @ strip.T + bias; panel: (kPanel + 1) * kStrip floats.
   void (*linear)(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
                  const float* bias, float* out, std::size_t out_stride, float* panel);
-  // Up to kQueryRows rows of one sequence that read the same `kv_head`; scratch: see below.
+  // What up to kQueryRows rows of one sequence that read the same `kv_head` see of a stretch, into
+  // their parts; scores: [kQueryRows][key_stride].
   void (*attend)(const AttentionView& view, const QueryRow* rows, int count,
-                 const std::int32_t* pages, int kv_head, float* scratch);
+                 const std::int32_t* pages, int kv_head, int stretch, float* scores, float* parts);
+  // Adds what rows saw of the next stretch to what they saw before it.
+  void (*join)(const AttentionView& view, int count, const float* next, float* parts);
+  // Parts of all that rows see become their results.
+  void (*finish)(const AttentionView& view, const QueryRow* rows, int count, const float* parts);
   // The nearest float16, the largest for what is beyond.
   void (*narrow)(const float* x, int n, std::uint16_t* out);
+  // The nearest of 255 multiples of the scale that is returned, which is the largest magnitude
+  // / 127, but never below the normal numbers; NaN where a number is not finite.
+  float (*narrow_int8)(const float* x, int n, std::int8_t* out);
   void (*rms_norm)(const float* x, const float* weight, int runs, int size, float eps, float* out);
   void (*gated_act)(const float* gate, const float* up, std::size_t n, Activation activation,
                     float* out);
@@ -150,9 +163,14 @@ constexpr int kQueryRows = 12;
 // Elements of a head whose keys and values are narrowed.
 constexpr int kLargestHead = 1024;
 
-inline std::size_t attend_scratch(const AttentionView& view) {
-  return static_cast<std::size_t>(kQueryRows) * (view.key_stride + view.value_stride);
-}
+// Positions that are summed on their own, whoever sums them: the pages that this many positions
+// fill. Sums of one after the other are joined in order, so threads may take one each.
+constexpr int kStretch = 256;
+
+inline int stretch_pages(int page_size) { return page_size < kStretch ? kStretch / page_size : 1; }
+
+// A row's part: its mixed values [value_stride], the largest score, the sum of weights, padding.
+inline std::size_t part_size(int value_stride) { return value_stride + kPad; }
 
 // `name` is "auto", "avx512", "avx2" or "portable"; nullptr where this processor lacks it.
 const KernelTable* find_kernels(const char* name);

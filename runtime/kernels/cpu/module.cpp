@@ -64,11 +64,11 @@ void add_round(Plan& plan, int out, int x, const std::string& numbers, int group
 }
 
 int add_cache(Plan& plan, int kv_heads, int head_dim, const std::string& number) {
-  if (number != "float32" && number != "float16")
-    throw std::invalid_argument("caches hold float32 or float16, not " + number);
   if (head_dim > kLargestHead) throw std::invalid_argument("heads are larger than 1024 elements");
-  return plan.add_cache(kv_heads, head_dim,
-                        number == "float16" ? Number::float16 : Number::float32);
+  if (number == "float32") return plan.add_cache(kv_heads, head_dim, CacheNumber::float32);
+  if (number == "float16") return plan.add_cache(kv_heads, head_dim, CacheNumber::float16);
+  if (number == "int8") return plan.add_cache(kv_heads, head_dim, CacheNumber::int8);
+  throw std::invalid_argument("caches hold float32, float16 or int8, not " + number);
 }
 
 void add_attend(Plan& plan, int out, int q, int k, int v, int cache, int heads, int kv_heads,

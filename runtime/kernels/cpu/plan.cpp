@@ -146,10 +146,17 @@ void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
   const std::size_t key_stride = round_up(page_size, kPad);
   for (Cache& cache : caches_) {
     const std::size_t heads = static_cast<std::size_t>(num_pages) * cache.kv_heads;
-    const std::size_t width = cache.number == Number::float32 ? 4 : 2;
+    const std::size_t width = cache.number == CacheNumber::float32   ? 4
+                              : cache.number == CacheNumber::float16 ? 2
+                                                                     : 1;
+    const int value_stride = static_cast<int>(round_up(cache.head_dim, kPad));
     cache.keys = Memory<std::uint8_t>(width * heads * cache.head_dim * key_stride);
-    cache.values = Memory<std::uint8_t>(width * heads * page_size * round_up(cache.head_dim, kPad));
-    const std::size_t attend = kQueryRows * (key_stride + round_up(cache.head_dim, kPad));
+    cache.values = Memory<std::uint8_t>(width * heads * page_size * value_stride);
+    if (cache.number == CacheNumber::int8) {
+      cache.key_scales = Memory<float>(heads * key_stride);
+      cache.value_scales = Memory<float>(heads * key_stride);
+    }
+    const std::size_t attend = kQueryRows * (key_stride + 2 * part_size(value_stride));
     scratch_size_ = std::max(scratch_size_, attend);
   }
   for (Memory<float>& scratch : scratch_) scratch = Memory<float>(scratch_size_);
@@ -159,7 +166,9 @@ void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
 
 std::size_t Plan::cache_bytes() const {
   std::size_t bytes = 0;
-  for (const Cache& cache : caches_) bytes += cache.keys.bytes() + cache.values.bytes();
+  for (const Cache& cache : caches_)
+    bytes += cache.keys.bytes() + cache.values.bytes() + cache.key_scales.bytes() +
+             cache.value_scales.bytes();
   return bytes;
 }
 

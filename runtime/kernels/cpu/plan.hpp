@@ -48,8 +48,7 @@ class Plan {
   BufferId add_rounded_buffer(int width, bool selected, bool routed = false);
   // A rotary embedding; frequencies are radians per position, float64 [dimension / 2].
   int add_rope_table(std::vector<double> frequencies, double attention_factor);
-  // Of float32 or float16.
-  int add_cache(int kv_heads, int head_dim, Number number);
+  int add_cache(int kv_heads, int head_dim, CacheNumber number);
 
   void add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale);
   void add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps);
@@ -143,9 +142,11 @@ class Plan {
   struct Cache {
     int kv_heads;
     int head_dim;
-    Number number;
+    CacheNumber number;
     Memory<std::uint8_t> keys;
     Memory<std::uint8_t> values;
+    Memory<float> key_scales;  // of int8
+    Memory<float> value_scales;
   };
   struct Route {
     std::vector<int> rows;  // of the step, ascending
@@ -176,12 +177,15 @@ class Plan {
   template <class F>
   void for_strips(const Batch& batch, const Parts& parts, F&& multiply);
   const std::int32_t* pages_of(const Batch& batch, int token) const;
-  void store_token(const Cache& cache, const AttentionView& view, const Batch& batch, int token,
-                   const float* k, const float* v) const;
+  void store_token(const AttentionView& view, const Batch& batch, int token, const float* k,
+                   const float* v) const;
   void split_sequences(const Batch& batch, int most);
-  // Tokens [first, last), all of one sequence, and the query heads that share `kv_head`.
-  void attend_run(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
-                  int first, int last, int kv_head, float* scratch) const;
+  struct Queries;
+  Queries queries_of(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
+                     int piece) const;
+  void attend_whole(const AttentionView& view, const Queries& queries, float* scratch) const;
+  void attend_split(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
+                    int pieces, int stretches);
   // work(row) for every row; rows are handed out in runs of about `grain` / cost_of_row.
   template <class F>
   void for_rows(int rows, std::size_t cost_of_row, F&& work);
@@ -202,6 +206,7 @@ class Plan {
   std::uint64_t stream_places_ = 0;  // that one step takes
   std::uint64_t steps_ = 0;
   std::vector<int> run_starts_;  // of tokens; the last one ends the step
+  Memory<float> parts_;          // of rows whose stretches are attended to by several threads
   std::vector<Memory<float>> scratch_;  // one per thread
   std::size_t scratch_size_;
   int num_pages_ = 0;

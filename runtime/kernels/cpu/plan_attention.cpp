@@ -20,8 +20,8 @@ void store_head(const AttentionView& view, std::size_t head, int slot, const Sto
 
 }  // namespace
 
-int Plan::add_cache(int kv_heads, int head_dim, Number number) {
-  caches_.push_back({kv_heads, head_dim, number, {}, {}});
+int Plan::add_cache(int kv_heads, int head_dim, CacheNumber number) {
+  caches_.push_back({kv_heads, head_dim, number, {}, {}, {}, {}});
   return static_cast<int>(caches_.size()) - 1;
 }
 
@@ -29,21 +29,28 @@ const std::int32_t* Plan::pages_of(const Batch& batch, int token) const {
   return batch.page_table + static_cast<std::size_t>(sequence_of_[token]) * batch.pages;
 }
 
-void Plan::store_token(const Cache& cache, const AttentionView& view, const Batch& batch, int token,
-                       const float* k, const float* v) const {
+void Plan::store_token(const AttentionView& view, const Batch& batch, int token, const float* k,
+                       const float* v) const {
   const int position = batch.positions[token];
   const std::size_t page = pages_of(batch, token)[position / page_size_];
   const int slot = position % page_size_;
+  const int n = view.head_dim;
   std::uint16_t halves[2][kLargestHead];
-  for (int h = 0; h < cache.kv_heads; ++h, k += cache.head_dim, v += cache.head_dim) {
-    const std::size_t head = page * cache.kv_heads + h;
-    if (cache.number == Number::float32) {
-      store_head(view, head, slot, k, v);
-      continue;
+  std::int8_t codes[2][kLargestHead];
+  for (int h = 0; h < view.kv_heads; ++h, k += n, v += n) {
+    const std::size_t head = page * view.kv_heads + h;
+    switch (view.number) {
+      case CacheNumber::float32: store_head(view, head, slot, k, v); break;
+      case CacheNumber::float16:
+        kernels_.narrow(k, n, halves[0]);
+        kernels_.narrow(v, n, halves[1]);
+        store_head(view, head, slot, halves[0], halves[1]);
+        break;
+      case CacheNumber::int8:
+        view.key_scales[head * view.key_stride + slot] = kernels_.narrow_int8(k, n, codes[0]);
+        view.value_scales[head * view.key_stride + slot] = kernels_.narrow_int8(v, n, codes[1]);
+        store_head(view, head, slot, codes[0], codes[1]);
     }
-    kernels_.narrow(k, cache.head_dim, halves[0]);
-    kernels_.narrow(v, cache.head_dim, halves[1]);
-    store_head(view, head, slot, halves[0], halves[1]);
   }
 }
 
@@ -56,48 +63,109 @@ void Plan::split_sequences(const Batch& batch, int most) {
   run_starts_.push_back(batch.tokens);
 }
 
-void Plan::attend_run(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
-                      int first, int last, int kv_head, float* scratch) const {
-  const int shared = view.heads / view.kv_heads;
-  const std::int32_t* pages = pages_of(batch, first);
+// Rows that read the same keys and values: a run's, of query heads that share a head of those.
+struct Plan::Queries {
   QueryRow rows[kQueryRows];
   int count = 0;
-  for (int t = first; t < last; ++t) {
-    const int end = batch.positions[t] + 1;
-    const int begin = view.window != 0 && end > view.window ? end - view.window : 0;
-    for (int h = 0; h < shared; ++h) {
-      const std::size_t at = static_cast<std::size_t>(kv_head * shared + h) * view.head_dim;
-      rows[count++] = {buffers_[q].row(t) + at, buffers_[out].row(t) + at, begin, end};
-      if (count < kQueryRows) continue;
-      kernels_.attend(view, rows, count, pages, kv_head, scratch);
-      count = 0;
+  const std::int32_t* pages;
+  int kv_head;
+  int first = 0;  // stretch, and the last one, that any of the rows sees
+  int last = 0;
+};
+
+// The last tokens have the longest way back: they come first, so that no thread ends alone.
+Plan::Queries Plan::queries_of(const AttentionView& view, const Batch& batch, BufferId q,
+                               BufferId out, int piece) const {
+  const int shared = view.heads / view.kv_heads;
+  const int blocks = (shared + kQueryRows - 1) / kQueryRows;
+  const int run = static_cast<int>(run_starts_.size()) - 2 - piece / (view.kv_heads * blocks);
+  const int block = piece % blocks;
+  Queries found;
+  found.kv_head = piece / blocks % view.kv_heads;
+  found.pages = pages_of(batch, run_starts_[run]);
+  const int stretch = stretch_pages(page_size_) * page_size_;
+  int begin = batch.positions[run_starts_[run]];
+  int end = 0;
+  for (int t = run_starts_[run]; t < run_starts_[run + 1]; ++t) {
+    const int seen = batch.positions[t] + 1;
+    const int from = view.window != 0 && seen > view.window ? seen - view.window : 0;
+    begin = std::min(begin, from);
+    end = std::max(end, seen);
+    for (int h = block * kQueryRows; h < std::min(shared, (block + 1) * kQueryRows); ++h) {
+      const std::size_t at = static_cast<std::size_t>(found.kv_head * shared + h) * view.head_dim;
+      found.rows[found.count++] = {buffers_[q].row(t) + at, buffers_[out].row(t) + at, from, seen};
     }
   }
-  if (count > 0) kernels_.attend(view, rows, count, pages, kv_head, scratch);
+  found.first = begin / stretch;
+  found.last = (end - 1) / stretch;
+  return found;
+}
+
+void Plan::attend_whole(const AttentionView& view, const Queries& queries, float* scratch) const {
+  const std::size_t parts = kQueryRows * part_size(view.value_stride);
+  float* sums = scratch;
+  float* next = sums + parts;
+  float* scores = next + parts;
+  for (int s = queries.first; s <= queries.last; ++s) {
+    kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s, scores,
+                    s == queries.first ? sums : next);
+    if (s != queries.first) kernels_.join(view, queries.count, next, sums);
+  }
+  kernels_.finish(view, queries.rows, queries.count, sums);
+}
+
+// Threads share the stretches; joining them in order gives the bits that attend_whole gives.
+void Plan::attend_split(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
+                        int pieces, int stretches) {
+  const std::size_t parts = kQueryRows * part_size(view.value_stride);
+  const std::size_t wanted = static_cast<std::size_t>(pieces) * stretches * parts;
+  if (parts_.size() < wanted) parts_ = Memory<float>(wanted);
+  const auto part = [&](int piece, int stretch) {
+    return parts_.data() + (static_cast<std::size_t>(piece) * stretches + stretch) * parts;
+  };
+  pool_->run(pieces * stretches, [&](int i, int thread) {
+    const int s = i % stretches;
+    const Queries queries = queries_of(view, batch, q, out, i / stretches);
+    if (s < queries.first || s > queries.last) return;
+    kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s,
+                    scratch_[thread].data(), part(i / stretches, s));
+  });
+  pool_->run(pieces, [&](int piece, int) {
+    const Queries queries = queries_of(view, batch, q, out, piece);
+    float* sums = part(piece, queries.first);
+    for (int s = queries.first + 1; s <= queries.last; ++s)
+      kernels_.join(view, queries.count, part(piece, s), sums);
+    kernels_.finish(view, queries.rows, queries.count, sums);
+  });
 }
 
 void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cache_id,
                       AttentionView view) {
   add_op("attention", [this, out, q, k, v, cache_id, view](const Batch& batch) mutable {
+    if (batch.tokens == 0) return;
     const Cache& cache = caches_[cache_id];
     view.number = cache.number;
     view.keys = cache.keys.data();
     view.values = cache.values.data();
+    view.key_scales = cache.key_scales.data();
+    view.value_scales = cache.value_scales.data();
     view.page_size = page_size_;
     view.key_stride = static_cast<int>(round_up(page_size_, kPad));
     view.value_stride = static_cast<int>(round_up(cache.head_dim, kPad));
     for_rows(batch.tokens, 4 * buffers_[k].stride, [&](int t) {
-      store_token(cache, view, batch, t, buffers_[k].row(t), buffers_[v].row(t));
+      store_token(view, batch, t, buffers_[k].row(t), buffers_[v].row(t));
     });
     const int shared = view.heads / view.kv_heads;
-    const int run = std::max(1, kQueryRows / shared);
-    split_sequences(batch, run);
-    // The last tokens have the longest way back: they go first, so that no thread ends alone.
+    split_sequences(batch, std::max(1, kQueryRows / shared));
     const int runs = static_cast<int>(run_starts_.size()) - 1;
-    pool_->run(runs * view.kv_heads, [&](int piece, int thread) {
-      const int at = runs - 1 - piece / view.kv_heads;
-      attend_run(view, batch, q, out, run_starts_[at], run_starts_[at + 1], piece % view.kv_heads,
-                 scratch_[thread].data());
+    const int pieces = runs * view.kv_heads * ((shared + kQueryRows - 1) / kQueryRows);
+    const int furthest = *std::max_element(batch.positions, batch.positions + batch.tokens);
+    const int stretches = furthest / (stretch_pages(page_size_) * page_size_) + 1;
+    constexpr int kFew = 4;  // pieces for each thread; with more, none is alone for long
+    if (stretches > 1 && pool_->size() > 1 && pieces < kFew * pool_->size())
+      return attend_split(view, batch, q, out, pieces, stretches);
+    pool_->run(pieces, [&](int piece, int thread) {
+      attend_whole(view, queries_of(view, batch, q, out, piece), scratch_[thread].data());
     });
   });
 }

@@ -285,14 +285,18 @@ inline void load_nibbles(const std::uint8_t* p, NibbleTable bias, Vec& low, Vec&
 
 #endif
 
-// 16-bit floats as they lie in memory; the two types are told apart by their names alone.
+// Numbers as they lie in memory; the 16-bit types are told apart by their names alone.
 struct Float16 {
   std::uint16_t bits;
 };
 struct Bfloat16 {
   std::uint16_t bits;
 };
+struct Int8 {
+  std::int8_t code;
+};
 inline Vec load_floats(const float* p) { return load(p); }
+inline Vec load_floats(const Int8* p) { return load_int8(&p->code); }
 inline Vec load_floats(const Float16* p) { return load_float16(&p->bits); }
 inline Vec load_floats(const Bfloat16* p) { return load_bfloat16(&p->bits); }
 
@@ -356,10 +360,11 @@ inline Vec load_number(Number type, const void* base, std::size_t index) {
   }
 }
 
-// e ** x to about 1e-7, relative; 0 below -87, where float32 runs out of normal numbers.
+// e ** x to about 1e-7, relative; 0 below -87, where float32 runs out of normal numbers. NaN stays
+// NaN, which the order of the operands is for: what is no number must reach whoever can report it.
 inline Vec exp(Vec x) {
   const Vec floor = splat(-87.0F);
-  const Vec clamped = min(max(x, floor), splat(88.0F));
+  const Vec clamped = min(splat(88.0F), max(floor, x));
   const Vec magic = splat(12582912.0F);  // 1.5 * 2**23: adding it rounds to a whole number
   const Vec n = sub(fma(clamped, splat(1.44269504F), magic), magic);
   const Vec r = fma(n, splat(2.12194440e-4F), fma(n, splat(-0.693359375F), clamped));

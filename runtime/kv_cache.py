@@ -1,0 +1,50 @@
+"""What cached keys and values are held in, and the bytes that they take."""
+
+from typing import Literal, get_args
+
+from compile.program import Attend, Program
+from quant.format.errors import InputError
+
+KvCacheType = Literal["float32", "float16", "int8"]
+"""float32 and float16: numbers, the largest float16 for those beyond it. int8: the nearest of 255
+multiples of a scale that each head of each token has for its keys and for its values, which is
+their largest magnitude / 127, in float32."""
+KvCacheChoice = Literal["auto", "float32", "float16", "int8"]
+PAD = 16
+"""The cpu executor pads pages and heads to whole vectors."""
+_WIDTHS: dict[KvCacheType, int] = {"float32": 4, "float16": 2, "int8": 1}
+_SCALE_BYTES = 4
+
+
+def resolve_kv_cache_type(choice: str, backend: str, exact: bool) -> KvCacheType:
+    """auto: float16 in the cpu executor unless everything is to be `exact`, else float32.
+
+    Raises InputError for a type that does not exist, or that `backend` cannot choose.
+    """
+    if choice not in get_args(KvCacheChoice):
+        known = ", ".join(get_args(KvCacheChoice))
+        raise InputError(f"KV cache type {choice!r} does not exist; choose {known}")
+    if choice == "auto":
+        return "float16" if backend == "cpu" and not exact else "float32"
+    if backend not in ("cpu", "torch"):
+        raise InputError(
+            f"the {backend} backend keeps keys and values as its graph says; leave the KV cache "
+            "type at auto"
+        )
+    return next(each for each in get_args(KvCacheType) if each == choice)
+
+
+def kv_bytes_per_page(program: Program, page_size: int, number: KvCacheType) -> int:
+    """Bytes of one page over all layers, as the cpu executor has them."""
+    size = 0
+    for op in program.ops:
+        if isinstance(op, Attend):
+            slots = _padded(page_size)
+            numbers = op.head_dim * slots + _padded(op.head_dim) * page_size
+            scales = 2 * slots * _SCALE_BYTES if number == "int8" else 0
+            size += op.kv_heads * (_WIDTHS[number] * numbers + scales)
+    return size
+
+
+def _padded(n: int) -> int:
+    return -(-n // PAD) * PAD
