@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from compile.model import Model
     from runtime.engine.options import EngineOptions
     from runtime.loading import LoadedExecutor
-    from runtime.service import GenerationService
+    from runtime.service import EngineHandle, GenerationService
     from runtime.text.tokenizer import Tokenizer
+    from runtime.worker.spec import ModelSpec
 
 PAGE_SIZE = 32
 AUTO = "auto"
@@ -44,7 +45,12 @@ class Machine:
         """Load the weights of `model`; `sizes` are those of `load_executor`."""
         from runtime.loading import load_executor
 
-        return load_executor(model, **asdict(self), **sizes)
+        return load_executor(model, **self.plain, **sizes)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As keyword arguments of `load_executor`."""
+        return asdict(self)
 
 
 DEFAULT_MACHINE = Machine()
@@ -95,18 +101,11 @@ def open_service(
     from runtime.engine.engine import Engine
     from runtime.engine.options import EngineOptions
     from runtime.engine.thread import EngineThread
-    from runtime.service import GenerationService, usable_positions
-    from runtime.text.generation_config import load_sampling_defaults
+    from runtime.service import usable_positions
     from runtime.text.grammar.compiler import GrammarCompiler
-    from runtime.text.template import load_template
 
     model, tokenizer = open_artifact(path, on_note)
-    template = load_template(model)
-    longest = model.program.sizes.max_positions
-    if context is not None and context > longest:
-        raise InputError(
-            f"a context of {context} tokens is longer than the model's {longest}; lower --context"
-        )
+    _check_context(model, context)
     options = options or EngineOptions()
     executor = machine.load(
         model, kv_cache_bytes=kv_cache_bytes, max_step_tokens=options.max_step_tokens
@@ -118,15 +117,65 @@ def open_service(
         if engine.shutdown(drain_seconds=0.0):
             executor.close()
 
-    service = GenerationService(
-        engine,
-        tokenizer,
-        template,
-        name or default_name(path),
-        min(context or longest, usable_positions(executor)),
-        load_sampling_defaults(model),
-    )
-    return service, close
+    usable = min(context or usable_positions(executor), usable_positions(executor))
+    return _service_of(model, tokenizer, engine, name or default_name(path), usable), close
+
+
+class StartedModel:
+    """A model that a worker process has begun to load, and this process the text side of.
+
+    `service` waits for both. What it raises ends the worker.
+    """
+
+    def __init__(self, spec: "ModelSpec") -> None:
+        from runtime.worker.engine_process import start_worker
+
+        self.spec = spec
+        self.engine = start_worker(spec)
+
+    def service(self, on_note: OnNote | None = None) -> "GenerationService":
+        """What answers; raises what opening the model raised, here or there. on_note: see
+        `open_artifact`."""
+        try:
+            model, tokenizer = open_artifact(self.spec.path, on_note)
+            _check_context(model, self.spec.context)
+            facts = self.engine.wait_ready()
+            usable = min(self.spec.context or facts.usable_positions, facts.usable_positions)
+            return _service_of(model, tokenizer, self.engine, self.spec.name, usable)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker, and with it what it holds."""
+        self.engine.shutdown(drain_seconds=0.0)
+
+
+def open_served(
+    spec: "ModelSpec", on_note: OnNote | None = None
+) -> "tuple[GenerationService, Callable[[], None]]":
+    """As `open_service`, with the engine in a process of its own."""
+    started = StartedModel(spec)
+    return started.service(on_note), started.close
+
+
+def _check_context(model: "Model", context: int | None) -> None:
+    longest = model.program.sizes.max_positions
+    if context is not None and context > longest:
+        raise InputError(
+            f"a context of {context} tokens is longer than the model's {longest}; lower --context"
+        )
+
+
+def _service_of(
+    model: "Model", tokenizer: "Tokenizer", engine: "EngineHandle", name: str, usable: int
+) -> "GenerationService":
+    from runtime.service import GenerationService
+    from runtime.text.generation_config import load_sampling_defaults
+    from runtime.text.template import load_template
+
+    template, defaults = load_template(model), load_sampling_defaults(model)
+    return GenerationService(engine, tokenizer, template, name, usable, defaults)
 
 
 def default_name(path: Path) -> str:

@@ -57,7 +57,7 @@ class EngineProcess:
         self._stall_seconds = stall_seconds
         self._clock = clock
         self._changed = threading.Condition()
-        self._roster = Roster()
+        self._roster = Roster(spec.engine.max_waiting)
         self._facts: WorkerFacts | None = None
         self._failure: Exception | None = None
         self._serving = self._draining = self._stopping = False

@@ -9,9 +9,13 @@ from runtime.engine.stats import Counters, EngineStats
 
 class Ledger:
     """None of its counters ever falls, and every accepted request is live or has ended for one
-    reason, whatever became of the workers that had it. Not thread-safe."""
+    reason, whatever became of the workers that had it. Not thread-safe.
 
-    def __init__(self) -> None:
+    max_waiting: length of the queue, which is the front's; workers are told of a longer one.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
         self._past = Counters()
         self._now = EngineStats()
         self._accepted = 0
@@ -40,6 +44,7 @@ class Ledger:
         """Of this moment; requests that the worker has not begun count as waiting."""
         total = vars(_sum(self._past, self._now))
         total |= {"requests": self._accepted, "finished": dict(self._finished)}
+        total |= {"max_waiting": self._max_waiting}
         waiting = max(0, num_live - self._now.num_running)
         return replace(self._now, **total, num_waiting=waiting)
 

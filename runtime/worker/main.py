@@ -27,6 +27,7 @@ from runtime.worker.messages import (
     command_of,
     frame_of,
 )
+from runtime.worker.opening import LazyGrammars, load_model
 from runtime.worker.spec import ModelSpec, WorkerFacts
 
 if TYPE_CHECKING:
@@ -59,21 +60,6 @@ def run(socket_fd: int, record_fd: int, open_executor: OpenExecutor | None = Non
     os._exit(1)
 
 
-def load_model(spec: ModelSpec) -> "LoadedExecutor":
-    """What runs the model; raises what `open_model` and `load_executor` do."""
-    from compile.open_model import open_model
-    from runtime.loading import load_executor
-
-    return load_executor(
-        open_model(spec.path),
-        backend=spec.backend,
-        kv_cache_bytes=spec.kv_cache_bytes,
-        threads=spec.threads,
-        max_step_tokens=spec.engine.max_step_tokens,
-        exact=spec.exact,
-    )
-
-
 class _Worker:
     """`obey` runs on a thread that does nothing else, so that the front never waits for a step."""
 
@@ -90,7 +76,9 @@ class _Worker:
         """Tell the front of the model, or why there is none; whether there is one."""
         try:
             executor = open_executor(self._spec)
-            engine = Engine(executor, self._options(), on_step=self._before_step)
+            grammars = LazyGrammars(self._spec, executor.vocab_size)
+            options = self._options()
+            engine = Engine(executor, options, grammars=grammars, on_step=self._before_step)
         except Exception as error:
             _log.debug("the model cannot be loaded", exc_info=True)
             self._send(described(error))

@@ -41,9 +41,9 @@ class Roster:
     nothing else meanwhile, so that the one to blame takes nobody with it a second time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_waiting: int) -> None:
         self.quarantine = Quarantine()
-        self._ledger = Ledger()
+        self._ledger = Ledger(max_waiting)
         self._live: dict[str, Live] = {}
         self._suspects: deque[Live] = deque()
         self._on_trial: Live | None = None

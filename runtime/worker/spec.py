@@ -1,5 +1,6 @@
 """Which model a worker runs, and what it tells of it once it is loaded: plain data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,15 +11,14 @@ from runtime.engine.options import EngineOptions
 class ModelSpec:
     """Everything that a worker needs to load a model by itself.
 
-    context: longest prompt and answer together; None for the model's own. kv_cache_bytes: memory
-    of the page pool; None for the default of `load_executor`. threads: None for all cores.
+    machine: keyword arguments of `load_executor` that say what runs the model. context: longest
+    prompt and answer together; None for the model's own. kv_cache_bytes: memory of the page pool;
+    None for the default of `load_executor`.
     """
 
     path: Path
     name: str
-    backend: str = "auto"
-    threads: int | None = None
-    exact: bool = False
+    machine: Mapping[str, str | int | bool | None] = field(default_factory=dict)
     context: int | None = None
     kv_cache_bytes: int | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
