@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from runtime.engine.constraint import Constraint
 from runtime.engine.request import FinishReason, SamplingParams, TokenEvent, TokenLogprobs
 from runtime.text.detokenizer import Detokenizer, TokenTexts
 from runtime.text.stop import StopMatcher
@@ -20,7 +21,8 @@ class GenerationParams:
     include_stop: what ended the answer, a string or a token, is given out as text too.
     min_tokens: neither ending tokens nor stop strings end the answer before that many tokens.
     ignore_eos: the model's own ending tokens do not end the answer; `stop_token_ids` still do.
-    priority, cache_salt: see `Request`.
+    priority, cache_salt, constraint: see `Request`. With a constraint, ending tokens end the answer
+    in any case: they come only where its text is complete.
     """
 
     max_tokens: int | None = None
@@ -33,6 +35,7 @@ class GenerationParams:
     skip_special_tokens: bool = True
     priority: int = 0
     cache_salt: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,9 @@ class GenerationService:
                 "max_tokens",
                 "context_length_exceeded",
             )
-        endings = frozenset() if params.ignore_eos else self.tokenizer.ending_ids
+        endings = self.tokenizer.ending_ids
+        if params.ignore_eos and params.constraint is None:
+            endings = frozenset()
         request = Request(
             request_id=uuid4().hex,
             prompt_tokens=tuple(prompt_tokens),
@@ -124,6 +126,7 @@ class GenerationService:
             min_tokens=params.min_tokens,
             priority=params.priority,
             cache_salt=params.cache_salt,
+            constraint=params.constraint,
         )
         generation = Generation(
             request.request_id,

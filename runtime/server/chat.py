@@ -9,6 +9,7 @@ from runtime.engine.request import RequestError
 from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.chat_answer import ChatAnswer
+from runtime.server.constraints import constraint_of
 from runtime.server.message_reader import MessageReader, PlainReader, ReasoningReader
 from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, kept_tokens, state_of, submit_all
@@ -26,6 +27,7 @@ async def create_chat(request: Request) -> Response:
     body = validated(ChatBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
     _check(body)
+    constraint = await constraint_of(body)
     max_tokens = body.max_completion_tokens or body.max_tokens
     encode = partial(
         service.encode_chat,
@@ -40,9 +42,11 @@ async def create_chat(request: Request) -> Response:
         max_tokens=max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
+        constraint=constraint,
     )
     generations = submit_all(service, [prompt], params)
-    readers = [_reader(service, body, prompt) for _ in params]
+    # What is constrained is all content, even where the prompt begins a thought.
+    readers = [PlainReader() if constraint else _reader(service, body, prompt) for _ in params]
     answer = ChatAnswer(service, body, prompt, generations, readers)
     if body.stream:
         return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)

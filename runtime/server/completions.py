@@ -7,6 +7,7 @@ from runtime.engine.request import RequestError
 from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.completion_answer import CompletionAnswer
+from runtime.server.constraints import constraint_of
 from runtime.server.schemas import CompletionBody, prompts_of
 from runtime.server.state import (
     ServerState,
@@ -36,6 +37,7 @@ async def create_completion(request: Request) -> Response:
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=_asked_of_prompt(body),
+        constraint=await constraint_of(body),
     )
     tokens = [tokens for _, tokens in prompts]
     generations = submit_all(service, tokens, params, _DEFAULT_MAX_TOKENS)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
+from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError, SamplingParams
 from runtime.generation import Generation, GenerationParams
 from runtime.server.bodies import fields_of
@@ -67,6 +68,7 @@ def generation_params(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    constraint: Constraint | None = None,
 ) -> list[GenerationParams]:
     """One set of parameters per choice: seeds count up, so that choices differ yet repeat."""
     sampling = replace(_sampling(body, defaults, logprobs), prompt_logprobs=prompt_logprobs)
@@ -82,6 +84,7 @@ def generation_params(
         skip_special_tokens=body.skip_special_tokens is not False,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
+        constraint=constraint,
     )
     seed = sampling.seed
     if seed is None:

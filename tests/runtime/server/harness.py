@@ -21,6 +21,7 @@ from runtime.engine.thread import EngineThread, Listener
 from runtime.server.limits import Limits
 from runtime.server.main import HttpServer
 from runtime.service import GenerationService, usable_positions
+from runtime.text.grammar.compiler import GrammarCompiler
 from runtime.text.template import load_template
 from runtime.text.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny import tiny_model, write_tokenizer
@@ -120,7 +121,10 @@ def make_service(
     executor: Executor, *, max_waiting: int = 64, max_running: int = 16
 ) -> tuple[GenerationService, Engine, CountingThread]:
     engine = Engine(
-        executor, EngineOptions(max_waiting=max_waiting, max_running=max_running), check=True
+        executor,
+        EngineOptions(max_waiting=max_waiting, max_running=max_running),
+        check=True,
+        grammars=GrammarCompiler(tiny_tokenizer(), executor.vocab_size),
     )
     thread = CountingThread(engine)
     service = GenerationService(
