@@ -1,11 +1,16 @@
 """From the text of an answer to the fields of a chat message."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from runtime.engine.request import FinishReason
 from runtime.generation import TextDelta
-from runtime.text.reasoning import ReasoningSplitter
+from runtime.service import GenerationService
+from runtime.text.reasoning import OPEN, ReasoningSplitter, has_reasoning
+
+_MARK_TOKENS = 16
+"""More than a mark and the space after it take."""
 
 
 class MessageReader(Protocol):
@@ -79,3 +84,15 @@ class ReasoningReader:
     def message(self) -> dict[str, Any]:
         thoughts = "".join(self._thoughts)
         return {**self._rest.message(), **({"reasoning_content": thoughts} if thoughts else {})}
+
+
+def reader_of(
+    service: GenerationService, prompt: Sequence[int], reasoning_format: str | None
+) -> MessageReader:
+    """What tells the parts of an answer to `prompt` apart."""
+    plain = PlainReader()
+    template = service.template
+    if template is None or reasoning_format == "none" or not has_reasoning(template.source):
+        return plain
+    end = service.tokenizer.decode(prompt[-_MARK_TOKENS:], skip_special_tokens=False)
+    return ReasoningReader(plain, inside=end.rstrip().endswith(OPEN))

@@ -17,6 +17,11 @@ def event(payload: dict[str, Any]) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
+def named_event(name: str, payload: dict[str, Any]) -> bytes:
+    """One event with a line that says what it is."""
+    return b"event: " + name.encode() + b"\n" + event(payload)
+
+
 class EventStream(Response):
     """Sends what `events` yields; `on_close` runs once, at the end or when the client has left."""
 
