@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from runtime.engine.request import RequestError
-from runtime.server.constraints import ConstraintFields
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -122,7 +121,7 @@ class GenerationBody(BaseModel):
         return bool(self.wants_usage and options and options.continuous_usage_stats)
 
 
-class ChatBody(ConstraintFields, GenerationBody):
+class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: list[Any] = Field(min_length=1)
@@ -137,7 +136,7 @@ class ChatBody(ConstraintFields, GenerationBody):
     """llama.cpp's: with "none" a model's thoughts stay in its content."""
 
 
-class CompletionBody(ConstraintFields, GenerationBody):
+class CompletionBody(GenerationBody):
     """POST /v1/completions. `prompt` is checked by `prompts_of`, which stops at its length."""
 
     prompt: Any
