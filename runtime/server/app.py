@@ -19,6 +19,7 @@ from runtime.server import (
     models,
     ollama,
     ready,
+    responses,
     tokens,
 )
 from runtime.server.auth import RequireKey
@@ -40,6 +41,7 @@ _ROOMS = (
     health,
     metrics,
     ready,
+    responses,
     tokens,
     llamacpp,
     kserve,
