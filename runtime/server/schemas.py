@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from runtime.engine.request import RequestError
+from runtime.server.constraints import ConstraintFields
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -121,7 +122,7 @@ class GenerationBody(BaseModel):
         return bool(self.wants_usage and options and options.continuous_usage_stats)
 
 
-class ChatBody(GenerationBody):
+class ChatBody(ConstraintFields, GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: list[Any] = Field(min_length=1)
@@ -136,7 +137,7 @@ class ChatBody(GenerationBody):
     """llama.cpp's: with "none" a model's thoughts stay in its content."""
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(ConstraintFields, GenerationBody):
     """POST /v1/completions. `prompt` is checked by `prompts_of`, which stops at its length."""
 
     prompt: Any
