@@ -1,27 +1,27 @@
 """The step loop: requests in, tokens out. Not thread-safe; `EngineThread` is."""
 
-import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from runtime.engine.batch import Executor, GivesHidden, StepBatch
+from runtime.engine.budget import StepBudget
 from runtime.engine.candidates import Float32
 from runtime.engine.constraint import ConstraintError, Grammars, Matcher
+from runtime.engine.deadlines import Deadlines
 from runtime.engine.options import EngineOptions
+from runtime.engine.outcome import outcome_of
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk, build_batch
-from runtime.engine.pooling import embedding_of, note_hidden
-from runtime.engine.prompt_logprobs import note_prompt_logprobs
 from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
-from runtime.engine.sampling import Draw, RowSampler
+from runtime.engine.sampling import RowSampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
+from runtime.engine.service_rate import ServiceRate
 from runtime.engine.stats import Counters, EngineStats
 from runtime.engine.validate import check_request, duplicate_request, queue_full
-
-_log = logging.getLogger(__name__)
 
 DEFAULT_OPTIONS = EngineOptions()
 
@@ -40,6 +40,7 @@ class ExecutorFailed(RuntimeError):  # noqa: N818
 class Engine:
     """Continues many token sequences at once over one executor.
 
+    clock: seconds; what deadlines and the length of steps are measured with.
     check: verify the whole accounting after each step (for tests; costs time per page).
     on_step: is told the ids of the requests of each step before it runs.
     grammars: what constrained requests need.
@@ -50,6 +51,7 @@ class Engine:
         executor: Executor,
         options: EngineOptions = DEFAULT_OPTIONS,
         *,
+        clock: Callable[[], float] = time.monotonic,
         check: bool = False,
         on_step: Callable[[Sequence[str]], None] | None = None,
         grammars: Grammars | None = None,
@@ -59,13 +61,18 @@ class Engine:
         self._check = check
         self._on_step = on_step
         self._grammars = grammars
+        self._clock = clock
         self._counters = Counters()
+        self._budget = StepBudget(options.max_step_tokens, options.target_step_seconds)
+        self._deadlines = Deadlines(options)
+        self._rate = ServiceRate()
+        self._expired: list[TokenEvent] = []
         self._sequences: dict[str, SequenceState] = {}
         self._scheduler = self._new_scheduler()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._sequences or self._expired)
 
     @property
     def num_running(self) -> int:
@@ -91,7 +98,18 @@ class Engine:
             pages_in_use=self.pages_in_use,
             pages_evictable=self._scheduler.pool.num_evictable,
             pages_total=self._scheduler.pool.capacity,
+            expected_wait_seconds=self.expected_wait(self.num_waiting),
         )
+
+    def expected_wait(self, num_ahead: int) -> float:
+        """Seconds that a request behind `num_ahead` waiting ones is likely to wait; at least 0.
+        Safe from any thread."""
+        running = list(self._scheduler.running)
+        if num_ahead == 0 and len(running) < self.options.max_running:
+            return 0.0
+        now = self._clock()
+        oldest = min((sequence.started_at for sequence in running), default=now)
+        return self._rate.expected_wait(num_ahead, len(running), now - oldest)
 
     def validate(self, request: Request) -> None:
         """Raise RequestError if the request could never be served. Safe from any thread."""
@@ -126,12 +144,15 @@ class Engine:
         if request.request_id in self._sequences:
             raise duplicate_request(request.request_id)
         if self.num_waiting >= self.options.max_waiting:
-            raise queue_full(self.num_waiting, self.options.max_waiting)
+            raise queue_full(
+                self.num_waiting, self.options.max_waiting, self.expected_wait(self.num_waiting)
+            )
         matcher = matcher or self.matcher_of(request)
         sampler = RowSampler(request, self._executor.vocab_size, matcher)
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
         self._sequences[request.request_id] = sequence
+        self._deadlines.add(sequence, self._clock())
         self._scheduler.enqueue(sequence)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> TokenEvent | None:
@@ -144,14 +165,18 @@ class Engine:
         return TokenEvent(request_id, None, reason)
 
     def step(self) -> list[TokenEvent]:
-        """Run one step over what is queued; the tokens that it gave, in order of service.
+        """Run one step over what is queued; the tokens that it gave, in order of service, after the
+        ends of requests whose time is over.
 
         Plan and reserve, run, then commit; if the executor raises, pages and queues are as before
         and ExecutorFailed is raised. [] if there was nothing to do.
         """
-        chunks = self._scheduler.schedule()
+        started = self._clock()
+        self._end_expired(started)
+        chunks = self._scheduler.schedule(self._budget.tokens(self._scheduler.num_answers()))
         if not chunks:
-            return []
+            return self._take_expired()
+        self._note_starts(chunks, started)
         if self._on_step is not None:
             self._on_step([chunk.sequence.request.request_id for chunk in chunks])
         try:
@@ -164,7 +189,9 @@ class Engine:
                 raise
             ids = tuple(chunk.sequence.request.request_id for chunk in chunks)
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
-        events = self._commit(chunks, hidden, logits)
+        num_prompt_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.num_certain > 1)
+        events = self._take_expired() + self._commit(chunks, hidden, logits)
+        self._budget.note(num_prompt_tokens, self._clock() - started)
         self._check_if_asked()
         return events
 
@@ -210,93 +237,35 @@ class Engine:
     def _commit(
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
     ) -> list[TokenEvent]:
-        self._scheduler.commit(chunks)
-        self._counters.steps += 1
-        self._counters.computed_tokens += sum(chunk.num_tokens for chunk in chunks)
+        counters = self._counters
+        counters.steps += 1
         best = logits.argmax(axis=1).tolist() if len(logits) else []
         events: list[TokenEvent] = []
         row = hidden_row = 0
         for chunk in chunks:
+            counters.computed_tokens += chunk.num_tokens
             if chunk.sequence.request.pooling is not None:
-                end = hidden_row + chunk.num_logits
-                events += self._pool(chunk, hidden[hidden_row:end])
-                hidden_row = end
-            elif chunk.num_logits:
-                end = row + chunk.num_logits
-                events += self._advance(chunk, logits[row:end], best[row:end])
-                row = end
+                hidden_row += chunk.num_logits
+                rows = hidden[hidden_row - chunk.num_logits : hidden_row]
+                events += self._advance(chunk, rows, ())
+            else:
+                row += chunk.num_logits
+                first = row - chunk.num_logits
+                events += self._advance(chunk, logits[first:row], best[first:row])
         return events
 
-    def _pool(self, chunk: Chunk, rows: Float32) -> list[TokenEvent]:
-        """What the hidden rows of a chunk's last tokens, float32 [num_logits, width], bring."""
-        sequence, embedding, error = chunk.sequence, None, None
-        note_hidden(sequence, rows)
-        if not chunk.reaches_end:
-            return []
-        try:
-            embedding = embedding_of(sequence)
-        except ValueError as cause:
-            error = f"The prompt could not be embedded: {cause}"
-        reason: FinishReason = "stop" if error is None else "error"
-        self._note_prompt(sequence)
-        self._finish(sequence, reason)
-        name, cached = sequence.request.request_id, sequence.num_cached_tokens
-        return [
-            TokenEvent(
-                name, None, reason, error=error, num_cached_tokens=cached, embedding=embedding
-            )
-        ]
-
-    def _advance(self, chunk: Chunk, logits: Float32, best: Sequence[int]) -> list[TokenEvent]:
-        """What the logits of a chunk's last tokens, float32 [num_logits, vocab], bring."""
+    def _advance(self, chunk: Chunk, rows: Float32, best: Sequence[int]) -> list[TokenEvent]:
+        """What the rows of a chunk's last tokens bring becomes true."""
         sequence = chunk.sequence
-        request = sequence.request
-        try:
-            if sequence.wants_prompt_logprobs:
-                note_prompt_logprobs(sequence, logits, chunk.first_logit_position)
-            if not chunk.reaches_end:
-                return []
-            draw = Draw(None)
-            if request.max_tokens > 0:
-                draw = sequence.sampler.draw(logits[-1], best[-1], sequence.num_answer_tokens)
-        except Exception as cause:
-            _log.exception("a token could not be chosen")
-            draw = Draw(None, error=f"A token could not be chosen: {cause}")
-        return self._told(sequence, draw)
-
-    def _told(self, sequence: SequenceState, draw: Draw) -> list[TokenEvent]:
-        """A draw becomes part of the answer, and an event; one more where it completed the text of
-        a constraint, since the token of a "stop" is no part of the text."""
-        request = sequence.request
-        prompt_logprobs = None
-        if sequence.num_answer_tokens == 0:
+        begins = sequence.num_answer_tokens == 0 and chunk.reaches_end
+        outcome = outcome_of(chunk, rows, best)
+        self._scheduler.commit(chunk, outcome.num_valid)
+        self._counters.generated_tokens += outcome.num_drawn
+        if begins:
             self._note_prompt(sequence)
-            if request.sampling.prompt_logprobs is not None and draw.error is None:
-                prompt_logprobs = tuple(sequence.prompt_logprobs)
-        reason: FinishReason | None = None
-        completed = False
-        if draw.token_id is not None:
-            sequence.append(draw.token_id)
-            self._counters.generated_tokens += 1
-        if draw.error is not None:
-            reason = "error"
-        elif draw.token_id in request.stop_token_ids or (completed := sequence.sampler.finished):
-            reason = "stop"
-        elif sequence.num_answer_tokens == request.max_tokens:
-            reason = "length"
-        if reason is not None:
-            self._finish(sequence, reason)
-        end = None if completed else reason
-        event = TokenEvent(
-            request.request_id,
-            draw.token_id,
-            end,
-            draw.logprobs,
-            draw.error,
-            prompt_logprobs,
-            sequence.num_cached_tokens,
-        )
-        return [event, TokenEvent(request.request_id, None, reason)] if completed else [event]
+        if outcome.reason is not None:
+            self._finish(sequence, outcome.reason)
+        return outcome.events
 
     def _note_prompt(self, sequence: SequenceState) -> None:
         counters = self._counters
@@ -305,7 +274,29 @@ class Engine:
             counters.prefix_cache_queries += sequence.num_prompt_tokens
             counters.prefix_cache_hits += sequence.num_cached_tokens
 
+    def _note_starts(self, chunks: Sequence[Chunk], now: float) -> None:
+        for chunk in chunks:
+            if chunk.admitted and not chunk.sequence.started:
+                chunk.sequence.started, chunk.sequence.started_at = True, now
+
+    def _end_expired(self, now: float) -> None:
+        """Their events stay here until a step has gone well."""
+        if not self._deadlines.passed(now):
+            return
+        for sequence, sentence in self._deadlines.expired(now, set(self._sequences.values())):
+            self._finish(sequence, "timeout")
+            name, cached = sequence.request.request_id, sequence.num_cached_tokens
+            self._expired.append(
+                TokenEvent(name, None, "timeout", error=sentence, num_cached_tokens=cached)
+            )
+
+    def _take_expired(self) -> list[TokenEvent]:
+        expired, self._expired = self._expired, []
+        return expired
+
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
+        if sequence.started:
+            self._rate.note(self._clock() - sequence.started_at)
         del self._sequences[sequence.request.request_id]
         self._counters.finished[reason] += 1
         self._scheduler.remove(sequence)

@@ -1,6 +1,9 @@
 """The engine's limits and modes, as plain data that a worker process can be sent."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+QueueOrder = Literal["arrival", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,14 @@ class EngineOptions:
         prompts; a row takes four bytes for each token of the vocabulary.
     prefix_cache: keep the pages of requests that have ended, to be found by later ones that begin
         with the same tokens and have the same `cache_salt`.
+    reserve_answers: a request is let in only when there are pages for its longest answer, so that
+        none is ever preempted; else as soon as there are pages for its prompt.
+    queue_order: "arrival", or "prefix": of those with equal priority, first who has the most
+        computed already. Nobody is overtaken by more than 8 others.
+    target_step_seconds: steps that answers wait for are to take no longer: prompts get fewer
+        tokens of such a step, but 32 at least. None: they get what there is.
+    queue_seconds, deadline_seconds: of requests that set none: they end with "timeout" when they
+        have not started, or not ended, by then. None: never.
     """
 
     max_step_tokens: int = 256
@@ -21,9 +32,23 @@ class EngineOptions:
     max_waiting: int = 256
     max_prompt_logit_rows: int = 64
     prefix_cache: bool = True
+    reserve_answers: bool = False
+    queue_order: QueueOrder = "arrival"
+    target_step_seconds: float | None = 0.25
+    queue_seconds: float | None = None
+    deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_step_tokens", "max_running", "max_waiting", "max_prompt_logit_rows"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in ("target_step_seconds", "queue_seconds", "deadline_seconds"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{name} must be above 0, not {seconds}")
+        if self.queue_order not in get_args(QueueOrder):
+            raise ValueError(
+                f"queue_order must be one of {', '.join(get_args(QueueOrder))}, "
+                f"not {self.queue_order!r}"
+            )

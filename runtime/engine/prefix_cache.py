@@ -33,12 +33,14 @@ class PrefixCache:
     def num_pages(self) -> int:
         return len(self._page_of)
 
-    def match(self, sequence: SequenceState) -> list[int]:
-        """The pages that hold what the sequence needs next, from the end of those that it shares
-        already; never the one with its last token, whose logits are wanted."""
+    def match(self, sequence: SequenceState, most: int | None = None) -> list[int]:
+        """The pages, `most` of them at most, that hold what the sequence needs next, from the end
+        of those that it shares already; never the one with its last token, whose logits are
+        wanted."""
         pages: list[int] = []
         chain, index = sequence.chain, sequence.num_shared_pages
-        for _ in range(self._most_pages(sequence) - index):
+        left = self._most_pages(sequence) - index
+        for _ in range(left if most is None else min(left, most)):
             page = self._page_of.get(self._key(sequence, chain, index + len(pages)))
             if page is None:
                 break

@@ -6,7 +6,9 @@ from typing import Literal
 
 from runtime.engine.constraint import Constraint
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
+"""abort: the client wants no more; error: the model, or what chooses tokens, failed; timeout: a
+time that the request or the server sets was over."""
 Pooling = Literal["mean", "last"]
 """Which of the prompt's hidden rows make an embedding: the mean of all, or the last one."""
 
@@ -15,11 +17,19 @@ class RequestError(ValueError):
     """A request that cannot be honoured; the message names the field and both numbers.
 
     `param` is the name of the field, `code` a machine-readable word such as
-    `context_length_exceeded` or `queue_full`.
+    `context_length_exceeded` or `queue_full`. `retry_after_seconds`: when the same is likely to be
+    honoured, where that is known.
     """
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
         self.param = param
         self.code = code
 
@@ -65,6 +75,10 @@ class Request:
     """Smaller ones are served first, and preempted last; equal ones in order of arrival."""
     cache_salt: str = ""
     """Only requests of the same salt share what is computed."""
+    queue_seconds: float | None = None
+    """It ends with "timeout" if it has not started by then; None: see EngineOptions."""
+    deadline_seconds: float | None = None
+    """It ends with "timeout" if it has not ended by then, counted from its arrival."""
     constraint: Constraint | None = None
     """What the text must be. Its grammar has the last word: it allows ending tokens where the text
     may end, and where nothing may follow the answer ends, whatever `min_tokens` is."""
@@ -80,16 +94,20 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenEvent:
-    """One step's news of one request: a token, its end, or both."""
+    """One step's news of one request: a token, its end, or both.
+
+    Nobody changes one; it is not frozen because one is made for each token, and a frozen dataclass
+    takes three times as long.
+    """
 
     request_id: str
     token_id: int | None
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     error: str | None = None
-    """One sentence, with finish_reason "error" only."""
+    """One sentence, with finish_reason "error" or "timeout" only."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """Of every prompt token but the first, in order; only in the request's first event, and only
     if asked for."""

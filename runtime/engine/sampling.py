@@ -12,7 +12,7 @@ from runtime.engine.request import Request, TokenLogprobs
 _NO_TOKEN = "Bias, penalties, min_tokens and the constraint leave no token to choose."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
     """A token, or the sentence that says why there is none."""
 

@@ -1,17 +1,20 @@
 """Which tokens run in the next step, and in which pages."""
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
+from runtime.engine.admission import Admission
 from runtime.engine.options import EngineOptions
 from runtime.engine.pages import PagePool
-from runtime.engine.plan import Chunk
-from runtime.engine.prefix_cache import Key, PrefixCache
+from runtime.engine.plan import Chunk, StepPlan
+from runtime.engine.prefix_cache import PrefixCache
 from runtime.engine.sequence import SequenceState
 from runtime.engine.stats import Counters
 
 _ORDER = attrgetter("order")
+LONG_PROMPT_STEPS = 4
+"""A prompt that needs more full steps than that lets those pass that need one."""
 
 
 class Scheduler:
@@ -27,40 +30,54 @@ class Scheduler:
         self.cache = PrefixCache(pool) if options.prefix_cache else None
         self.running: list[SequenceState] = []
         self.waiting: list[SequenceState] = []
+        self._admission = Admission(pool, self.cache, options)
         self._counters = counters
         self._options = options
-        self._watermark = pool.capacity // 100
 
     def enqueue(self, sequence: SequenceState) -> None:
         """The sequence waits for its turn."""
         insort(self.waiting, sequence, key=_ORDER)
 
-    def schedule(self) -> list[Chunk]:
-        """Reserve pages and plan one step. Follow with `commit` or `roll_back`.
+    def num_answers(self) -> int:
+        """Running sequences that need nothing but their next token."""
+        return sum(len(s.tokens) - s.num_computed_tokens == 1 for s in self.running)
+
+    def schedule(self, max_tokens: int) -> list[Chunk]:
+        """Reserve pages and plan one step. Follow with `commit` of each chunk or `roll_back`.
 
         What is not rolled back: a preemption, and that kept pages are forgotten, because the
         executor may have written over them; and pages found computed, because that was true.
         """
-        preempted = self._make_room()
-        plan = _Plan(self._options.max_step_tokens, self._options.max_prompt_logit_rows)
-        for sequence in self._in_turn():
-            if plan.tokens == 0:
-                break
-            if not self._continue_computed(sequence, plan):
-                continue
-            if plan.room_for(sequence) > 0:
-                self._reserve(sequence, plan, admitted=False)
-        while self.waiting and plan.tokens > 0 and not preempted:
-            if not self._admit(self.waiting[0], plan):
-                break
+        full = self._make_room()
+        plan = StepPlan(max_tokens, self._options.max_prompt_logit_rows)
+        answers: list[SequenceState] = []
+        prompts: list[SequenceState] = []
+        for sequence in self.running:
+            pending = len(sequence.tokens) - sequence.num_computed_tokens
+            (answers if pending == 1 else prompts).append(sequence)
+        if prompts and len(answers) >= max_tokens:
+            # There are not even tokens for all answers; the first sequence always advances.
+            self._serve(self.running, plan)
+            return plan.chunks
+        self._serve_answers(answers, plan)
+        if prompts and self._is_long(prompts[0]):
+            prompts = self._let_short_ones_pass(prompts, plan, full)
+        self._serve(prompts, plan)
+        if not full:
+            self._admit_all(plan)
         return plan.chunks
 
-    def commit(self, chunks: Sequence[Chunk]) -> None:
-        """The step ran: its tokens are computed."""
-        for chunk in chunks:
-            chunk.sequence.advance(chunk.num_tokens)
-            if self.cache is not None:
-                self.cache.note(chunk.sequence)
+    def commit(self, chunk: Chunk, num_valid: int) -> None:
+        """The step ran, and the first `num_valid` tokens of the chunk are computed as they are."""
+        sequence = chunk.sequence
+        sequence.advance(num_valid)
+        if chunk.drafts:
+            spare = len(sequence.pages) - self._wanted_pages(sequence)
+            if spare > 0:
+                self.pool.free(sequence.pages[-spare:])
+                del sequence.pages[-spare:]
+        if self.cache is not None:
+            self.cache.note(sequence)
 
     def roll_back(self, chunks: Sequence[Chunk]) -> None:
         """The step did not run: pages and queues are as they were before the plan."""
@@ -95,59 +112,97 @@ class Scheduler:
             assert order == sorted(set(order)), f"served out of order: {order}"
         running, limit = len(self.running), self._options.max_running
         assert running <= limit, f"{running} sequences are running"
+        assert not (self._options.reserve_answers and self._counters.preemptions), "no page is left"
 
-    def _in_turn(self) -> Sequence[SequenceState]:
-        """Running sequences in the order in which the step's tokens are handed out. A prompt never
-        holds up an answer; but where there are not even tokens for all answers, the first sequence
-        advances whatever it needs."""
-        prompts = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
-        answers = len(self.running) - len(prompts)
-        if not prompts or answers >= self._options.max_step_tokens:
-            return self.running
-        return [s for s in self.running if s.num_pending_tokens == 1] + prompts
+    def _serve_answers(self, answers: Iterable[SequenceState], plan: StepPlan) -> None:
+        """Plan the next token of each, which is most of what an engine does."""
+        for sequence in answers:
+            if plan.tokens == 0:
+                return
+            new_pages = self._own_pages(sequence)
+            start = sequence.num_computed_tokens
+            plan.add(Chunk(sequence, start, 1, 1, new_pages, False, True))
+
+    def _serve(self, sequences: Iterable[SequenceState], plan: StepPlan) -> None:
+        """Plan a chunk of each running sequence, while there are tokens left."""
+        for sequence in sequences:
+            if plan.tokens == 0:
+                return
+            if self._continue_computed(sequence, plan) and plan.room_for(sequence) > 0:
+                self._reserve(sequence, plan, admitted=False)
+
+    def _let_short_ones_pass(
+        self, prompts: Sequence[SequenceState], plan: StepPlan, full: bool
+    ) -> list[SequenceState]:
+        """Half of what is left of the step goes to short prompts behind a long one. Returns the
+        prompts that have no chunk yet."""
+        kept, plan.tokens = plan.tokens - plan.tokens // 2, plan.tokens // 2
+        short = [sequence for sequence in prompts if not self._is_long(sequence)]
+        self._serve(short, plan)
+        if not full:
+            self._admit_all(plan, only_short=True)
+        plan.tokens += kept
+        served = {id(chunk.sequence) for chunk in plan.chunks}
+        return [sequence for sequence in prompts if id(sequence) not in served]
+
+    def _is_long(self, sequence: SequenceState) -> bool:
+        limit = self._options.max_step_tokens
+        return sequence.num_pending_tokens > LONG_PROMPT_STEPS * limit
 
     def _make_room(self) -> bool:
-        """Preempt until every running sequence can hold what it knows."""
-        before = self._counters.preemptions
-        while sum(map(self._missing_pages, self.running)) > self.pool.num_available:
+        """Preempt until every running sequence can hold what it knows; whether that was needed."""
+        if self._options.reserve_answers:
+            return False
+        size = self.pool.page_size
+        missing = sum([-(-len(s.tokens) // size) - len(s.pages) for s in self.running])
+        preempted = missing > self.pool.num_available
+        while missing > self.pool.num_available:
             victim = self.running.pop()
             assert self.running, "the first sequence does not fit the pool alone"
+            missing -= self._missing_pages(victim)
             self._release(victim)
             self.enqueue(victim)
             self._counters.preemptions += 1
-        return self._counters.preemptions > before
+        return preempted
 
-    def _admit(self, sequence: SequenceState, plan: "_Plan") -> bool:
-        """Let a waiting sequence run if it fits with its next token, and leaves each running one
-        a page to grow into: admitting into the last page would preempt again at once."""
-        if len(self.running) == self._options.max_running or plan.room_for(sequence) == 0:
+    def _admit_all(self, plan: StepPlan, *, only_short: bool = False) -> None:
+        """Let waiting sequences run, while there is room and those before them are let in."""
+        while self.waiting and plan.tokens > 0 and len(self.running) < self._options.max_running:
+            sequence = self._admission.choose(self.waiting)
+            if only_short and self._is_long(sequence):
+                return
+            if not self._admit(sequence, plan):
+                return
+
+    def _admit(self, sequence: SequenceState, plan: StepPlan) -> bool:
+        if plan.room_for(sequence) == 0:
             return False
-        found = [] if self.cache is None else self.cache.match(sequence)
-        idle = len(found) - self.pool.num_owned(found)
-        wanted = min(sequence.num_known_tokens + 1, sequence.most_tokens)
-        needed = self.pool.pages_for(wanted) - len(found)
-        headroom = max(self._watermark, len(self.running)) if self.running else 0
-        if needed + idle + headroom > self.pool.num_available:
+        found = self._admission.found_pages(sequence, len(self.running))
+        if found is None:
             return False
         if self.cache is not None:
             self.cache.take(sequence, found)
             if self._is_computed_now(sequence, plan):
                 self._release(sequence)
                 return False
+        for other in self.waiting:
+            if other is sequence:
+                break
+            other.times_overtaken += 1
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_ORDER)
         self._reserve(sequence, plan, admitted=True)
         return True
 
-    def _continue_computed(self, sequence: SequenceState, plan: "_Plan") -> bool:
+    def _continue_computed(self, sequence: SequenceState, plan: StepPlan) -> bool:
         """Take what another sequence has computed meanwhile. False if another one computes the next
         page in this very step: waiting for it costs less than doing it twice."""
-        if self.cache is not None and self.cache.may_extend(sequence):
-            self.cache.take(sequence, self.cache.match(sequence))
-            return not self._is_computed_now(sequence, plan)
-        return True
+        if self.cache is None or not self.cache.may_extend(sequence):
+            return True
+        self.cache.take(sequence, self.cache.match(sequence))
+        return not self._is_computed_now(sequence, plan)
 
-    def _is_computed_now(self, sequence: SequenceState, plan: "_Plan") -> bool:
+    def _is_computed_now(self, sequence: SequenceState, plan: StepPlan) -> bool:
         assert self.cache is not None
         return (
             bool(plan.pages_in_flight)
@@ -155,46 +210,35 @@ class Scheduler:
             and self.cache.next_key(sequence) in plan.pages_in_flight
         )
 
-    def _missing_pages(self, sequence: SequenceState) -> int:
-        return self.pool.pages_for(sequence.num_known_tokens) - len(sequence.pages)
+    def _wanted_pages(self, sequence: SequenceState) -> int:
+        """Pages that a running sequence owns: for what it knows, or for all it may ever know."""
+        if self._options.reserve_answers:
+            return self.pool.pages_for(sequence.most_tokens)
+        return self.pool.pages_for(len(sequence.tokens))
 
-    def _reserve(self, sequence: SequenceState, plan: "_Plan", *, admitted: bool) -> None:
-        new_pages = self.pool.allocate(self._missing_pages(sequence))
-        sequence.pages.extend(new_pages)
+    def _missing_pages(self, sequence: SequenceState) -> int:
+        return self._wanted_pages(sequence) - len(sequence.pages)
+
+    def _reserve(self, sequence: SequenceState, plan: StepPlan, *, admitted: bool) -> None:
+        new_pages = self._own_pages(sequence)
         start, num_tokens = sequence.num_computed_tokens, plan.room_for(sequence)
-        num_logits = max(0, start + num_tokens - max(start, sequence.first_logit_position))
-        chunk = Chunk(sequence, start, num_tokens, num_logits, tuple(new_pages), admitted)
-        plan.add(chunk)
-        filled = (start + num_tokens) // self.pool.page_size
-        if self.cache is not None and num_tokens > 1 and filled > sequence.num_shared_pages:
+        end = start + num_tokens
+        num_logits = max(0, end - max(start, sequence.first_logit_position))
+        reaches_end = end == len(sequence.tokens)
+        plan.add(Chunk(sequence, start, num_tokens, num_logits, new_pages, admitted, reaches_end))
+        fills_page = num_tokens > 1 and end // self.pool.page_size > sequence.num_shared_pages
+        if self.cache is not None and fills_page:
             plan.pages_in_flight.add(self.cache.next_key(sequence))
+
+    def _own_pages(self, sequence: SequenceState) -> Sequence[int]:
+        """Allocate the pages that are missing; returns them."""
+        missing = self._missing_pages(sequence)
+        if missing <= 0:
+            return ()
+        new_pages = self.pool.allocate(missing)
+        sequence.pages.extend(new_pages)
+        return new_pages
 
     def _release(self, sequence: SequenceState) -> None:
         self.pool.free(sequence.pages)
         sequence.forget()
-
-
-class _Plan:
-    """A step in the making: its chunks, and what is left of tokens and of rows of logits for
-    prompts' own probabilities."""
-
-    def __init__(self, tokens: int, prompt_rows: int) -> None:
-        self.chunks: list[Chunk] = []
-        self.tokens = tokens
-        self.pages_in_flight: set[Key] = set()
-        """The first page that each chunk fills."""
-        self._prompt_rows = prompt_rows
-
-    def room_for(self, sequence: SequenceState) -> int:
-        """Tokens of the sequence that still fit."""
-        num_tokens = min(sequence.num_pending_tokens, self.tokens)
-        if sequence.wants_prompt_logprobs:
-            skipped = max(0, sequence.first_logit_position - sequence.num_computed_tokens)
-            num_tokens = min(num_tokens, skipped + self._prompt_rows)
-        return num_tokens
-
-    def add(self, chunk: Chunk) -> None:
-        self.chunks.append(chunk)
-        self.tokens -= chunk.num_tokens
-        if chunk.sequence.wants_prompt_logprobs:
-            self._prompt_rows -= chunk.num_logits

@@ -37,6 +37,11 @@ class SequenceState:
     pages: list[int] = field(default_factory=list)
     num_shared_pages: int = 0
     chain: Chain = field(init=False)
+    times_overtaken: int = 0
+    """Requests that came later and were let in earlier."""
+    started: bool = False
+    """It was let in once, at `started_at` by the engine's clock."""
+    started_at: float = 0.0
     num_cached_tokens: int = 0
     """Prompt tokens that were found computed, and that this request never computed itself."""
     num_reached_tokens: int = 0

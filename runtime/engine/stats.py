@@ -1,12 +1,13 @@
 """What the engine counts."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from runtime.engine.request import FinishReason
 
 
 def _no_ends() -> dict[FinishReason, int]:
-    return {"stop": 0, "length": 0, "abort": 0, "error": 0}
+    return dict.fromkeys(get_args(FinishReason), 0)
 
 
 @dataclass
@@ -45,3 +46,5 @@ class EngineStats(Counters):
     pages_in_use: int = 0
     pages_evictable: int = 0
     pages_total: int = 0
+    expected_wait_seconds: float = 0.0
+    """Of a request that comes now."""

@@ -78,7 +78,11 @@ class EngineThread:
                 raise duplicate_request(request.request_id)
             num_waiting = self._engine.num_waiting + self._num_outside
             if num_waiting >= self._engine.options.max_waiting:
-                raise queue_full(num_waiting, self._engine.options.max_waiting)
+                raise queue_full(
+                    num_waiting,
+                    self._engine.options.max_waiting,
+                    self._engine.expected_wait(num_waiting),
+                )
             if not self._listeners:
                 self._last_progress = self._clock()
             self._listeners[request.request_id] = on_event

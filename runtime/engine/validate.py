@@ -17,7 +17,15 @@ def check_request(
     _check_lengths(request, max_positions, pool_tokens)
     _check_token_ids(request, vocab_size)
     _check_pooling(request, gives_hidden)
+    _check_times(request)
     check_sampling(request.sampling, vocab_size)
+
+
+def _check_times(request: Request) -> None:
+    for name in ("queue_seconds", "deadline_seconds"):
+        seconds = getattr(request, name)
+        if seconds is not None and not (seconds > 0 and isfinite(seconds)):
+            raise RequestError(f"{name} must be above 0 and finite, not {seconds}", name)
 
 
 def _check_lengths(request: Request, max_positions: int, pool_tokens: int) -> None:
@@ -110,10 +118,12 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
             raise RequestError(f"logit_bias of token {token_id} is not finite", "logit_bias")
 
 
-def queue_full(num_waiting: int, max_waiting: int) -> RequestError:
+def queue_full(num_waiting: int, max_waiting: int, wait_seconds: float = 0.0) -> RequestError:
+    """wait_seconds: how long the last of those who wait is likely to; see Engine.expected_wait."""
     return RequestError(
         f"{num_waiting} requests are waiting and the queue holds {max_waiting}; try again later",
         code="queue_full",
+        retry_after_seconds=wait_seconds,
     )
 
 

@@ -1,5 +1,6 @@
 """Errors as OpenAI clients expect them; `error_body` is the only place that makes one."""
 
+from math import ceil
 from typing import Any
 
 from fastapi import Request, Response
@@ -18,6 +19,7 @@ _TYPES = {
     503: "overloaded",
 }
 _RETRY_SECONDS = "1"
+_LONGEST_RETRY_SECONDS = 60
 _FLAT_PATHS = ("/v2/", "/api/")
 
 
@@ -69,8 +71,7 @@ def error_response(error: ApiError, path: str) -> Response:
 def from_request_error(error: RequestError) -> ApiError:
     """The engine's and the text side's refusals, with the status that tells a client what to do."""
     if error.code == "queue_full":
-        headers = {"Retry-After": _RETRY_SECONDS}
-        return ApiError(429, str(error), code="rate_limit_exceeded", headers=headers)
+        return ApiError(429, str(error), code="rate_limit_exceeded", headers=_retry_after(error))
     if error.code == "shutting_down":
         return ApiError(503, str(error), code=error.code, headers={"Retry-After": _RETRY_SECONDS})
     return ApiError(400, str(error), param=error.param, code=error.code)
@@ -83,6 +84,18 @@ def from_validation_error(error: ValidationError) -> ApiError:
     param = str(first["loc"][0]) if first["loc"] else None
     where = "the body" if param is None else f"'{param}'"
     return ApiError(400, f"{where} is not valid: {first['msg']}", param=param)
+
+
+def _retry_after(error: RequestError) -> dict[str, str]:
+    """Whole seconds; clients take no more than a minute seriously, and come back at once."""
+    seconds = ceil(error.retry_after_seconds or 0)
+    return {"Retry-After": str(min(max(seconds, 1), _LONGEST_RETRY_SECONDS))}
+
+
+def timed_out(sentence: str | None) -> ApiError:
+    """A time that the request or the server sets was over; later there may be more of it."""
+    headers = {"Retry-After": _RETRY_SECONDS}
+    return ApiError(503, sentence or "the request took too long", code="timeout", headers=headers)
 
 
 def generation_failed(sentence: str | None) -> ApiError:

@@ -157,7 +157,8 @@ class EngineProcess:
             raise duplicate_request(request.request_id)
         num_waiting = self._roster.num_waiting(len(self._worker.in_flight()))
         if num_waiting >= options.max_waiting:
-            raise queue_full(num_waiting, options.max_waiting)
+            wait = self._roster.stats().expected_wait_seconds
+            raise queue_full(num_waiting, options.max_waiting, wait)
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE

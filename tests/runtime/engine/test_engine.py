@@ -30,7 +30,7 @@ def accounting_of(engine: Engine) -> Any:
             [(s.request.request_id, s.num_computed_tokens, s.tokens[:], s.pages[:]) for s in queue]
             for queue in (scheduler.running, scheduler.waiting)
         ],
-        replace(engine.stats, failed_steps=0),
+        replace(engine.stats, failed_steps=0, expected_wait_seconds=0.0),
     )
 
 

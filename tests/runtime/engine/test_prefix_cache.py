@@ -87,7 +87,7 @@ def streams(draw: st.DrawFn) -> list[Request]:
         request = Request(
             str(index), start + tail, draw(st.integers(1, 9)), GREEDY, cache_salt=salt
         )
-        if made and draw(st.booleans()):
+        if draw(st.booleans()) and made:
             again = draw(st.sampled_from(made))
             request = replace(request, prompt_tokens=again.prompt_tokens)
         made.append(request)

@@ -179,7 +179,7 @@ def test_finish_and_abort_in_the_same_step_free_once() -> None:
     assert event.finish_reason == "length"
     assert engine.abort("a") is None
     engine.check_integrity()
-    assert engine.stats.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0}
+    assert engine.stats.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0, "timeout": 0}
 
 
 def test_ten_thousand_disconnects_leak_nothing() -> None:
