@@ -100,7 +100,7 @@ def rotate_and_store(
     if tokens == 0:
         return out
     scales = cache.keys if cache.key_scale is None else cache.key_scale
-    _rotate_and_store_kernel[(tokens, heads + 2 * kv_heads)](
+    _rotate_and_store_kernel[(tokens, 3)](
         q,
         k,
         v,
@@ -127,8 +127,10 @@ def rotate_and_store(
         NORM=norm is not None,
         KIND=cache.kind,
         SMALLEST=SMALLEST_SCALE,
+        ROWS=triton.next_power_of_2(heads),
+        KV_ROWS=triton.next_power_of_2(kv_heads),
         BLOCK=triton.next_power_of_2(head_dim),
-        num_warps=1,
+        num_warps=4,
     )
     return out
 
@@ -139,56 +141,59 @@ def _rotate_and_store_kernel(
     query_norm, key_norm, eps, q_stride, k_stride, v_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SIZE: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, SMALLEST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, KV_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < SIZE
-    if part < HEADS:
-        source = q + token * q_stride + part * SIZE
+    columns = tl.arange(0, BLOCK)[None, :]
+    if part == 0:
+        heads = tl.arange(0, ROWS)[:, None]
+        inside = (heads < HEADS) & (columns < SIZE)
         x = _normed_and_rotated(
-            source, query_norm, positions + token, cos, sin, columns, eps, SIZE, HALF, NORM
-        )
-        tl.store(
-            out + (token * HEADS + part) * SIZE + columns, x.to(out.dtype.element_ty), mask=inside
-        )
+            q + token * q_stride + heads * SIZE, query_norm, positions + token, cos, sin, columns,
+            inside, eps, SIZE, HALF, NORM,
+        )  # fmt: skip
+        places = (token * HEADS + heads) * SIZE + columns
+        tl.store(out + places, x.to(out.dtype.element_ty), mask=inside)
     else:
         slot = tl.load(slots + token).to(tl.int64)
-        head = (part - HEADS) % KV_HEADS
-        row = (slot // PAGE * KV_HEADS + head) * PAGE + slot % PAGE
-        if part < HEADS + KV_HEADS:
-            source = k + token * k_stride + head * SIZE
+        heads = tl.arange(0, KV_ROWS)[:, None]
+        inside = (heads < KV_HEADS) & (columns < SIZE)
+        rows = (slot // PAGE * KV_HEADS + heads) * PAGE + slot % PAGE
+        if part == 1:
             x = _normed_and_rotated(
-                source, key_norm, positions + token, cos, sin, columns, eps, SIZE, HALF, NORM
-            )
-            _store_row(x, keys, key_scale, row, columns, inside, SIZE, KIND, SMALLEST)
+                k + token * k_stride + heads * SIZE, key_norm, positions + token, cos, sin,
+                columns, inside, eps, SIZE, HALF, NORM,
+            )  # fmt: skip
+            _store_rows(x, keys, key_scale, rows, columns, heads < KV_HEADS, SIZE, KIND, SMALLEST)
         else:
-            source = v + token * v_stride + head * SIZE
+            source = v + token * v_stride + heads * SIZE
             x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
-            _store_row(x, values, value_scale, row, columns, inside, SIZE, KIND, SMALLEST)
+            _store_rows(
+                x, values, value_scale, rows, columns, heads < KV_HEADS, SIZE, KIND, SMALLEST
+            )
 
 
 @triton.jit
 def _normed_and_rotated(
-    source, weight, position, cos, sin, columns, eps,
+    source, weight, position, cos, sin, columns, inside, eps,
     SIZE: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    inside = columns < SIZE
+    """Heads in rows: [heads, BLOCK]."""
+    in_head = columns < SIZE
     x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
-    factor = 1.0
     if NORM:
-        factor = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / SIZE + eps)
-        x = x * factor * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        mean_square = tl.sum(x * x, axis=1) / SIZE
+        factor = (1.0 / tl.sqrt(mean_square + eps))[:, None]
+        x = x * factor * tl.load(weight + columns, mask=in_head, other=0.0).to(tl.float32)
     if HALF > 0:
         rotated = columns < 2 * HALF
         partner = tl.where(columns < HALF, columns + HALF, columns - HALF)
         partner = tl.where(rotated, partner, columns)
         other = tl.load(source + partner, mask=inside, other=0.0).to(tl.float32)
         if NORM:
-            other = (
-                other * factor * tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32)
-            )
+            weights = tl.load(weight + partner, mask=in_head, other=0.0).to(tl.float32)
+            other = other * factor * weights
         pair = tl.load(position).to(tl.int64) * HALF + columns % HALF
         c = tl.load(cos + pair, mask=rotated, other=1.0)
         s = tl.load(sin + pair, mask=rotated, other=0.0)
@@ -197,18 +202,19 @@ def _normed_and_rotated(
 
 
 @triton.jit
-def _store_row(
-    x, pool, scale, row, columns, inside,
+def _store_rows(
+    x, pool, scale, rows, columns, heads_inside,
     SIZE: tl.constexpr, KIND: tl.constexpr, SMALLEST: tl.constexpr,
 ):  # fmt: skip
-    place = pool + row * SIZE + columns
+    places = pool + rows * SIZE + columns
+    inside = heads_inside & (columns < SIZE)
     if KIND == 1:
-        step = tl.max(tl.abs(x), axis=0) / 127.0
-        step = tl.where(step == 0.0, SMALLEST, step)
-        tl.store(place, round_to_int8(x / step), mask=inside)
-        tl.store(scale + row, step)
+        step = tl.max(tl.abs(x), axis=1) / 127.0
+        step = tl.where(step == 0.0, SMALLEST, step)[:, None]
+        tl.store(places, round_to_int8(x / step), mask=inside)
+        tl.store(scale + rows, step, mask=heads_inside)
     elif KIND == 2:
         rounded = round_to_e4m3(x / tl.load(scale))
-        tl.store(place, rounded.to(pool.dtype.element_ty), mask=inside)
+        tl.store(places, rounded.to(pool.dtype.element_ty), mask=inside)
     else:
-        tl.store(place, x.to(pool.dtype.element_ty), mask=inside)
+        tl.store(places, x.to(pool.dtype.element_ty), mask=inside)

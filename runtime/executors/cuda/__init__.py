@@ -1,0 +1,13 @@
+"""The executor for NVIDIA GPUs; needs torch and triton, so import it lazily."""
+
+from quant.format.errors import MissingExtraError
+
+try:
+    import torch as _torch  # noqa: F401
+    import triton as _triton  # noqa: F401  (the one message for all that follows)
+except ImportError as error:
+    raise MissingExtraError("the cuda executor", error.name or "triton", "cuda") from error
+
+from runtime.executors.cuda.executor import CudaExecutor
+
+__all__ = ["CudaExecutor"]

@@ -1,0 +1,118 @@
+"""CudaExecutor: Triton kernels over device memory; decode steps are replayed as CUDA graphs."""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from compile.model import Model
+from compile.program import Attend
+from quant.format.errors import InputError
+from runtime.engine.batch import StepBatch
+from runtime.executors.cuda.arrays import StepArrays, step_arrays
+from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
+from runtime.executors.cuda.lowering import HIDDEN, Run, lower
+from runtime.executors.cuda.weights import DeviceWeights, Placement
+from runtime.kernels.triton.cache import CacheNumber, make_cache
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+class CudaExecutor:
+    """Implements `runtime.engine.batch.Executor` on an NVIDIA GPU.
+
+    device: "cuda", or "cpu" for Triton's interpreter. dtype: of activations and of weights that are
+    not integers. cache: of keys and values; None is `dtype`. recorder: how decode steps are kept
+    and replayed; None runs each kernel by kernel.
+
+    Sums are float32; their order follows the shapes of the step, so that a row's last bits may
+    depend on its company.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        num_pages: int,
+        page_size: int = 32,
+        device: str = "cuda",
+        dtype: Dtype = "bfloat16",
+        cache: CacheNumber | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        assert num_pages > 1, "page 0 is reserved: a pool has two pages or more"
+        if page_size < 16 or page_size & (page_size - 1):
+            raise InputError(
+                f"the cuda backend has no pages of {page_size} tokens; use 16, 32, 64 or 128"
+            )
+        self._device = _device(device)
+        program = model.program
+        sizes = program.sizes
+        self.vocab_size, self.max_positions = sizes.vocab_size, sizes.max_positions
+        self.page_size, self.num_pages = page_size, num_pages
+        self._heads = (sizes.heads, sizes.kv_heads)
+        placement = Placement(self._device, getattr(torch, dtype))
+        weights = DeviceWeights(model.weights, placement)
+        layers = sorted(
+            (op for op in program.ops if isinstance(op, Attend)), key=lambda op: op.layer
+        )
+        self._caches = [
+            make_cache(
+                cache or dtype, (num_pages, op.kv_heads, page_size, op.head_dim), self._device
+            )
+            for op in layers
+        ]
+        self._actions = lower(program, weights, self._caches)
+        self._logits = program.ops[-1].out
+        self.weight_bytes = weights.nbytes
+        self.cache_bytes = sum(each.nbytes for each in self._caches)
+        pages = -(-sizes.max_positions // page_size)
+        self._graphs = (
+            None
+            if recorder is None
+            else DecodeGraphs(self._all, recorder, pages, page_size, sizes.kv_heads, self._device)
+        )
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Logits, float32 [R, vocab_size]."""
+        with torch.inference_mode():
+            if self._graphs is not None and is_decode(batch) and self._graphs.holds(batch):
+                return _on_host(self._graphs.run(batch))
+            return _on_host(self._all(self._arrays(batch)))
+
+    def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """What logits are made of, float32 [R, hidden_size]."""
+        with torch.inference_mode():
+            run = Run(self._arrays(batch))
+            for action in self._actions[:-1]:
+                action(run)
+            return _on_host(run.tensor(HIDDEN).to(torch.float32))
+
+    def close(self) -> None:
+        """Free the weights, the pool and the graphs."""
+        self._actions, self._caches, self._graphs = [], [], None
+
+    def _arrays(self, batch: StepBatch) -> StepArrays:
+        return step_arrays(batch, self.page_size, *self._heads, self._device)
+
+    def _all(self, arrays: StepArrays) -> Tensor:
+        assert self._actions, "the executor is closed"
+        run = Run(arrays)
+        for action in self._actions:
+            action(run)
+        return run.tensor(self._logits)
+
+
+def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
+    return np.asarray(tensor.cpu().numpy(), np.float32)
+
+
+def _device(name: str) -> torch.device:
+    """Raises InputError where there is no GPU."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(
+            "no NVIDIA GPU can be used here; leave out --backend cuda, or install torch with CUDA"
+        )
+    return torch.device(name)

@@ -1,0 +1,197 @@
+"""From a WeightSource to the device, one tensor at a time: the host never holds more than one."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compile.input_rounding import input_rounding
+from quant.format.errors import UnsupportedModelError
+from quant.format.scheme import (
+    ActivationScheme,
+    CodebookScheme,
+    IntScheme,
+    PerChannel,
+    PerTensor,
+)
+from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
+from runtime.executors.cuda.forms import Dense, Form, Numbers, Packed, Rounded
+from runtime.kernels.triton.rounded import RoundedWeight
+from runtime.kernels.triton.weight_only import pack_integer
+
+GROUPS = (32, 64, 128, 256)
+"""Group sizes that the kernels take."""
+WHOLE_ROW_GROUP = 128
+"""A row under one scale is cut into groups of this size, which all have it."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights go, and as which numbers those go that are not kept as integers."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+class DeviceWeights:
+    """Loads, joins and packs; what two ops name is held once."""
+
+    def __init__(self, source: WeightSource, placement: Placement) -> None:
+        self._source = source
+        self.placement = placement
+        self._forms: dict[tuple[str, ...], Form] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights on the device."""
+        return sum(form.nbytes for form in self._forms.values())
+
+    def form(self, names: Sequence[str]) -> Form:
+        """The named weights below each other, as one matrix. They can be joined: `joins`."""
+        key = tuple(names)
+        if key not in self._forms:
+            self._forms[key] = self._made([self._source.load(name) for name in names], key)
+        return self._forms[key]
+
+    def joins(self, first: str, second: str) -> bool:
+        """Whether two weights of the same input can be one matrix."""
+        return self._source.scheme(first) == self._source.scheme(second)
+
+    def rounds(self, name: str) -> Numbers | None:
+        """What the input of a weight is rounded to, from its scheme alone."""
+        activation = getattr(self._source.scheme(name), "activation", None)
+        if not isinstance(activation, ActivationScheme):
+            return None
+        return None if activation.numbers == "e2m1" else activation.numbers
+
+    def vector(self, name: str, offset: float = 0.0) -> Tensor:
+        """float32 [size]: a norm's weight; offset is added."""
+        weight = self._source.load(name)
+        assert not isinstance(weight, QuantizedTensor)
+        return _tensor(np.asarray(weight, np.float32) + np.float32(offset), self.placement.device)
+
+    def bias(self, names: Sequence[str | None], sizes: Sequence[int]) -> Tensor | None:
+        """The biases of joined weights, zero where one has none; None where none has."""
+        if all(name is None for name in names):
+            return None
+        placement = self.placement
+        parts = [
+            torch.zeros(size, device=placement.device) if name is None else self.vector(name)
+            for name, size in zip(names, sizes, strict=True)
+        ]
+        return torch.cat(parts).to(placement.dtype)
+
+    def table(self, name: str) -> Tensor:
+        """[rows, columns] of the executor's dtype: embeddings, of which rows are taken."""
+        form = self._forms.get((name,))
+        if isinstance(form, Dense):
+            return form.weight
+        weight = dense(self._source.load(name), self.placement)
+        self._forms.setdefault((name,), Dense(weight))
+        return weight
+
+    def _made(self, weights: Sequence[Weight], names: Sequence[str]) -> Form:
+        quantized = [weight for weight in weights if isinstance(weight, QuantizedTensor)]
+        if len(quantized) < len(weights):
+            return Dense(torch.cat([dense(weight, self.placement) for weight in weights]))
+        roundings = {
+            input_rounding(name, each) for name, each in zip(names, quantized, strict=True)
+        }
+        first = quantized[0]
+        if roundings != {None}:
+            return self._rounded(quantized, names[0])
+        if all(_can_be_packed(weight) for weight in quantized):
+            return self._packed(quantized)
+        _log.warning(
+            "%s and others stored as %s are held as %s",
+            names[0],
+            first.scheme,
+            self.placement.dtype,
+        )
+        return Dense(torch.cat([dense(weight, self.placement) for weight in weights]))
+
+    def _packed(self, weights: Sequence[QuantizedTensor]) -> Form:
+        device, scheme = self.placement.device, weights[0].scheme
+        codes = torch.cat([_tensor(weight.codes, device) for weight in weights])
+        columns = codes.shape[1]
+        size = _group_size(weights[0])
+        groups = -(-columns // size)
+
+        def per_group(parts: Sequence[FloatArray | None]) -> Tensor | None:
+            rows = [
+                _tensor(_for_each_group(part, len(weight.codes), groups), device)
+                for part, weight in zip(parts, weights, strict=True)
+                if part is not None
+            ]
+            return torch.cat(rows) if rows else None
+
+        scale = per_group([weight.scale for weight in weights])
+        assert scale is not None
+        zeros = per_group([weight.zero_point for weight in weights])
+        return Packed(pack_integer(codes, scale, zeros, scheme.num_bits, size))
+
+    def _rounded(self, weights: Sequence[QuantizedTensor], name: str) -> Form:
+        for weight in weights:
+            _check_rounded(name, weight)
+        device = self.placement.device
+        codes = torch.cat([_tensor(weight.codes, device) for weight in weights])
+        if isinstance(weights[0].scheme, CodebookScheme):
+            codes = codes.view(torch.float8_e4m3fn)
+        scales = [_tensor(weight.effective_scale()[:, 0].copy(), device) for weight in weights]
+        return Rounded(RoundedWeight(codes.contiguous(), torch.cat(scales)))
+
+
+def dense(weight: Weight, placement: Placement) -> Tensor:
+    """The numbers [out, in] in the executor's dtype."""
+    if isinstance(weight, QuantizedTensor):
+        return _tensor(weight.dequantize(), placement.device).to(placement.dtype)
+    return _tensor(weight, placement.device).to(placement.dtype)
+
+
+def _tensor(array: FloatArray, device: torch.device) -> Tensor:
+    """A copy on the device; torch reads bfloat16 through its bits."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(device)
+    return torch.from_numpy(array.copy()).to(device)
+
+
+def _can_be_packed(weight: QuantizedTensor) -> bool:
+    """Integers in regular groups that the kernels know, without a float minimum."""
+    regular = weight.group_index is None and weight.minimum is None
+    return isinstance(weight.scheme, IntScheme) and regular and _group_size(weight) in GROUPS
+
+
+def _group_size(weight: QuantizedTensor) -> int:
+    whole = isinstance(weight.scheme.granularity, PerChannel | PerTensor)
+    return WHOLE_ROW_GROUP if whole else weight.scheme.group_size(weight.shape[1])
+
+
+def _for_each_group(numbers: FloatArray, rows: int, groups: int) -> FloatArray:
+    """[rows, groups], where one number may stand for a row, or for the whole tensor."""
+    return np.broadcast_to(numbers, (rows, groups))
+
+
+def _check_rounded(name: str, weight: QuantizedTensor) -> None:
+    """Inputs are rounded with one scale per token, of which every weight needs one per row."""
+    rounding, scheme = input_rounding(name, weight), weight.scheme
+    per_token = rounding is not None and rounding.fixed is None and rounding.group == 0
+    whole = isinstance(scheme.granularity, PerChannel | PerTensor)
+    same = (
+        rounding is not None
+        and {8: "int8"}.get(scheme.num_bits if isinstance(scheme, IntScheme) else 0, "e4m3")
+        == rounding.numbers
+    )
+    integers = isinstance(scheme, IntScheme) and scheme.num_bits == 8 and scheme.symmetric
+    floats = isinstance(scheme, CodebookScheme) and scheme.codebook == "e4m3"
+    if not (per_token and whole and same and (integers or floats)):
+        raise UnsupportedModelError(
+            f"tensor {name} is stored as {scheme}, which the cuda backend does not multiply; it "
+            "rounds inputs per token to int8 or e4m3 for weights of the same numbers with a scale "
+            "per row: use --backend torch"
+        )

@@ -1,0 +1,235 @@
+"""Whole tiny models: the executor for GPUs against the oracle in float64."""
+
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from compile.model import Model
+from compile.program import Linear, Logits
+from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.scheme import (
+    ActivationScheme,
+    CodebookScheme,
+    IntScheme,
+    PerChannel,
+    PerGroup,
+)
+from quant.format.tensor import QuantizedTensor, Weight
+from runtime.engine.batch import StepBatch
+from runtime.executors.torch import TorchExecutor
+from tests.runtime.gpu import COMPILED, DEVICE
+from tests.runtime.kernels.weights import quantized
+from tests.tiny import tiny_config, tiny_model, tiny_shapes
+
+# The device is chosen before kernels are defined.
+from runtime.executors.cuda import CudaExecutor  # isort: skip
+from runtime.executors.cuda.graphs import EagerRecorder  # isort: skip
+
+PAGE_SIZE = 16
+PAGES = 8
+TOKENS = np.random.default_rng(3).integers(3, 384, 17).astype(np.int32)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tied": True},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"hidden_size": 96, "query_pre_attn_scalar": 40},
+    "gemma3_text": {"hidden_size": 96, "tied": True, "head_dim": 32},
+    "phi3": {"kv_heads": 1},
+}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "int4-symmetric-32": {"group_size": 32},
+    "int4-zero-points-64": {"kind": "zero_point", "group_size": 64},
+    "int3-row": {"num_bits": 3, "kind": "zero_point", "group_size": None},
+    "int8-128": {"num_bits": 8, "group_size": 128},
+    "int4-minimum": {"kind": "minimum", "group_size": 32},
+    "int4-scattered": {"kind": "zero_point", "scattered": True},
+}
+
+
+def executor_of(model: Model, **options: Any) -> CudaExecutor:
+    return CudaExecutor(
+        model,
+        num_pages=PAGES,
+        page_size=PAGE_SIZE,
+        device=str(DEVICE),
+        dtype="float32",
+        **options,
+    )
+
+
+def oracle_of(model: Model) -> TorchExecutor:
+    return TorchExecutor(model, num_pages=PAGES, page_size=PAGE_SIZE, dtype="float64")
+
+
+def steps() -> list[StepBatch]:
+    """Two prompts, the second in two chunks, the rest of it beside a single token. Pages are out of
+    order, and the first prompt fills more than one."""
+    table = np.array([[3, 1], [2, 5]], np.int32)
+
+    def part(*spans: tuple[int, int, int]) -> StepBatch:
+        ids = np.concatenate([TOKENS[start:end] for _, start, end in spans])
+        positions = np.concatenate([np.arange(start, end) for _, start, end in spans])
+        starts = np.cumsum([0, *(end - start for _, start, end in spans)])
+        return StepBatch(
+            ids,
+            positions.astype(np.int32),
+            starts.astype(np.int32),
+            table[[sequence for sequence, _, _ in spans]],
+            np.arange(len(ids), dtype=np.int32),
+        )
+
+    return [part((0, 0, 16), (1, 0, 2)), part((0, 16, 17), (1, 2, 4))]
+
+
+def tolerance(model: Model, logits: npt.NDArray[np.float32]) -> float:
+    """One rounding for each term of every product on the way, at a gain of about one."""
+    roundings = sum(op.in_features for op in model.program.ops if isinstance(op, Linear | Logits))
+    return float(roundings * 2.0**-24 * np.abs(logits).max())
+
+
+def assert_follows_the_oracle(model: Model, **options: Any) -> None:
+    oracle, executor = oracle_of(model), executor_of(model, **options)
+    for batch in steps():
+        expected = oracle.step(batch)
+        found = executor.step(batch)
+        assert found.shape == expected.shape and found.dtype == np.float32
+        assert np.abs(found - expected).max() <= tolerance(model, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_follow_the_oracle(family: str) -> None:
+    assert_follows_the_oracle(tiny_model(family, rms_norm_eps=0.05, layers=1, **FAMILIES[family]))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_schemes_follow_the_oracle(scheme: str) -> None:
+    assert_follows_the_oracle(tiny_model("llama", layers=1, weights=_weights(**SCHEMES[scheme])))
+
+
+def _weights(**options: Any) -> dict[str, Weight]:
+    shapes = tiny_shapes(tiny_config("llama", layers=1))
+    return {
+        name: quantized(*shape, seed=index, **options)
+        for index, (name, shape) in enumerate(shapes.items())
+        if len(shape) == 2
+    }
+
+
+def _rounded_weights(numbers: str) -> dict[str, Weight]:
+    """Every linear of the layer in 8 bits on both sides."""
+    activation = ActivationScheme("int8" if numbers == "int8" else "e4m3")
+    random = np.random.default_rng(11)
+    found: dict[str, Weight] = {}
+    for name, shape in tiny_shapes(tiny_config("llama", layers=1)).items():
+        if "_proj" not in name:
+            continue
+        scale = (random.random((shape[0], 1)) + 0.5).astype(np.float32) / 1000
+        if numbers == "int8":
+            scheme: IntScheme | CodebookScheme = IntScheme(8, True, PerChannel(), activation)
+            codes = random.integers(-128, 128, shape).astype(np.int8)
+        else:
+            scheme = CodebookScheme("e4m3", PerChannel(), activation=activation)
+            numbers_of = random.normal(size=shape).astype(ml_dtypes.float8_e4m3fn)
+            codes, scale = numbers_of.view(np.int8), scale * 100
+        found[name] = QuantizedTensor(scheme, codes, scale.astype(ml_dtypes.bfloat16))
+    return found
+
+
+@pytest.mark.parametrize("numbers", ["int8", "e4m3"])
+def test_rounded_inputs_follow_the_oracle(numbers: str) -> None:
+    """Rounding turns the last bits of an input into steps of it here and there: nearly all logits
+    are as near as products allow, and those behind such a step are off by a few of them."""
+    model = tiny_model("llama", layers=1, weights=_rounded_weights(numbers))
+    oracle, executor = oracle_of(model), executor_of(model)
+    for batch in steps():
+        expected, found = oracle.step(batch), executor.step(batch)
+        off = np.abs(found - expected).max(axis=1)
+        assert off.max() <= np.abs(expected).max() / 8
+        assert np.median(off) <= tolerance(model, expected)
+
+
+@pytest.mark.parametrize("cache", ["int8", "e4m3"])
+def test_a_rounded_cache_costs_a_little(cache: Any) -> None:
+    model = tiny_model("llama", layers=1)
+    oracle, executor = oracle_of(model), executor_of(model, cache=cache)
+    plain = executor_of(model)
+    for batch in steps():
+        expected, found = oracle.step(batch), executor.step(batch)
+        differences = np.abs(found - expected).max()
+        assert 0 < differences <= np.abs(expected).max() / 4
+        plain.step(batch)
+    assert executor.cache_bytes < plain.cache_bytes / 2
+
+
+def test_replayed_decode_steps_are_those_that_run_kernel_by_kernel() -> None:
+    """Three sequences on a recorded step of four; later two, when the rest must be idle."""
+    model = tiny_model("llama", layers=1)
+    executor, plain = executor_of(model, recorder=EagerRecorder()), executor_of(model)
+    table = np.array([[3], [2], [5]], np.int32)
+    for position in range(3):
+        for alive in ([0, 1, 2], [0, 2]):
+            count = len(alive)
+            batch = StepBatch(
+                TOKENS[position : position + count].copy(),
+                np.full(count, position, np.int32),
+                np.arange(count + 1, dtype=np.int32),
+                table[alive],
+                np.arange(count, dtype=np.int32),
+            )
+            found, expected = executor.step(batch), plain.step(batch)
+            assert np.abs(found - expected).max() <= tolerance(model, expected)
+
+
+def test_hidden_rows_are_what_logits_are_made_of() -> None:
+    model = tiny_model("llama", layers=1)
+    batch = steps()[0]
+    oracle, executor = oracle_of(model), executor_of(model)
+    expected, found = oracle.hidden(batch), executor.hidden(batch)
+    assert np.abs(found - expected).max() <= tolerance(model, expected)
+
+
+def test_four_bits_stay_four_bits_on_the_device() -> None:
+    weights = _weights(group_size=32)
+    model = tiny_model("llama", layers=1, weights=weights)
+    linears = [op for op in model.program.ops if isinstance(op, Linear)]
+    packed = sum(op.in_features * op.out_features for op in linears) // 2
+    scales = sum(op.in_features // 32 * op.out_features for op in linears) * 2
+    tables = executor_of(model).weight_bytes - packed - scales
+    head = 384 * 64 // 2 + 384 * 2 * 2
+    assert tables == head + 384 * 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        (IntScheme(4, True, PerGroup(32), ActivationScheme("int8")), "does not multiply"),
+        (CodebookScheme("e4m3", PerGroup(32), activation=ActivationScheme("e4m3")), "per row"),
+    ],
+)
+def test_what_no_kernel_multiplies_is_refused_by_name(scheme: Any, words: str) -> None:
+    weights = _rounded_weights("int8")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    old = weights[name]
+    assert isinstance(old, QuantizedTensor)
+    groups = np.ones((old.shape[0], 2), ml_dtypes.bfloat16)
+    weights[name] = replace(old, scheme=scheme, scale=groups, codes=old.codes & 7)
+    with pytest.raises(UnsupportedModelError, match=f"q_proj.*{words}"):
+        executor_of(tiny_model("llama", layers=1, weights=weights))
+
+
+def test_experts_are_refused_and_so_are_odd_pages() -> None:
+    with pytest.raises(UnsupportedModelError, match="mix experts"):
+        executor_of(tiny_model("mixtral"))
+    with pytest.raises(InputError, match="pages of 24 tokens"):
+        CudaExecutor(tiny_model("llama"), num_pages=4, page_size=24, device=str(DEVICE))
+
+
+@pytest.mark.skipif(COMPILED, reason="there is a GPU here")
+def test_without_a_gpu_the_backend_is_refused_in_one_sentence() -> None:
+    with pytest.raises(InputError, match="no NVIDIA GPU"):
+        CudaExecutor(tiny_model("llama"), num_pages=4)
