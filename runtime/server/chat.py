@@ -10,11 +10,9 @@ from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.chat_answer import ChatAnswer
 from runtime.server.constraints import constraint_of
-from runtime.server.message_reader import MessageReader, PlainReader, ReasoningReader
+from runtime.server.message_reader import reader_of
 from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, kept_tokens, state_of, submit_all
-from runtime.service import GenerationService
-from runtime.text.reasoning import OPEN, has_reasoning
 
 
 def add_routes(app: FastAPI) -> None:
@@ -46,7 +44,8 @@ async def create_chat(request: Request) -> Response:
     )
     generations = submit_all(service, [prompt], params)
     # What is constrained is all content, even where the prompt begins a thought.
-    readers = [PlainReader() if constraint else _reader(service, body, prompt) for _ in params]
+    thoughts = "none" if constraint else body.reasoning_format
+    readers = [reader_of(service, prompt, thoughts) for _ in params]
     answer = ChatAnswer(service, body, prompt, generations, readers)
     if body.stream:
         return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)
@@ -62,13 +61,3 @@ def _check(body: ChatBody) -> None:
             "continue_final_message and add_generation_prompt exclude each other",
             "continue_final_message",
         )
-
-
-def _reader(service: GenerationService, body: ChatBody, prompt: list[int]) -> MessageReader:
-    """What tells the parts of an answer apart."""
-    plain = PlainReader()
-    template = service.template
-    if template is None or body.reasoning_format == "none" or not has_reasoning(template.source):
-        return plain
-    end = service.tokenizer.decode(prompt[-8:], skip_special_tokens=False)
-    return ReasoningReader(plain, inside=end.rstrip().endswith(OPEN))

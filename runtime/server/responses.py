@@ -14,7 +14,12 @@ from runtime.server.errors import ApiError
 from runtime.server.message_reader import reader_of
 from runtime.server.metrics import Metrics
 from runtime.server.responses_answer import ResponseAnswer
-from runtime.server.responses_schema import ResponseBody, check_response_body, messages_of_input
+from runtime.server.responses_schema import (
+    ResponseBody,
+    check_response_body,
+    constraint_of_response,
+    messages_of_input,
+)
 from runtime.server.sse import EventStream, named_event
 from runtime.server.state import (
     cancel_all,
@@ -35,14 +40,21 @@ async def create_response(request: Request) -> Response:
     body = validated(ResponseBody, await read_fields(request, state.limits))
     check_response_body(body)
     service = await state.lease(request, body.model)
+    constraint = await constraint_of_response(body)
     keep = kept_tokens(service, body, body.max_output_tokens)
     encode = partial(service.encode_chat, keep_last=keep)
     prompt = await run_in_threadpool(encode, messages_of_input(body), _variables(body))
     params = generation_params(
-        body, service.sampling_defaults, max_tokens=body.max_output_tokens, logprobs=None
+        body,
+        service.sampling_defaults,
+        max_tokens=body.max_output_tokens,
+        logprobs=None,
+        constraint=constraint,
     )
     generations = submit_all(service, [prompt], params)
-    reader = reader_of(service, prompt, body.reasoning_format)
+    # What is constrained is all content, even where the prompt begins a thought.
+    thoughts = "none" if constraint else body.reasoning_format
+    reader = reader_of(service, prompt, thoughts)
     sampling = params[0].sampling
     answer = ResponseAnswer(service.model_name, body, sampling, generations[0], reader)
     if body.stream:

@@ -49,7 +49,7 @@ class ResponseAnswer:
             "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": body.text or {"format": {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
             "top_p": sampling.top_p,

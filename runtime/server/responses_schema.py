@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError
+from runtime.server.constraints import ConstraintFields, constraint_of
 from runtime.server.schemas import GenerationBody
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -19,11 +21,13 @@ class ReasoningOptions(BaseModel):
     effort: str | None = None
 
 
-class ResponseBody(GenerationBody):
+class ResponseBody(ConstraintFields, GenerationBody):
     """POST /v1/responses, without anything that is kept between requests."""
 
     input: Any
     """Checked by `messages_of_input`."""
+    text: dict[str, Any] | None = None
+    """Its `format` is what `response_format` is in a chat, with the schema one level up."""
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     n: Literal[1] | None = None
@@ -44,6 +48,20 @@ def check_response_body(body: ResponseBody) -> None:
             "truncation must be 'disabled'; truncate_prompt_tokens cuts where that is wanted",
             "truncation",
         )
+
+
+async def constraint_of_response(body: ResponseBody) -> Constraint | None:
+    """What the text must be; see `constraint_of`."""
+    format_ = (body.text or {}).get("format")
+    if format_ is None:
+        return await constraint_of(body)
+    if isinstance(format_, dict) and format_.get("type") == "json_schema":
+        format_ = {"type": "json_schema", "json_schema": format_}
+    try:
+        return await constraint_of(body.model_copy(update={"response_format": format_}))
+    except RequestError as error:
+        param = "text" if error.param == "response_format" else error.param
+        raise RequestError(str(error), param, error.code) from error
 
 
 def messages_of_input(body: ResponseBody) -> list[dict[str, Any]]:

@@ -151,6 +151,8 @@ def test_a_failure_in_the_middle_is_the_last_event() -> None:
         ("background", True),
         ("include", ["reasoning.encrypted_content"]),
         ("truncation", "auto"),
+        ("text", {"format": {"type": "json_schema", "name": "x"}}),
+        ("text", {"format": {"type": "poem"}}),
         ("input", None),
         ("input", []),
         ("input", [{"type": "function_call_output", "call_id": "1", "output": "x"}]),
