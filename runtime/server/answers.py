@@ -1,7 +1,6 @@
 """From running generations to a response: collected into one object, or streamed as events."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from runtime.server.errors import ApiError, generation_failed
 from runtime.server.metrics import Metrics, Stopwatch
 from runtime.server.sse import DONE, EventStream, event
 from runtime.server.state import cancel_all
+from runtime.server.wakeups import wakeups
 
 Chunk = dict[str, Any]
 Result = TypeVar("Result")
@@ -31,13 +31,7 @@ async def deltas_of(
     Raises ApiError once one of them fails, after what came before.
     """
     news = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def wake() -> None:
-        # A loop that is closed has nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(news.set)
-
+    wake = partial(wakeups().call_soon, news.set)
     watches = [Stopwatch(metrics, generation) for generation in generations]
     for generation in generations:
         generation.on_news(wake)

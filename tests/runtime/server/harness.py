@@ -144,7 +144,7 @@ def running(
     limits: Limits | None = None,
     max_waiting: int = 64,
     max_running: int = 16,
-    drain_seconds: float = 5.0,
+    drain_seconds: float = 30.0,
     api_key: str | None = None,
 ) -> Iterator[Running]:
     """A server on a free port, in a thread; drained at the end."""
