@@ -264,6 +264,7 @@ class Engine:
         if begins:
             self._note_prompt(sequence)
         if outcome.reason is not None:
+            self._counters.corrupted_requests += outcome.corrupted
             self._finish(sequence, outcome.reason)
         return outcome.events
 

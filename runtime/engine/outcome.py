@@ -9,7 +9,7 @@ from runtime.engine.plan import Chunk
 from runtime.engine.pooling import embedding_of, note_hidden
 from runtime.engine.prompt_logprobs import note_prompt_logprobs
 from runtime.engine.request import FinishReason, TokenEvent, TokenLogprobs
-from runtime.engine.sampling import Draw
+from runtime.engine.sampling import NOT_FINITE, Draw
 from runtime.engine.sequence import SequenceState
 
 _log = logging.getLogger(__name__)
@@ -18,10 +18,12 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False, slots=True)
 class Outcome:
     """num_valid: tokens of the chunk that are computed as they are: the known ones, and guesses
-    that came true. num_drawn: tokens that the answer has gained."""
+    that came true. num_drawn: tokens that the answer has gained. corrupted: the model produced
+    what are no finite numbers."""
 
     num_valid: int
     num_drawn: int = 0
+    corrupted: bool = False
     reason: FinishReason | None = None
     events: list[TokenEvent] = field(default_factory=list)
 
@@ -42,8 +44,8 @@ def outcome_of(chunk: Chunk, rows: Float32, best: Sequence[int]) -> Outcome:
     if sequence.wants_prompt_logprobs:
         try:
             note_prompt_logprobs(sequence, rows, chunk.first_logit_position)
-        except ValueError as cause:
-            _tell(outcome, sequence, Draw(None, error=f"The prompt cannot be scored: {cause}"))
+        except FloatingPointError:
+            _tell(outcome, sequence, Draw(None, error=NOT_FINITE, corrupted=True))
             return outcome
     if not chunk.reaches_end:
         return outcome
@@ -82,7 +84,7 @@ def _tell(outcome: Outcome, sequence: SequenceState, draw: Draw) -> None:
         sequence.append(token_id)
         outcome.num_drawn += 1
     if draw.error is not None:
-        outcome.reason = "error"
+        outcome.reason, outcome.corrupted = "error", draw.corrupted
     elif token_id in request.stop_token_ids or (completed := sequence.sampler.finished):
         outcome.reason = "stop"
     elif sequence.num_answer_tokens == request.max_tokens:
@@ -110,8 +112,8 @@ def _pool(outcome: Outcome, chunk: Chunk, rows: Float32) -> None:
         return
     try:
         embedding = embedding_of(sequence)
-    except ValueError as cause:
-        error = f"The prompt could not be embedded: {cause}"
+    except FloatingPointError as cause:
+        error, outcome.corrupted = f"The prompt could not be embedded: {cause}", True
     outcome.reason = "stop" if error is None else "error"
     outcome.events.append(
         TokenEvent(

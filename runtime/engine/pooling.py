@@ -19,9 +19,9 @@ def note_hidden(sequence: SequenceState, rows: Float32) -> None:
 
 
 def embedding_of(sequence: SequenceState) -> bytes:
-    """The pooled row, float32 [hidden_size]. Raises ValueError where it is not finite."""
+    """The pooled row, float32 [hidden_size]. Raises FloatingPointError where it is not finite."""
     assert sequence.pooled is not None
     pooled = (sequence.pooled / sequence.num_pooled_tokens).astype(np.float32)
     if not np.isfinite(pooled).all():
-        raise ValueError("the model produced hidden numbers that are not finite")
+        raise FloatingPointError("the model produced hidden numbers that are not finite")
     return pooled.tobytes()

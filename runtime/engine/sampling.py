@@ -9,6 +9,7 @@ from runtime.engine.candidates import Float32, draw_token, log_probabilities
 from runtime.engine.constraint import ConstraintError, Matcher
 from runtime.engine.request import Request, TokenLogprobs
 
+NOT_FINITE = "The model produced logits that are not finite numbers."
 _NO_TOKEN = "Bias, penalties, min_tokens and the constraint leave no token to choose."
 
 
@@ -19,6 +20,8 @@ class Draw:
     token_id: int | None
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    corrupted: bool = False
+    """The logits were not finite numbers."""
 
 
 class RowSampler:
@@ -44,7 +47,8 @@ class RowSampler:
         if params.frequency_penalty != 0 or params.presence_penalty != 0:
             self._answer_counts = np.zeros(vocab_size, np.float32)
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.intp)
-        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        with np.errstate(over="ignore"):
+            self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         self._min_tokens = request.min_tokens
         self._ending_ids = [i for i in request.stop_token_ids if 0 <= i < vocab_size]
         self._matcher = matcher
@@ -72,7 +76,7 @@ class RowSampler:
     def draw(self, row: Float32, best: int, num_answer_tokens: int) -> Draw:
         """Choose from raw logits `row` [vocab], of which `best` is the largest's lowest index."""
         if not np.isfinite(row[best]):
-            return Draw(None, error="The model produced logits that are not finite numbers.")
+            return Draw(None, error=NOT_FINITE, corrupted=True)
         token_id = best
         ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
         try:

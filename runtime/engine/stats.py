@@ -17,6 +17,7 @@ class Counters:
     prompt_tokens: of prompts that were computed to their end, each counted once.
     prefix_cache_queries: those of them that the prefix cache was asked for, in tokens;
         prefix_cache_hits: those that it had.
+    corrupted_requests: ended by an error, because the model produced what are no finite numbers.
     computed_tokens: all that went through the executor, again after a preemption included.
     finished: requests that ended, by reason; with the live ones they add up to `requests`.
     """
@@ -29,6 +30,7 @@ class Counters:
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     generated_tokens: int = 0
+    corrupted_requests: int = 0
     computed_tokens: int = 0
     finished: dict[FinishReason, int] = field(default_factory=_no_ends)
 

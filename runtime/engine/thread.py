@@ -63,6 +63,11 @@ class EngineThread:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be run now."""
+        return self.is_alive and not self._draining
+
     def seconds_without_progress(self) -> float:
         """How long live requests have seen no step end; 0 when there are none."""
         with self._wake:

@@ -251,7 +251,24 @@ def test_broken_logits_end_one_request_and_no_other(value: float, temperature: f
     end = transcript.ends["broken"]
     assert (end.finish_reason, end.token_id) == ("error", None)
     assert end.error is not None and len(transcript.tokens["broken"]) == 3
-    assert engine.stats.finished["error"] == 1 and engine.pages_in_use == 0
+    assert engine.stats.finished["error"] == 1 == engine.stats.corrupted_requests
+    assert engine.pages_in_use == 0
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(seed=1), SamplingParams(top_p=0.5)])
+def test_a_bias_that_bans_every_token_ends_one_request(params: SamplingParams) -> None:
+    """A7: a defined end that is counted, and no stream of token 0."""
+    executor = FakeExecutor()
+    engine = Engine(executor, check=True)
+    sound = Request("sound", (1, 2), 5, GREEDY)
+    banned = replace(params, logit_bias=dict.fromkeys(range(23), -3.5e38))
+    engine.add(sound)
+    engine.add(Request("banned", (1, 2), 9, banned))
+    transcript = run_to_end(engine)
+    assert transcript.tokens == {"sound": greedy_answer(sound, executor)}
+    assert transcript.ends["banned"].finish_reason == "error"
+    assert "no token" in (transcript.ends["banned"].error or "")
+    assert (engine.stats.finished["error"], engine.stats.corrupted_requests) == (1, 0)
 
 
 def test_logits_of_a_wrong_shape_are_the_executors_failure() -> None:
