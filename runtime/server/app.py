@@ -18,6 +18,7 @@ from runtime.server import (
     metrics,
     models,
     ollama,
+    page,
     ready,
     responses,
     tokens,
@@ -46,6 +47,7 @@ _ROOMS = (
     llamacpp,
     kserve,
     ollama,
+    page,
 )
 
 

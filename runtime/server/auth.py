@@ -15,11 +15,9 @@ _OPEN_PATHS = frozenset(
         "/v2/health/live",
         "/v2/health/ready",
         "/",
-        "/page/app.js",
-        "/page/style.css",
-        "/page/icon.svg",
     )
 )
+_OPEN_FOLDER = "/page/"
 
 
 class RequireKey:
@@ -31,7 +29,7 @@ class RequireKey:
         self._digest = sha256(key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS or self._has_key(scope):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._has_key(scope):
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -47,3 +45,7 @@ class RequireKey:
         kind, _, token = given.partition(b" ")
         digest = sha256(token.strip()).digest()
         return kind.lower() == b"bearer" and hmac.compare_digest(digest, self._digest)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
