@@ -5,6 +5,7 @@ Everything here runs on the event loop's thread, so that nothing needs a lock.
 
 import time
 from collections.abc import Collection
+from typing import get_args
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -41,7 +42,7 @@ class AnswerMetrics:
         self.prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.answer_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.max_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
-        self.finished: dict[FinishReason, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
 
 
 class Metrics:

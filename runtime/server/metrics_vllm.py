@@ -147,9 +147,12 @@ def _ends(answers: "dict[str, AnswerMetrics]") -> Metric:
         labels=[*_LABELS, "finished_reason"],
     )
     for model_name, one in answers.items():
+        # An end that vLLM does not know is given under the one that it would have there.
+        ends = dict.fromkeys(("stop", "length", "abort", "error", "repetition"), 0)
         for reason, count in one.finished.items():
+            ends[reason if reason in ends else "abort"] += count
+        for reason, count in ends.items():
             family.add_metric([model_name, _ENGINE, reason], count)
-        family.add_metric([model_name, _ENGINE, "repetition"], 0)
     return family
 
 
