@@ -1,22 +1,9 @@
 """Our constraints as llguidance's grammars, and the limits that both sides compile them under."""
 
-import json
-from typing import TYPE_CHECKING, Any
-
 from llguidance import LLMatcher, LLParserLimits
 
 from runtime.engine.constraint import Constraint, ConstraintError
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-JSON_OPTIONS: "JsonCompileOptions" = {
-    "whitespace_pattern": r"[ ]|\n[ \t]{0,64}",
-    "lenient": False,
-    "coerce_one_of": False,
-}
-"""A space, or a new line and its indentation: a model may print its JSON nicely, yet never lose
-itself in white space."""
+from runtime.text.grammar.options import JSON_OPTIONS
 
 MAX_ERROR_CHARACTERS = 300
 
@@ -46,18 +33,9 @@ def grammar_of(constraint: Constraint) -> str:
         raise ConstraintError(shortened(str(error))) from error
 
 
-def inline_schema(schema: Any) -> str:
-    """A JSON schema as a part of a Lark grammar."""
-    return "%json " + json.dumps({**_as_object(schema), "x-guidance": JSON_OPTIONS})
-
-
 def shortened(error: str) -> str:
     """The first line that says something."""
     lines = [line.strip() for line in error.splitlines()]
     text = next((line.removeprefix("error: ") for line in lines if line.startswith("error:")), "")
     text = text or next((line for line in lines if line), "it cannot be compiled")
     return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "..."
-
-
-def _as_object(schema: Any) -> dict[str, Any]:
-    return schema if isinstance(schema, dict) else {} if schema else {"not": {}}
