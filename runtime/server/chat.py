@@ -13,6 +13,7 @@ from runtime.server.constraints import constraint_of
 from runtime.server.message_reader import reader_of
 from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, kept_tokens, state_of, submit_all
+from runtime.server.tool_calls import tool_use_of
 
 
 def add_routes(app: FastAPI) -> None:
@@ -25,7 +26,8 @@ async def create_chat(request: Request) -> Response:
     body = validated(ChatBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
     _check(body)
-    constraint = await constraint_of(body)
+    tools = await tool_use_of(service, body)
+    constraint = tools.constraint or await constraint_of(body)
     max_tokens = body.max_completion_tokens or body.max_tokens
     encode = partial(
         service.encode_chat,
@@ -33,7 +35,9 @@ async def create_chat(request: Request) -> Response:
         continue_final=bool(body.continue_final_message),
         keep_last=kept_tokens(service, body, max_tokens),
     )
-    prompt = await run_in_threadpool(encode, messages_of(body), body.chat_template_kwargs)
+    messages = tools.messages(messages_of(body))
+    variables = tools.variables(body.chat_template_kwargs)
+    prompt = await run_in_threadpool(encode, messages, variables)
     params = generation_params(
         body,
         service.sampling_defaults,
@@ -42,10 +46,11 @@ async def create_chat(request: Request) -> Response:
         prompt_logprobs=body.prompt_logprobs,
         constraint=constraint,
     )
-    generations = submit_all(service, [prompt], params)
-    # What is constrained is all content, even where the prompt begins a thought.
-    thoughts = "none" if constraint else body.reasoning_format
-    readers = [reader_of(service, prompt, thoughts) for _ in params]
+    generations = submit_all(service, [prompt], tools.params(params))
+    # What is constrained has no thoughts, even where the prompt begins one.
+    is_bound = tools.must_call or (constraint is not None and tools.offer is None)
+    thoughts = "none" if is_bound else body.reasoning_format
+    readers = [reader_of(service, prompt, thoughts, tools.reader()) for _ in params]
     answer = ChatAnswer(service, body, prompt, generations, readers)
     if body.stream:
         return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)

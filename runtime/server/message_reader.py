@@ -87,10 +87,13 @@ class ReasoningReader:
 
 
 def reader_of(
-    service: GenerationService, prompt: Sequence[int], reasoning_format: str | None
+    service: GenerationService,
+    prompt: Sequence[int],
+    reasoning_format: str | None,
+    rest: MessageReader | None = None,
 ) -> MessageReader:
-    """What tells the parts of an answer to `prompt` apart."""
-    plain = PlainReader()
+    """What tells the parts of an answer to `prompt` apart; `rest` reads what is no thought."""
+    plain = rest or PlainReader()
     template = service.template
     if template is None or reasoning_format == "none" or not has_reasoning(template.source):
         return plain

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from runtime.engine.request import RequestError
 from runtime.server.constraints import ConstraintFields
+from runtime.server.tool_calls import ToolFields
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -122,7 +123,7 @@ class GenerationBody(BaseModel):
         return bool(self.wants_usage and options and options.continuous_usage_stats)
 
 
-class ChatBody(ConstraintFields, GenerationBody):
+class ChatBody(ToolFields, ConstraintFields, GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: list[Any] = Field(min_length=1)
