@@ -76,14 +76,12 @@ class ChatTemplate:
 
     def _render(self, context: Mapping[str, Any]) -> str:
         pool = render_pool()
-        for _ in range(3):
-            try:
-                return str(pool.call("render", self._key, context))
-            except Refused as refusal:
-                if refusal.kind != "unknown":
-                    raise
-            pool.call("parse", self.source)
-        raise Busy("the process that renders chat templates was replaced too often")
+        try:
+            return str(pool.call("render", self._key, context))
+        except Refused as refusal:
+            if refusal.kind != "unknown":
+                raise
+        return str(pool.call("render_source", self.source, context))
 
 
 def load_template(model: Model) -> ChatTemplate | None:

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 
 from quant.format.errors import FileFormatError
 from runtime.engine.request import RequestError
-from runtime.text.template import ChatTemplate, content_text, load_template
+from runtime.text.template import ChatTemplate, content_text, load_template, render_pool
 from tests.runtime.text.gguf_keys import byte_level_keys, text_model
 from tests.tiny import CHAT_TEMPLATE, write_tokenizer
 
@@ -169,3 +170,14 @@ def test_a_final_message_that_is_not_shown_cannot_be_continued() -> None:
         with pytest.raises(RequestError, match="continue_final_message"):
             talk = [{"role": "user", "content": content}]
             ChatTemplate("fixed").render(talk, continue_final=True)
+
+
+def test_many_render_at_once_whichever_process_parsed() -> None:
+    templates = [ChatTemplate(f"{index}{{{{ messages[0].content }}}}") for index in range(3)]
+    render_pool().close()
+    with ThreadPoolExecutor(12) as threads:
+        found = [
+            threads.submit(templates[index % 3].render, [{"role": "user", "content": str(index)}])
+            for index in range(24)
+        ]
+        assert [one.result() for one in found] == [f"{index % 3}{index}" for index in range(24)]
