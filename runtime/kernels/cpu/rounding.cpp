@@ -129,8 +129,44 @@ inline void store_codes(std::int8_t* p, Vec a, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+inline bool is_made_of_runs(int n, const Rounding& r) {
+  return r.group == kRun && n % kRun == 0 && r.fixed == 0.0F && r.levels == Levels::int8 &&
+         r.scales == Scales::number;
+}
+
+// scale_of, lane by lane, of plain int8.
+inline Vec scales_of(Vec largest, float span) {
+  const Vec smallest = splat(float_of_bits(1));
+  const Vec scale = div(largest, splat(span));
+  const Vec numbers = select_less(scale, smallest, splat(kSmallestScale), scale);
+  return select_less(largest, splat(float_of_bits(kInfinityBits)), numbers,
+                     splat(float_of_bits(0x7FC00000U)));
+}
+
+// The same as for any groups, in sweeps over the row in which no run waits for another.
+void quantize_runs(const float* x, int n, float span, std::int8_t* codes, float* scales,
+                   std::int32_t* sums) {
+  constexpr int kVecs = kRun / kLanes;
+  for (int k = 0; k < n; k += kRun) {
+    Vec most = abs(load(x + k));
+    for (int v = 1; v < kVecs; ++v) most = max_bits(most, abs(load(x + k + v * kLanes)));
+    scales[k / kRun] = float_of_bits(max_lane_bits(most));
+  }
+  const int runs = n / kRun;
+  for_vectors(runs, [&](int i, int count) {
+    store_some(scales + i, scales_of(load_some(scales + i, count), span), count);
+  });
+  for (int k = 0; k < n; k += kRun) {
+    const Vec divisor = splat(scales[k / kRun]);
+    for (int v = 0; v < kRun; v += kLanes)
+      store_int8(codes + k + v, round_to(Levels::int8, div(load(x + k + v), divisor)));
+  }
+  for (int k = 0; k < n; k += kSumRun) sums[k / kSumRun] = sum_of_run(codes + k);
+}
+
 void quantize_row(const float* x, int n, const Rounding& rounding, std::int8_t* codes,
                   float* scales, std::int32_t* sums) {
+  if (is_made_of_runs(n, rounding)) return quantize_runs(x, n, rounding.span, codes, scales, sums);
   for (int k = 0; k < n; k += kSumRun) sums[k / kSumRun] = 0;
   for_groups(x, n, rounding, [&](int k, int count, float scale) {
     const Vec divisor = splat(scale);

@@ -285,6 +285,23 @@ inline void load_nibbles(const std::uint8_t* p, NibbleTable bias, Vec& low, Vec&
 
 #endif
 
+#if defined(__AVX2__)
+// Of kSumRun codes: their distances from -128, less those of zeros.
+inline std::int32_t sum_of_run(const std::int8_t* codes) {
+  const __m128i bytes = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)),
+                                      _mm_set1_epi8(-128));
+  const __m128i halves = _mm_sad_epu8(bytes, _mm_setzero_si128());
+  return _mm_cvtsi128_si32(_mm_add_epi32(halves, _mm_unpackhi_epi64(halves, halves))) -
+         128 * kSumRun;
+}
+#else
+inline std::int32_t sum_of_run(const std::int8_t* codes) {
+  std::int32_t sum = 0;
+  for (int k = 0; k < kSumRun; ++k) sum += codes[k];
+  return sum;
+}
+#endif
+
 // Numbers as they lie in memory; the 16-bit types are told apart by their names alone.
 struct Float16 {
   std::uint16_t bits;

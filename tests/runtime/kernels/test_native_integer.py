@@ -136,6 +136,33 @@ def test_products_with_nested_scales(isa: str, type_name: str) -> None:
     check_product(weight, random_floats((9, 512), 1), RUNS_OF_INT8, isa, None)
 
 
+def diagonal(size: int) -> QuantizedTensor:
+    """Ones of int8, so that a product gives back what its input was rounded to."""
+    weight = quantized(size, size, num_bits=8, group_size=32, scale_type=np.float32)
+    weight.codes[:], weight.scale[:] = np.eye(size, dtype=np.int8), 1.0
+    return weight
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@given(
+    runs=st.integers(1, 40),
+    tail=st.sampled_from([0, 0, 1, 16, 31]),
+    exponent=st.integers(-44, 30),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_inputs_are_rounded_as_float32_arithmetic_rounds_them(
+    isa: str, runs: int, tail: int, exponent: int, seed: int
+) -> None:
+    """To the bit, whole runs and tails, zeros and numbers below the normal ones among them."""
+    columns = 32 * runs + tail
+    x = random_floats((3, columns), seed)
+    x[1] *= np.float32(10.0**exponent)
+    x[2, : columns // 2] = 0.0
+    found = run_rows(x, product(pack_quads(diagonal(columns))), isa)
+    np.testing.assert_array_equal(found, rounded(x, RUNS_OF_INT8).astype(np.float32))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_bits", [4, 7])
 def test_every_instruction_set_has_the_same_bits(kind: str, num_bits: int) -> None:
