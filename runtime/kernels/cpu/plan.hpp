@@ -216,12 +216,12 @@ class Plan {
 
 template <class F>
 void Plan::for_rows(int rows, std::size_t cost_of_row, F&& work) {
-  constexpr std::size_t kGrain = 1 << 14;  // elements: some microseconds, far above a hand-over
+  constexpr std::size_t kGrain = 1 << 12;  // elements: a microsecond, above a hand-over
   const std::size_t run = cost_of_row >= kGrain ? 1 : kGrain / (cost_of_row + 1) + 1;
-  const int per_piece = static_cast<int>(run);
-  pool_->run((rows + per_piece - 1) / per_piece, [&](int piece, int) {
-    const int last = std::min(rows, (piece + 1) * per_piece);
-    for (int row = piece * per_piece; row < last; ++row) work(row);
+  const int pieces = static_cast<int>((rows + run - 1) / run);
+  pool_->run(pieces, [&](int piece, int) {
+    const auto start = [&](std::int64_t at) { return static_cast<int>(at * rows / pieces); };
+    for (int row = start(piece); row < start(piece + 1); ++row) work(row);
   });
 }
 
