@@ -4,23 +4,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from runtime.engine.batch import Executor, GivesHidden, StepBatch
-from runtime.engine.budget import StepBudget
+from runtime.engine.batch import Executor, GivesHidden
 from runtime.engine.candidates import Float32
 from runtime.engine.constraint import ConstraintError, Grammars, Matcher
-from runtime.engine.deadlines import Deadlines
 from runtime.engine.options import EngineOptions
 from runtime.engine.outcome import outcome_of
 from runtime.engine.pages import PagePool
-from runtime.engine.plan import Chunk, build_batch
+from runtime.engine.plan import Chunk
 from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
+from runtime.engine.run import run_chunks
 from runtime.engine.sampling import RowSampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
-from runtime.engine.service_rate import ServiceRate
+from runtime.engine.speculation.speculator import Speculator, make_speculator
 from runtime.engine.stats import Counters, EngineStats
+from runtime.engine.timekeeper import Timekeeper
 from runtime.engine.validate import check_request, duplicate_request, queue_full
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -44,6 +42,7 @@ class Engine:
     check: verify the whole accounting after each step (for tests; costs time per page).
     on_step: is told the ids of the requests of each step before it runs.
     grammars: what constrained requests need.
+    draft_executor: of a smaller model with the same vocabulary, which guesses what comes next.
     """
 
     def __init__(
@@ -55,20 +54,21 @@ class Engine:
         check: bool = False,
         on_step: Callable[[Sequence[str]], None] | None = None,
         grammars: Grammars | None = None,
+        draft_executor: Executor | None = None,
     ) -> None:
         self.options = options
         self._executor = executor
         self._check = check
         self._on_step = on_step
         self._grammars = grammars
+        self._draft_executor = draft_executor
         self._clock = clock
         self._counters = Counters()
-        self._budget = StepBudget(options.max_step_tokens, options.target_step_seconds)
-        self._deadlines = Deadlines(options)
-        self._rate = ServiceRate()
+        self._times = Timekeeper(clock, options)
         self._expired: list[TokenEvent] = []
         self._sequences: dict[str, SequenceState] = {}
         self._scheduler = self._new_scheduler()
+        self._speculator = self._new_speculator()
 
     @property
     def has_work(self) -> bool:
@@ -104,12 +104,7 @@ class Engine:
     def expected_wait(self, num_ahead: int) -> float:
         """Seconds that a request behind `num_ahead` waiting ones is likely to wait; at least 0.
         Safe from any thread."""
-        running = list(self._scheduler.running)
-        if num_ahead == 0 and len(running) < self.options.max_running:
-            return 0.0
-        now = self._clock()
-        oldest = min((sequence.started_at for sequence in running), default=now)
-        return self._rate.expected_wait(num_ahead, len(running), now - oldest)
+        return self._times.expected_wait(list(self._scheduler.running), num_ahead)
 
     def validate(self, request: Request) -> None:
         """Raise RequestError if the request could never be served. Safe from any thread."""
@@ -152,7 +147,7 @@ class Engine:
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
         self._sequences[request.request_id] = sequence
-        self._deadlines.add(sequence, self._clock())
+        self._times.arrive(sequence)
         self._scheduler.enqueue(sequence)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> TokenEvent | None:
@@ -173,14 +168,19 @@ class Engine:
         """
         started = self._clock()
         self._end_expired(started)
-        chunks = self._scheduler.schedule(self._budget.tokens(self._scheduler.num_answers()))
+        answers = self._scheduler.answers()
+        max_tokens = self._times.budget.tokens(len(answers))
+        if self._speculator is not None and len(answers) == self.num_running:
+            self._speculator.guess(answers, max_tokens)
+        chunks = self._scheduler.schedule(max_tokens)
         if not chunks:
             return self._take_expired()
-        self._note_starts(chunks, started)
+        self._times.start(chunks, started)
         if self._on_step is not None:
             self._on_step([chunk.sequence.request.request_id for chunk in chunks])
+        ran = self._clock()
         try:
-            hidden, logits = self._run(chunks)
+            hidden, logits = run_chunks(self._executor, chunks)
         except BaseException as cause:
             self._scheduler.roll_back(chunks)
             self._counters.failed_steps += 1
@@ -191,7 +191,10 @@ class Engine:
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
         num_prompt_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.num_certain > 1)
         events = self._take_expired() + self._commit(chunks, hidden, logits)
-        self._budget.note(num_prompt_tokens, self._clock() - started)
+        now = self._clock()
+        self._times.budget.note(num_prompt_tokens, now - started)
+        if self._speculator is not None and num_prompt_tokens == 0:
+            self._speculator.note_step(sum(chunk.num_tokens for chunk in chunks), now - ran)
         self._check_if_asked()
         return events
 
@@ -201,11 +204,14 @@ class Engine:
         self._counters.finished["error"] += len(ids)
         self._sequences.clear()
         self._scheduler = self._new_scheduler()
+        self._speculator = self._new_speculator()
         return ids
 
     def check_integrity(self) -> None:
         """AssertionError if the accounting of pages, queues or requests is wrong anywhere."""
         self._scheduler.check_integrity()
+        if self._speculator is not None:
+            self._speculator.check_integrity()
         queued = [*self._scheduler.running, *self._scheduler.waiting]
         assert {id(s) for s in queued} == {id(s) for s in self._sequences.values()}, (
             "the queues and the live requests differ"
@@ -213,26 +219,6 @@ class Engine:
         assert self._counters.requests == len(queued) + sum(self._counters.finished.values()), (
             "a request vanished without an end"
         )
-
-    def _run(self, chunks: Sequence[Chunk]) -> tuple[Float32, Float32]:
-        """Rows of hidden numbers for the embeddings among the chunks, of logits for the others."""
-        pooled = [chunk for chunk in chunks if chunk.sequence.request.pooling is not None]
-        others = [chunk for chunk in chunks if chunk.sequence.request.pooling is None]
-        hidden = logits = np.empty((0, self._executor.vocab_size), np.float32)
-        if pooled and isinstance(self._executor, GivesHidden):
-            # The next call of the executor overwrites them.
-            hidden = self._executor.hidden(self._batch(pooled)).copy()
-        if others:
-            logits = self._executor.step(self._batch(others))
-        expected = (sum(chunk.num_logits for chunk in others), self._executor.vocab_size)
-        if logits.shape != expected:
-            raise ValueError(f"the executor returned logits {logits.shape} instead of {expected}")
-        if len(hidden) != sum(chunk.num_logits for chunk in pooled):
-            raise ValueError(f"the executor returned {len(hidden)} rows of hidden numbers")
-        return hidden, logits
-
-    def _batch(self, chunks: Sequence[Chunk]) -> StepBatch:
-        return build_batch(chunks, self._scheduler.pool.page_size)
 
     def _commit(
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
@@ -263,6 +249,8 @@ class Engine:
         self._counters.generated_tokens += outcome.num_drawn
         if begins:
             self._note_prompt(sequence)
+        if self._speculator is not None:
+            self._speculator.note(sequence, len(chunk.drafts), outcome.num_valid - 1)
         if outcome.reason is not None:
             self._counters.corrupted_requests += outcome.corrupted
             self._finish(sequence, outcome.reason)
@@ -275,16 +263,9 @@ class Engine:
             counters.prefix_cache_queries += sequence.num_prompt_tokens
             counters.prefix_cache_hits += sequence.num_cached_tokens
 
-    def _note_starts(self, chunks: Sequence[Chunk], now: float) -> None:
-        for chunk in chunks:
-            if chunk.admitted and not chunk.sequence.started:
-                chunk.sequence.started, chunk.sequence.started_at = True, now
-
     def _end_expired(self, now: float) -> None:
         """Their events stay here until a step has gone well."""
-        if not self._deadlines.passed(now):
-            return
-        for sequence, sentence in self._deadlines.expired(now, set(self._sequences.values())):
+        for sequence, sentence in self._times.expired(now, self._sequences.values()):
             self._finish(sequence, "timeout")
             name, cached = sequence.request.request_id, sequence.num_cached_tokens
             self._expired.append(
@@ -296,8 +277,9 @@ class Engine:
         return expired
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
-        if sequence.started:
-            self._rate.note(self._clock() - sequence.started_at)
+        if self._speculator is not None:
+            self._speculator.drop(sequence)
+        self._times.end(sequence)
         del self._sequences[sequence.request.request_id]
         self._counters.finished[reason] += 1
         self._scheduler.remove(sequence)
@@ -305,6 +287,9 @@ class Engine:
     def _new_scheduler(self) -> Scheduler:
         pool = PagePool(self._executor.num_pages, self._executor.page_size)
         return Scheduler(pool, self._counters, self.options)
+
+    def _new_speculator(self) -> Speculator | None:
+        return make_speculator(self.options, self._draft_executor, self._counters, self._clock)
 
     def _check_if_asked(self) -> None:
         if self._check:

@@ -5,6 +5,14 @@ from typing import Literal, get_args
 
 QueueOrder = Literal["arrival", "prefix"]
 
+_COUNTS = (
+    "max_step_tokens",
+    "max_running",
+    "max_waiting",
+    "max_extra_logit_rows",
+    "max_draft_tokens",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -13,8 +21,9 @@ class EngineOptions:
     max_step_tokens: tokens computed in one step at most, of prompts and answers together.
     max_running: requests that share steps at most.
     max_waiting: requests in the queue at most; further ones are refused.
-    max_prompt_logit_rows: rows of logits that one step computes at most for the probabilities of
-        prompts; a row takes four bytes for each token of the vocabulary.
+    max_extra_logit_rows: rows of logits that one step computes at most beside one for each answer:
+        for the probabilities of a prompt's own tokens, or to check guesses. A row takes four bytes
+        for each token of the vocabulary.
     prefix_cache: keep the pages of requests that have ended, to be found by later ones that begin
         with the same tokens and have the same `cache_salt`.
     reserve_answers: a request is let in only when there are pages for its longest answer, so that
@@ -23,6 +32,9 @@ class EngineOptions:
         computed already. Nobody is overtaken by more than 8 others.
     target_step_seconds: steps that answers wait for are to take no longer: prompts get fewer
         tokens of such a step, but 32 at least. None: they get what there is.
+    prompt_lookup: guess the next tokens of an answer where its last ones were there before, while
+        that pays; text and seeds mean the same with and without.
+    max_draft_tokens: guesses for one answer in one step at most.
     queue_seconds, deadline_seconds: of requests that set none: they end with "timeout" when they
         have not started, or not ended, by then. None: never.
     """
@@ -30,16 +42,18 @@ class EngineOptions:
     max_step_tokens: int = 256
     max_running: int = 16
     max_waiting: int = 256
-    max_prompt_logit_rows: int = 64
+    max_extra_logit_rows: int = 64
     prefix_cache: bool = True
     reserve_answers: bool = False
     queue_order: QueueOrder = "arrival"
     target_step_seconds: float | None = 0.25
+    prompt_lookup: bool = False
+    max_draft_tokens: int = 15
     queue_seconds: float | None = None
     deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_step_tokens", "max_running", "max_waiting", "max_prompt_logit_rows"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

@@ -33,14 +33,16 @@ class Scheduler:
         self._admission = Admission(pool, self.cache, options)
         self._counters = counters
         self._options = options
+        self._spare_pages = 0
+        """Pages that no running sequence needs for what it knows."""
 
     def enqueue(self, sequence: SequenceState) -> None:
         """The sequence waits for its turn."""
         insort(self.waiting, sequence, key=_ORDER)
 
-    def num_answers(self) -> int:
+    def answers(self) -> list[SequenceState]:
         """Running sequences that need nothing but their next token."""
-        return sum(len(s.tokens) - s.num_computed_tokens == 1 for s in self.running)
+        return [s for s in self.running if len(s.tokens) - s.num_computed_tokens == 1]
 
     def schedule(self, max_tokens: int) -> list[Chunk]:
         """Reserve pages and plan one step. Follow with `commit` of each chunk or `roll_back`.
@@ -49,7 +51,7 @@ class Scheduler:
         executor may have written over them; and pages found computed, because that was true.
         """
         full = self._make_room()
-        plan = StepPlan(max_tokens, self._options.max_prompt_logit_rows)
+        plan = StepPlan(max_tokens, self._options.max_extra_logit_rows)
         answers: list[SequenceState] = []
         prompts: list[SequenceState] = []
         for sequence in self.running:
@@ -119,9 +121,14 @@ class Scheduler:
         for sequence in answers:
             if plan.tokens == 0:
                 return
-            new_pages = self._own_pages(sequence)
             start = sequence.num_computed_tokens
-            plan.add(Chunk(sequence, start, 1, 1, new_pages, False, True))
+            if sequence.drafts:
+                drafts, new_pages = self._take_drafts(sequence, plan)
+                count = 1 + len(drafts)
+                plan.add(Chunk(sequence, start, count, count, new_pages, False, True, drafts))
+            else:
+                new_pages = self._own_pages(sequence)
+                plan.add(Chunk(sequence, start, 1, 1, new_pages, False, True))
 
     def _serve(self, sequences: Iterable[SequenceState], plan: StepPlan) -> None:
         """Plan a chunk of each running sequence, while there are tokens left."""
@@ -151,6 +158,7 @@ class Scheduler:
 
     def _make_room(self) -> bool:
         """Preempt until every running sequence can hold what it knows; whether that was needed."""
+        self._spare_pages = 0
         if self._options.reserve_answers:
             return False
         size = self.pool.page_size
@@ -163,6 +171,7 @@ class Scheduler:
             self._release(victim)
             self.enqueue(victim)
             self._counters.preemptions += 1
+        self._spare_pages = self.pool.num_available - missing
         return preempted
 
     def _admit_all(self, plan: StepPlan, *, only_short: bool = False) -> None:
@@ -238,6 +247,23 @@ class Scheduler:
         new_pages = self.pool.allocate(missing)
         sequence.pages.extend(new_pages)
         return new_pages
+
+    def _take_drafts(
+        self, sequence: SequenceState, plan: StepPlan
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """The guesses that fit without pages that others need, and the pages allocated."""
+        drafts, sequence.drafts = sequence.drafts[: plan.tokens - 1], ()
+        size, known = self.pool.page_size, len(sequence.tokens)
+        own = max(len(sequence.pages), self._wanted_pages(sequence))
+        most = min(self.pool.pages_for(known + len(drafts)), own + self._spare_pages)
+        drafts = drafts[: most * size - known]
+        self._spare_pages -= max(0, most - own)
+        missing = most - len(sequence.pages)
+        if missing <= 0:
+            return drafts, ()
+        new_pages = self.pool.allocate(missing)
+        sequence.pages.extend(new_pages)
+        return drafts, new_pages
 
     def _release(self, sequence: SequenceState) -> None:
         self.pool.free(sequence.pages)

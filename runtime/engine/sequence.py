@@ -1,5 +1,6 @@
 """One live request: the tokens known, how many of them are computed, and the pages they lie in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +47,8 @@ class SequenceState:
     """Prompt tokens that were found computed, and that this request never computed itself."""
     num_reached_tokens: int = 0
     """The most tokens that were ever computed, before preemptions too."""
+    drafts: Sequence[int] = ()
+    """Guesses at the tokens that come next, for the step that is planned next."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     wants_prompt_logprobs: bool = field(init=False)
     """Probabilities of prompt tokens are asked for and not all there."""
@@ -112,6 +115,7 @@ class SequenceState:
         """Nothing is computed any more."""
         self.pages.clear()
         self.num_computed_tokens = self.num_shared_pages = 0
+        self.drafts = ()
         self.chain = self.request.cache_salt
 
     def check_integrity(self, page_size: int) -> None:

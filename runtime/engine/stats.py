@@ -17,6 +17,8 @@ class Counters:
     prompt_tokens: of prompts that were computed to their end, each counted once.
     prefix_cache_queries: those of them that the prefix cache was asked for, in tokens;
         prefix_cache_hits: those that it had.
+    drafts: times that the next tokens of an answer were guessed; draft_tokens: the guesses;
+        accepted_draft_tokens: those that came true.
     corrupted_requests: ended by an error, because the model produced what are no finite numbers.
     computed_tokens: all that went through the executor, again after a preemption included.
     finished: requests that ended, by reason; with the live ones they add up to `requests`.
@@ -31,6 +33,9 @@ class Counters:
     prefix_cache_hits: int = 0
     generated_tokens: int = 0
     corrupted_requests: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     computed_tokens: int = 0
     finished: dict[FinishReason, int] = field(default_factory=_no_ends)
 

@@ -102,7 +102,7 @@ def test_ended_requests_do_not_pile_up() -> None:
         timed.engine.step()
     timed.now = 1e6
     timed.engine.step()
-    assert len(timed.engine._deadlines._heap) <= 100
+    assert len(timed.engine._times._deadlines._heap) <= 100
 
 
 def refusal(engine: Engine) -> RequestError:

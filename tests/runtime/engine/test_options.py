@@ -9,7 +9,7 @@ from runtime.engine.options import EngineOptions
 
 
 @pytest.mark.parametrize(
-    "name", ["max_step_tokens", "max_running", "max_waiting", "max_prompt_logit_rows"]
+    "name", ["max_step_tokens", "max_running", "max_waiting", "max_extra_logit_rows"]
 )
 def test_an_engine_without_room_is_refused(name: str) -> None:
     limits: dict[str, Any] = {name: 0}

@@ -73,7 +73,7 @@ def test_over_chunks_and_preemptions(
 ) -> None:
     num_pages = 2 + (max(lengths) + max_tokens) // 4 + spare_pages
     executor = FakeExecutor(num_pages=num_pages)
-    options = EngineOptions(max_step_tokens=step_tokens, max_prompt_logit_rows=rows)
+    options = EngineOptions(max_step_tokens=step_tokens, max_extra_logit_rows=rows)
     engine = Engine(executor, options, check=True)
     requests = [
         scored(str(i), [(i + 5 * j) % 23 for j in range(n)], max_tokens)
