@@ -7,6 +7,7 @@ from typing import Any
 
 from runtime.generation import Generation, TextDelta
 from runtime.server.logprobs import chat_logprobs
+from runtime.server.message_reader import MessageReader
 from runtime.service import GenerationService
 
 
@@ -22,13 +23,15 @@ class Answer:
         self,
         service: GenerationService,
         generation: Generation,
+        reader: MessageReader,
         is_chat: bool,
         arrived: float,
         load_seconds: float,
     ) -> None:
-        """`arrived`: the time.monotonic() of the request."""
+        """`reader` tells thoughts from text. `arrived`: the time.monotonic() of the request."""
         self._service = service
         self._generation = generation
+        self._reader = reader
         self._is_chat = is_chat
         self._arrived = arrived
         self._load_seconds = load_seconds
@@ -36,28 +39,34 @@ class Answer:
     def line(self, delta: TextDelta) -> dict[str, Any] | None:
         """The object of one delta of a stream; None for one that brings nothing."""
         is_last = delta.finish_reason is not None
-        if not (delta.text or delta.logprobs or is_last):
+        fields = self._reader.feed(delta)
+        if not (any(fields.values()) or delta.logprobs or is_last):
             return None
-        return self._object([delta], is_last)
+        return self._object(fields, [delta], is_last)
 
     def whole(self, deltas: Sequence[TextDelta]) -> dict[str, Any]:
         """The one object of an answer that is not streamed."""
-        return self._object(deltas, is_last=True)
+        for delta in deltas:
+            self._reader.feed(delta)
+        return self._object(self._reader.message(), deltas, is_last=True)
 
-    def _object(self, deltas: Sequence[TextDelta], is_last: bool) -> dict[str, Any]:
-        text = "".join(delta.text for delta in deltas)
-        content: dict[str, Any] = (
-            {"message": {"role": "assistant", "content": text}}
-            if self._is_chat
-            else {"response": text}
-        )
+    def _object(
+        self, fields: dict[str, Any], deltas: Sequence[TextDelta], is_last: bool
+    ) -> dict[str, Any]:
         head = {"model": self._service.model_name, "created_at": created_at()}
-        answer: dict[str, Any] = {**head, **content, "done": is_last}
+        answer: dict[str, Any] = {**head, **self._content(fields), "done": is_last}
         if any(delta.logprobs for delta in deltas):
             answer["logprobs"] = self._logprobs(deltas)
         if is_last:
             answer |= {"done_reason": deltas[-1].finish_reason, **self._figures()}
         return answer
+
+    def _content(self, fields: dict[str, Any]) -> dict[str, Any]:
+        text, thoughts = fields.get("content") or "", fields.get("reasoning_content")
+        thinking = {"thinking": thoughts} if thoughts else {}
+        if self._is_chat:
+            return {"message": {"role": "assistant", "content": text, **thinking}}
+        return {"response": text, **thinking}
 
     def _logprobs(self, deltas: Sequence[TextDelta]) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = chat_logprobs(self._service.tokenizer, deltas)["content"]

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError
 from runtime.server import schemas as openai
 from runtime.server.answers import collected, json_answer
 from runtime.server.bodies import read_fields, validated
 from runtime.server.flat_streams import line_stream
+from runtime.server.message_reader import reader_of
 from runtime.server.ollama.answer import Answer, created_at
 from runtime.server.ollama.catalogue import known_name
 from runtime.server.ollama.messages import messages_of
@@ -20,6 +22,8 @@ from runtime.server.ollama.options import openai_fields, parse_options
 from runtime.server.ollama.schemas import AskBody, ChatBody, GenerateBody, refuse_unsupported
 from runtime.server.state import ServerState, generation_params, state_of, submit_all
 from runtime.service import GenerationService
+from runtime.text.grammar.check import schema_constraint
+from runtime.text.reasoning import has_reasoning
 
 Body = TypeVar("Body", bound=AskBody)
 
@@ -39,7 +43,7 @@ async def generate(request: Request) -> Response:
     else:
         system = [{"role": "system", "content": body.system}] if body.system else []
         messages = [*system, {"role": "user", "content": body.prompt}]
-        encode = partial(service.encode_chat, messages, _template_variables(body))
+        encode = partial(service.encode_chat, messages, _template_variables(service, body))
     prompt = await run_in_threadpool(encode)
     return await _answer(request, service, body, prompt, arrived, loaded)
 
@@ -55,7 +59,8 @@ async def chat(request: Request) -> Response:
     loaded = time.monotonic() - arrived
     if not messages:
         return _loaded(service, {"message": {"role": "assistant", "content": ""}})
-    prompt = await run_in_threadpool(service.encode_chat, messages, _template_variables(body))
+    variables = _template_variables(service, body)
+    prompt = await run_in_threadpool(service.encode_chat, messages, variables)
     return await _answer(request, service, body, prompt, arrived, loaded)
 
 
@@ -73,8 +78,7 @@ async def _answer(
     arrived: float,
     load_seconds: float,
 ) -> Response:
-    if body.format:
-        raise RequestError("'format' is not supported by this server; leave it out", "format")
+    constraint = await _constraint(body)
     options = parse_options(body.options)
     room = _room(service, options.num_ctx, len(prompt))
     asked = validated(openai.CompletionBody, {**openai_fields(options), "prompt": ""})
@@ -83,9 +87,13 @@ async def _answer(
         service.sampling_defaults,
         max_tokens=min(asked.max_tokens or room, room),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=constraint,
     )
     (generation,) = submit_all(service, [prompt], params)
-    answer = Answer(service, generation, isinstance(body, ChatBody), arrived, load_seconds)
+    # What is constrained is all content, even where the prompt begins a thought.
+    reader = reader_of(service, prompt, "none" if constraint else None)
+    is_chat = isinstance(body, ChatBody)
+    answer = Answer(service, generation, reader, is_chat, arrived, load_seconds)
     metrics = state_of(request).metrics
     if body.stream is not False:
         return line_stream(generation, metrics, answer.line)
@@ -115,11 +123,25 @@ def _room(service: GenerationService, num_ctx: int | None, num_prompt_tokens: in
     return context - num_prompt_tokens
 
 
-def _template_variables(body: AskBody) -> dict[str, Any] | None:
-    """Thinking is switched off where the client says so; nothing splits it off otherwise."""
-    if body.think not in (None, False):
-        raise RequestError("'think' is not supported by this server; leave it out", "think")
-    return {"enable_thinking": False} if body.think is False else None
+async def _constraint(body: AskBody) -> Constraint | None:
+    """What `format` asks for: any JSON object, or what a JSON schema describes."""
+    if not body.format:
+        return None
+    if isinstance(body.format, str) and body.format != "json":
+        raise RequestError("'format' must be \"json\" or a JSON schema", "format")
+    schema = {"type": "object"} if isinstance(body.format, str) else body.format
+    return await run_in_threadpool(schema_constraint, schema, "format")
+
+
+def _template_variables(service: GenerationService, body: AskBody) -> dict[str, Any] | None:
+    """Whether the model thinks, as its template is told. RequestError where it cannot."""
+    if body.think is None:
+        return None
+    if isinstance(body.think, str):
+        raise RequestError("'think' must be true or false; this server knows no levels", "think")
+    if body.think and not (service.template and has_reasoning(service.template.source)):
+        raise RequestError(f"'{service.model_name}' does not think; leave 'think' out", "think")
+    return {"enable_thinking": body.think}
 
 
 def _loaded(service: GenerationService, content: dict[str, Any]) -> Response:

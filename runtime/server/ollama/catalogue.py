@@ -12,6 +12,7 @@ from runtime.server.ollama.schemas import ShowBody
 from runtime.server.registry_models import ServedModel
 from runtime.server.state import ServerState, state_of
 from runtime.service import GenerationService
+from runtime.text.reasoning import has_reasoning
 
 _FOREVER = "9999-12-31T23:59:59Z"
 _LATEST = ":latest"
@@ -66,7 +67,7 @@ async def show_model(request: Request) -> dict[str, Any]:
             f"{_family(model)}.context_length": service.max_positions,
             f"{_family(model)}.vocab_size": service.tokenizer.vocab_size,
         },
-        "capabilities": ["completion"],
+        "capabilities": _capabilities(service),
         "modified_at": _started(state),
     }
 
@@ -103,6 +104,11 @@ def _details(model: ServedModel) -> dict[str, Any]:
 
 def _family(model: ServedModel) -> str:
     return str(model.settings.card.get("family", "unknown"))
+
+
+def _capabilities(service: GenerationService) -> list[str]:
+    thinks = service.template is not None and has_reasoning(service.template.source)
+    return ["completion", "embedding", *(["thinking"] if thinks else [])]
 
 
 def _parameters(service: GenerationService) -> str:

@@ -2,12 +2,14 @@
 
 from fastapi import FastAPI
 
-from runtime.server.ollama import answering, catalogue
+from runtime.server.ollama import answering, catalogue, embedding
 
 
 def add_routes(app: FastAPI) -> None:
     app.add_api_route("/api/generate", answering.generate, methods=["POST"])
     app.add_api_route("/api/chat", answering.chat, methods=["POST"])
+    app.add_api_route("/api/embed", embedding.embed, methods=["POST"])
+    app.add_api_route("/api/embeddings", embedding.embed_one, methods=["POST"])
     app.add_api_route("/api/tags", catalogue.list_models, methods=["GET"])
     app.add_api_route("/api/ps", catalogue.list_loaded, methods=["GET"])
     app.add_api_route("/api/show", catalogue.show_model, methods=["POST"])

@@ -53,6 +53,26 @@ class ChatBody(AskBody):
     tools: list[Any] | None = None
 
 
+class EmbedBody(BaseModel):
+    """POST /api/embed. truncate: longer inputs are cut at their end; else they are refused."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str = Field(min_length=1)
+    input: Any
+    truncate: bool | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+
+class OldEmbedBody(BaseModel):
+    """POST /api/embeddings, of older clients."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str = Field(min_length=1)
+    prompt: str
+
+
 class ShowBody(BaseModel):
     """POST /api/show; `name` is what older clients write."""
 

@@ -121,7 +121,10 @@ def test_the_catalogue(client: ollama.Client) -> None:
     (loaded,) = client.ps().models
     assert loaded.name == MODEL and loaded.context_length == 256
     shown = client.show(MODEL)
-    assert "im_start" in (shown.template or "") and shown.capabilities == ["completion"]
+    assert "im_start" in (shown.template or "") and shown.capabilities == [
+        "completion",
+        "embedding",
+    ]
     assert 256 in dict(shown.modelinfo or {}).values()
 
 
@@ -138,7 +141,7 @@ def test_asking_for_nothing_says_that_the_model_is_loaded(client: ollama.Client)
         ("generate", {"prompt": "a", "context": [1, 2]}, "context"),
         ("generate", {"prompt": "a", "template": "{{ .Prompt }}"}, "template"),
         ("generate", {"prompt": "a", "raw": True, "system": "b"}, "system"),
-        ("generate", {"prompt": "a", "think": True}, "think"),
+        ("generate", {"prompt": "a", "think": True}, "does not think"),
         ("generate", {"prompt": "a", "options": {"mirostat": 2}}, "options.mirostat"),
         ("generate", {"prompt": "a", "options": {"colour": 2}}, "options.colour"),
         ("generate", {"prompt": "a", "options": {"temperature": "hot"}}, "temperature"),
@@ -151,7 +154,7 @@ def test_asking_for_nothing_says_that_the_model_is_loaded(client: ollama.Client)
         ("chat", {"messages": [{"content": "a"}]}, "messages[0]"),
         ("chat", {"messages": [{"role": "user", "content": ["a"]}]}, "messages[0]"),
         ("chat", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
-        ("chat", {"messages": MESSAGES, "format": "json"}, "format"),
+        ("chat", {"messages": MESSAGES, "format": "yaml"}, "format"),
         ("chat", {"messages": MESSAGES, "stream": 1}, "stream"),
         ("show", {}, "model"),
     ],
