@@ -57,7 +57,7 @@ async def create_embeddings(request: Request) -> Response:
     body = validated(EmbeddingBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
     prompts = await run_in_threadpool(_encoded, service, body)
-    events = await unless_left(request, _embedded(service, prompts, body.pooling or "last"))
+    events = await unless_left(request, embedded(service, prompts, body.pooling or "last"))
     content = await run_in_threadpool(_answer, service.model_name, body, prompts, events)
     return Response(content, media_type="application/json")
 
@@ -75,7 +75,7 @@ def _encoded(service: GenerationService, body: EmbeddingBody) -> list[list[int]]
     ]
 
 
-async def _embedded(
+async def embedded(
     service: GenerationService, prompts: Sequence[Sequence[int]], pooling: Pooling
 ) -> list[TokenEvent]:
     """The last event of each; ApiError once one of them fails."""

@@ -1,0 +1,108 @@
+"""Ollama's constrained answers, thoughts and embeddings, asked by Ollama's own Python client."""
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ollama
+import pytest
+
+from runtime.engine.batch import StepBatch
+from runtime.text.template import ChatTemplate
+from tests.runtime.server.harness import (
+    MODEL,
+    Running,
+    ScriptedExecutor,
+    running,
+    tiny_tokenizer,
+)
+from tests.runtime.text.grammar.harness import RandomModel
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"age": {"enum": [7, 8]}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+class Embedder(ScriptedExecutor):
+    """Hidden rows that tell token and position."""
+
+    def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        rows = batch.logit_rows
+        columns = (batch.token_ids[rows], batch.positions[rows], np.full(len(rows), 2))
+        return np.stack(columns, axis=1).astype(np.float32)
+
+
+def client_of(server: Running) -> ollama.Client:
+    return ollama.Client(host=server.url, timeout=20)
+
+
+def test_format_is_kept_to() -> None:
+    with running(RandomModel(eager=3.0)) as server:
+        client = client_of(server)
+        options = {"seed": 1, "num_predict": 200}
+        answer = client.chat(MODEL, MESSAGES, format=SCHEMA, options=options)
+        assert json.loads(answer.message.content or "")["age"] in (7, 8)
+        parts = client.generate(MODEL, "Hello", format="json", stream=True, options=options)
+        text = "".join(part.response or "" for part in parts)
+        assert text.startswith("{")
+        with pytest.raises(ollama.ResponseError, match="'format'"):
+            client.chat(MODEL, MESSAGES, format={"type": "colour"})
+        client._client.close()
+
+
+def test_thoughts_are_told_from_the_answer() -> None:
+    script = tiny_tokenizer().encode("I wonder</think>Hi there. ", add_special_tokens=False)
+    executor = ScriptedExecutor(script)
+    with running(executor) as server:
+        server.service.template = ChatTemplate("{# </think> #}<think>")
+        first = len(server.service.encode_chat(MESSAGES)) - 1
+        # The answer is to begin with the script, which counts from position 0.
+        executor.script = [script[(i - first) % len(script)] for i in range(len(script))]
+        client = client_of(server)
+        options = {"temperature": 0, "num_predict": len(script)}
+        whole = client.chat(MODEL, MESSAGES, think=True, options=options)
+        assert whole.message.thinking == "I wonder"
+        assert (whole.message.content or "").startswith("Hi there.")
+        parts = [*client.generate(MODEL, "Hello", think=True, stream=True, options=options)]
+        assert "".join(part.thinking or "" for part in parts) == "I wonder"
+        assert "".join(part.response or "" for part in parts).startswith("Hi there.")
+        with pytest.raises(ollama.ResponseError, match="think"):
+            client.chat(MODEL, MESSAGES, think="high")
+        assert client.show(MODEL).capabilities == ["completion", "embedding", "thinking"]
+        client._client.close()
+
+
+def test_embeddings_are_unit_rows_of_each_input() -> None:
+    texts = ["The press", "Café", "oil " * 80]
+
+    def row(tokens: list[int], size: int = 3) -> npt.NDArray[np.float64]:
+        found = np.array([tokens[-1], len(tokens) - 1, 2], np.float64)[:size]
+        return found / np.linalg.norm(found)
+
+    with running(Embedder(max_positions=64)) as server:
+        client = client_of(server)
+        tokens = [tiny_tokenizer().encode(text) for text in texts]
+        answer = client.embed(MODEL, texts[:2])
+        expected = np.stack([row(one) for one in tokens[:2]])
+        np.testing.assert_allclose(np.array(answer.embeddings), expected, rtol=1e-6)
+        assert answer.prompt_eval_count == sum(map(len, tokens[:2]))
+        short = client.embed(MODEL, texts[0], dimensions=2)
+        np.testing.assert_allclose(short.embeddings[0], row(tokens[0], 2), rtol=1e-6)
+        old = client.embeddings(MODEL, texts[0])
+        assert list(old.embedding) == [tokens[0][-1], len(tokens[0]) - 1, 2]
+        cut = client.embed(MODEL, texts[2], truncate=True)
+        np.testing.assert_allclose(cut.embeddings[0], row(tokens[2][:63]), rtol=1e-6)
+        refused: list[tuple[Any, dict[str, Any]]] = [
+            (texts[2], {}),
+            (texts[0], {"dimensions": 4}),
+        ]
+        for given, fields in refused:
+            with pytest.raises(ollama.ResponseError) as caught:
+                client.embed(MODEL, given, **fields)
+            assert caught.value.status_code == 400
+        client._client.close()
