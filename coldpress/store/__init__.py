@@ -1,0 +1,1 @@
+"""The local store: models by name and tag, their files by what is in them."""
