@@ -73,6 +73,8 @@ class Generation:
         self.num_prompt_tokens = num_prompt_tokens
         self.model_name = model_name
         self.started = time.monotonic()
+        self.queue_seconds = 0.0
+        """How long it waited for its first step, once that was done."""
         self.first_token: float | None = None
         """When it was given out; `time.monotonic`, as `started` is."""
         self.max_tokens = params.max_tokens or 0
@@ -136,6 +138,7 @@ class Generation:
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
         if event.token_id is not None:
             self.num_answer_tokens += 1
+        self.queue_seconds = event.queue_seconds or self.queue_seconds
         reason, token_id, ending_id = event.finish_reason, event.token_id, None
         if reason == "stop":
             token_id, ending_id = None, token_id

@@ -98,6 +98,7 @@ def _tell(outcome: Outcome, sequence: SequenceState, draw: Draw) -> None:
             draw.error,
             scores,
             sequence.num_cached_tokens,
+            sequence.started_at - sequence.arrived_at if sequence.num_answer_tokens == 1 else 0.0,
         )
     )
     if completed:

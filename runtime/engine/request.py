@@ -113,6 +113,8 @@ class TokenEvent:
     if asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found computed in the prefix cache; the same in every event."""
+    queue_seconds: float = 0.0
+    """From the engine's acceptance to the first step; only with the first token."""
     embedding: bytes | None = None
     """What `pooling` gave, float32 [hidden_size] in the machine's order, with the one event of a
     request that asks for it."""

@@ -40,8 +40,9 @@ class SequenceState:
     chain: Chain = field(init=False)
     times_overtaken: int = 0
     """Requests that came later and were let in earlier."""
+    arrived_at: float = 0.0
     started: bool = False
-    """It was let in once, at `started_at` by the engine's clock."""
+    """It was let in once, at `started_at`; both times are the engine's clock's."""
     started_at: float = 0.0
     num_cached_tokens: int = 0
     """Prompt tokens that were found computed, and that this request never computed itself."""

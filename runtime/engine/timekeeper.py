@@ -21,7 +21,8 @@ class Timekeeper:
         self._rate = ServiceRate()
 
     def arrive(self, sequence: SequenceState) -> None:
-        self._deadlines.add(sequence, self.clock())
+        sequence.arrived_at = self.clock()
+        self._deadlines.add(sequence, sequence.arrived_at)
 
     def start(self, chunks: Sequence[Chunk], now: float) -> None:
         """These are planned; some of the sequences for the first time."""

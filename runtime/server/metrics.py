@@ -38,6 +38,9 @@ class AnswerMetrics:
         self.inter_token_latency = Histogram(FINE_ITL_BOUNDS)
         self.time_per_output_token = Histogram(FINE_ITL_BOUNDS)
         self.request_latency = Histogram(FINE_REQUEST_BOUNDS)
+        self.queue_time = Histogram(FINE_REQUEST_BOUNDS)
+        self.prefill_time = Histogram(FINE_REQUEST_BOUNDS)
+        self.inference_time = Histogram(FINE_REQUEST_BOUNDS)
         self.decode_time = Histogram(FINE_REQUEST_BOUNDS)
         self.prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.answer_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
@@ -118,6 +121,10 @@ class Stopwatch:
         answers.max_tokens.observe(generation.max_tokens)
         if generation.first_token is not None:
             decoding = now - generation.first_token
+            waited = generation.queue_seconds
+            answers.queue_time.observe(waited)
+            answers.prefill_time.observe(generation.first_token - generation.started - waited)
+            answers.inference_time.observe(now - generation.started - waited)
             answers.decode_time.observe(decoding)
             if generation.num_answer_tokens > 1:
                 per_token = decoding / (generation.num_answer_tokens - 1)

@@ -81,6 +81,16 @@ HISTOGRAMS: tuple[tuple[str, str, AnswerFigure], ...] = (
         "From a request's acceptance to its end.",
         lambda a: a.request_latency,
     ),
+    (
+        "request_queue_seconds",
+        "From the engine's acceptance to the first step.",
+        lambda a: a.queue_time,
+    ),
+    (
+        "request_prefill_seconds",
+        "From the first step to the first token.",
+        lambda a: a.prefill_time,
+    ),
     ("request_decode_seconds", "From the first token to the end.", lambda a: a.decode_time),
     ("request_prompt_tokens", "Tokens of a request's prompt.", lambda a: a.prompt_tokens),
     ("request_answer_tokens", "Tokens of an answer.", lambda a: a.answer_tokens),

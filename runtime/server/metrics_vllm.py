@@ -62,6 +62,24 @@ _TIMES: tuple[tuple[str, str, Sequence[float], AnswerFigure], ...] = (
         lambda a: a.request_latency,
     ),
     (
+        "request_queue_time_seconds",
+        "Histogram of time spent in WAITING phase for request.",
+        REQUEST_BOUNDS,
+        lambda a: a.queue_time,
+    ),
+    (
+        "request_inference_time_seconds",
+        "Histogram of time spent in RUNNING phase for request.",
+        REQUEST_BOUNDS,
+        lambda a: a.inference_time,
+    ),
+    (
+        "request_prefill_time_seconds",
+        "Histogram of time spent in PREFILL phase for request.",
+        REQUEST_BOUNDS,
+        lambda a: a.prefill_time,
+    ),
+    (
         "request_decode_time_seconds",
         "Histogram of time spent in DECODE phase for request.",
         REQUEST_BOUNDS,
