@@ -160,6 +160,14 @@ class Add:
 
 
 @dataclass(frozen=True)
+class SumRanks:
+    """out = the sum of x over all ranks, where several processes share a model."""
+
+    out: Value
+    x: Value
+
+
+@dataclass(frozen=True)
 class SelectRows:
     """out[R, width] = x[logit_rows]: only the rows that need logits."""
 
@@ -180,7 +188,20 @@ class Logits:
     softcap: float | None = None
 
 
-Op = Embed | RmsNorm | Linear | Slice | Rope | Attend | GatedAct | Moe | Add | SelectRows | Logits
+Op = (
+    Embed
+    | RmsNorm
+    | Linear
+    | Slice
+    | Rope
+    | Attend
+    | GatedAct
+    | Moe
+    | Add
+    | SumRanks
+    | SelectRows
+    | Logits
+)
 
 
 @dataclass(frozen=True)

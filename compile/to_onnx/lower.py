@@ -31,6 +31,7 @@ from compile.program import (
     RopeSpec,
     SelectRows,
     Slice,
+    SumRanks,
 )
 from compile.to_onnx.attention import AttentionNodes
 from compile.to_onnx.experts import add_mixture
@@ -136,6 +137,8 @@ class _Lowering:
                 add_mixture(nodes, weights, op, self._activate)
             case Add():
                 nodes.add("Add", op.a, op.b, out=op.out)
+            case SumRanks():
+                raise AssertionError("a graph holds a whole model")
             case SelectRows():
                 nodes.add("Gather", op.x, LOGIT_ROWS, out=op.out, axis=0)
             case Logits():

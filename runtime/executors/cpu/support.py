@@ -3,7 +3,7 @@
 from typing import get_args
 
 from compile.input_rounding import check_input
-from compile.program import Attend, Embed, Op, Program, Rope
+from compile.program import Attend, Embed, Op, Program, Rope, SumRanks
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, Scheme
 
@@ -27,6 +27,10 @@ def check_supported(program: Program) -> None:
                 raise UnsupportedModelError(
                     f"a rotary embedding of {op.rope.dimension} of a head's {op.head_dim} elements "
                     "is not an even part of the head; the config is damaged"
+                )
+            case SumRanks():
+                raise UnsupportedModelError(
+                    "the cpu backend runs a model in one process; leave out --tensor-parallel"
                 )
             case _ if not isinstance(op, KNOWN):
                 raise UnsupportedModelError(

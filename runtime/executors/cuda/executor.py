@@ -13,7 +13,7 @@ from quant.format.errors import InputError
 from runtime.engine.batch import StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
-from runtime.executors.cuda.lowering import HIDDEN, Run, lower
+from runtime.executors.cuda.lowering import HIDDEN, Run, SumOverRanks, lower
 from runtime.executors.cuda.weights import DeviceWeights, Placement
 from runtime.kernels.triton.cache import CacheNumber, make_cache
 
@@ -25,7 +25,7 @@ class CudaExecutor:
 
     device: "cuda", or "cpu" for Triton's interpreter. dtype: of activations and of weights that are
     not integers. cache: of keys and values; None is `dtype`. recorder: how decode steps are kept
-    and replayed; None runs each kernel by kernel.
+    and replayed; None runs each kernel by kernel. sum_ranks: see `lower`.
 
     Sums are float32; their order follows the shapes of the step, so that a row's last bits may
     depend on its company.
@@ -41,6 +41,7 @@ class CudaExecutor:
         dtype: Dtype = "bfloat16",
         cache: CacheNumber | None = None,
         recorder: Recorder | None = None,
+        sum_ranks: SumOverRanks | None = None,
     ) -> None:
         assert num_pages > 1, "page 0 is reserved: a pool has two pages or more"
         if page_size < 16 or page_size & (page_size - 1):
@@ -64,7 +65,7 @@ class CudaExecutor:
             )
             for op in layers
         ]
-        self._actions = lower(program, weights, self._caches)
+        self._actions = lower(program, weights, self._caches, sum_ranks)
         self._logits = program.ops[-1].out
         self.weight_bytes = weights.nbytes
         self.cache_bytes = sum(each.nbytes for each in self._caches)

@@ -28,6 +28,7 @@ from compile.program import (
     RopeSpec,
     SelectRows,
     Slice,
+    SumRanks,
     Value,
 )
 from quant.format.errors import UnsupportedModelError
@@ -57,6 +58,7 @@ class Run:
 
 
 Action = Callable[[Run], None]
+SumOverRanks = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,19 @@ class Heads:
     rope: RopeSpec | None = None
 
 
-def lower(program: Program, weights: DeviceWeights, caches: Sequence[LayerCache]) -> list[Action]:
+def lower(
+    program: Program,
+    weights: DeviceWeights,
+    caches: Sequence[LayerCache],
+    sum_ranks: SumOverRanks | None = None,
+) -> list[Action]:
     """The actions of a step, in order; the last leaves float32 logits under the last op's name.
+
+    sum_ranks: the sum of a tensor over the processes that share the model, for one rank's Program.
 
     Raises UnsupportedModelError for an op or a weight that no kernel here runs.
     """
-    lowering = _Lowering(program, weights, caches)
+    lowering = _Lowering(program, weights, caches, sum_ranks)
     for ops in together(program.ops):
         lowering.add(ops)
     return lowering.actions
@@ -90,8 +99,13 @@ def lower(program: Program, weights: DeviceWeights, caches: Sequence[LayerCache]
 
 class _Lowering:
     def __init__(
-        self, program: Program, weights: DeviceWeights, caches: Sequence[LayerCache]
+        self,
+        program: Program,
+        weights: DeviceWeights,
+        caches: Sequence[LayerCache],
+        sum_ranks: SumOverRanks | None,
     ) -> None:
+        self._sum_ranks = sum_ranks
         self.program = program
         self.weights = weights
         self.caches = caches
@@ -125,6 +139,8 @@ class _Lowering:
                 self._gate(op)
             case Add():
                 self._add(op)
+            case SumRanks():
+                self._sum(op)
             case SelectRows():
                 self._select(op)
             case Logits():
@@ -297,6 +313,18 @@ class _Lowering:
             done(run)
 
         self.actions.append(add)
+
+    def _sum(self, op: SumRanks) -> None:
+        sum_ranks = self._sum_ranks
+        assert sum_ranks is not None, "a rank's program needs to know the others"
+        self._widths[op.out] = self._widths[op.x]
+        done = self._done([op])
+
+        def total(run: Run) -> None:
+            run.values[op.out] = sum_ranks(run.tensor(op.x))
+            done(run)
+
+        self.actions.append(total)
 
     def _select(self, op: SelectRows) -> None:
         self._widths[op.out] = self._widths[op.x]

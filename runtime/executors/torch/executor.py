@@ -3,7 +3,7 @@
 Every other executor is tested against this one, so it prefers the obvious over the fast.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from compile.program import (
     RopeSpec,
     SelectRows,
     Slice,
+    SumRanks,
 )
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 from runtime.engine.batch import StepBatch
@@ -43,7 +44,8 @@ class TorchExecutor:
     """Implements `runtime.engine.batch.Executor`; weights are dequantized once, at construction.
 
     dtype: of weights, activations and the KV pool; float32 is the oracle. cache: what keys and
-    values are rounded to before the pool takes them.
+    values are rounded to before the pool takes them. sum_ranks: the sum of a tensor over the
+    processes that share the model, for a Program that is one rank's.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class TorchExecutor:
         device: str = "cpu",
         dtype: Dtype = "float32",
         cache: KvCacheType = "float32",
+        sum_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._cache = cache
         self._program: Program = model.program
+        self._sum_ranks = sum_ranks
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         for op in model.program.projections():
@@ -144,6 +148,9 @@ class TorchExecutor:
                 return self._mix(op, values[op.x], values[op.logits])
             case Add():
                 return values[op.a] + values[op.b]
+            case SumRanks():
+                assert self._sum_ranks is not None, "a rank's program needs to know the others"
+                return self._sum_ranks(values[op.x])
             case SelectRows():
                 return values[op.x][self._index(batch.logit_rows)]
             case Logits():
