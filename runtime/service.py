@@ -23,7 +23,14 @@ class EngineHandle(Protocol):
     """What a service needs of an engine's thread."""
 
     @property
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool:
+        """Whether requests are answered, now or once the engine is back; False after its end."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be run now."""
+        ...
 
     def submit(self, request: Request, on_event: Callable[[TokenEvent], None]) -> None: ...
 

@@ -72,7 +72,9 @@ def from_request_error(error: RequestError) -> ApiError:
     """The engine's and the text side's refusals, with the status that tells a client what to do."""
     if error.code == "queue_full":
         return ApiError(429, str(error), code="rate_limit_exceeded", headers=_retry_after(error))
-    if error.code == "shutting_down":
+    if error.code == "quarantined":
+        return ApiError(400, str(error), code=error.code, headers={"x-should-retry": "false"})
+    if error.code in ("shutting_down", "model_unavailable"):
         return ApiError(503, str(error), code=error.code, headers={"Retry-After": _RETRY_SECONDS})
     return ApiError(400, str(error), param=error.param, code=error.code)
 

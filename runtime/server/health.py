@@ -14,7 +14,9 @@ def add_routes(app: FastAPI) -> None:
 
 
 async def show_health(request: Request) -> Response:
-    """200 and nothing else; 503 while shutting down, or once an engine is dead or hangs."""
+    """200 and nothing else; 503 while shutting down, or once an engine is dead, or has had work
+    for long and ended no step. A worker that was lost and is back before that is no reason to end
+    the server; /ready tells of it."""
     state = state_of(request)
     if state.draining:
         raise ApiError(503, "the server is shutting down")

@@ -37,7 +37,7 @@ def _model_not_ready(name: str, state: ServerState) -> str | None:
     if model.state == "failed":
         return f"the model '{name}' could not be loaded"
     service = model.service
-    if service is not None and not service.engine.is_alive:
+    if service is not None and not service.engine.is_ready:
         return f"the engine of '{name}' is not running"
     return None
 
@@ -45,4 +45,4 @@ def _model_not_ready(name: str, state: ServerState) -> str | None:
 def model_is_ready(name: str, state: ServerState) -> bool:
     """Whether that one model answers. ApiError 404 for an unknown name."""
     service = state.registry.model(name).service
-    return not state.draining and service is not None and service.engine.is_alive
+    return not state.draining and service is not None and service.engine.is_ready

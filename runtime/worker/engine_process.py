@@ -151,6 +151,7 @@ class EngineProcess:
             vocab_size=facts.vocab_size,
             max_positions=facts.max_positions,
             pool_tokens=facts.pool_tokens,
+            gives_hidden=facts.gives_hidden,
         )
         self._roster.quarantine.check(request)
         if request.request_id in self._roster:
@@ -257,8 +258,9 @@ class EngineProcess:
                 listener(event)
             except Exception:
                 _log.exception("a listener failed; its request is aborted")
-                if event.finish_reason is None:
-                    self.abort(event.request_id)
+                with self._changed:
+                    self._roster.mute(event.request_id)
+                self.abort(event.request_id)
 
 
 def start_worker(spec: ModelSpec, *, stall_seconds: float = STALL_SECONDS) -> EngineProcess:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
+from runtime.engine.batch import GivesHidden
 from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import RequestError, TokenEvent
@@ -147,6 +148,7 @@ def _facts_of(executor: "LoadedExecutor") -> WorkerFacts:
         max_positions=executor.max_positions,
         page_size=executor.page_size,
         num_pages=executor.num_pages,
+        gives_hidden=isinstance(executor, GivesHidden),
         weight_bytes=executor.weight_bytes,
         pool_bytes=getattr(executor, "cache_bytes", 0),
     )

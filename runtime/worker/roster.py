@@ -11,7 +11,7 @@ from runtime.worker.quarantine import Quarantine
 
 MAX_LOSSES = 3
 """Workers that may die while they have a request, before it is given up whoever is to blame."""
-CRASHED = "The model's process ended before the answer was complete; ask again."
+CRASHED = "The model's process ended before the answer was complete."
 GUILTY = "The model's process ended more than once over this request; it is not run again."
 
 Listener = Callable[[TokenEvent], None]
@@ -72,6 +72,12 @@ class Roster:
             self._last_number += 1
             live.number = self._last_number
             yield live.number, live.request
+
+    def mute(self, request_id: str) -> None:
+        """Its listener is not to be called again."""
+        live = self._live.get(request_id)
+        if live is not None:
+            live.listener = lambda event: None
 
     def abort(self, request_id: str) -> tuple[bool, list[Delivery]]:
         """Whether the worker is to be told, and the end of a request that it does not have."""

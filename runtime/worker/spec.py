@@ -28,8 +28,9 @@ class ModelSpec:
 class WorkerFacts:
     """What the front must know of a loaded model in order to refuse requests by itself.
 
-    num_pages: the reserved page 0 included. weight_bytes: of all matrices as they are held.
-    pool_bytes: of the page pool once all of it is used; 0 if the executor does not tell.
+    num_pages: the reserved page 0 included. gives_hidden: whether it can make embeddings.
+    weight_bytes: of all matrices as they are held. pool_bytes: of the page pool
+    once all of it is used; 0 if the executor does not tell.
     """
 
     pid: int
@@ -37,6 +38,7 @@ class WorkerFacts:
     max_positions: int
     page_size: int
     num_pages: int
+    gives_hidden: bool = False
     weight_bytes: int = 0
     pool_bytes: int = 0
 

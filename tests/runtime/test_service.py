@@ -20,7 +20,7 @@ Service = tuple[GenerationService, ScriptedExecutor, EngineThread]
 class FakeEngine:
     """Keeps requests; a test plays the engine's part by hand."""
 
-    is_alive = True
+    is_alive = is_ready = True
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

@@ -16,7 +16,7 @@ class FakeEngine:
     """An engine that is alive until it is shut down, and never asked anything."""
 
     def __init__(self) -> None:
-        self.is_alive = True
+        self.is_alive = self.is_ready = True
 
     def submit(self, request: Request, on_event: Callable[[TokenEvent], None]) -> None:
         raise AssertionError("nothing is generated in these tests")

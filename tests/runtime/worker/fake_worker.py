@@ -55,7 +55,9 @@ def open_fake(spec: ModelSpec) -> FaultyExecutor:
             raise FileFormatError(spec.path, "is there already")
         spec.path.touch()
     executor = FaultyExecutor(num_pages=256)
-    executor.before_step = partial(act, spec.name == "slow")
+    if spec.name == "http":
+        executor = FaultyExecutor(num_pages=1024, vocab_size=384, max_positions=500)
+    executor.before_step = partial(act, spec.name in ("slow", "http"))
     return executor
 
 

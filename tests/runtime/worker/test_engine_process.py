@@ -23,7 +23,7 @@ from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer
 from tests.runtime.worker.fake_worker import KILL, RAISE, STOP, command
 
 GREEDY = SamplingParams(temperature=0)
-WAIT = 20.0
+WAIT = 60.0
 
 
 class Answer:
@@ -150,7 +150,7 @@ def test_a_listener_that_raises_loses_only_its_own(engine: EngineProcess) -> Non
     engine.submit(request_for("broken", max_tokens=90), broken)
     assert ask(engine, request_for("sound")).end().finish_reason == "length"
     eventually(lambda: engine.stats().num_running == 0)
-    assert heard[-1].finish_reason in (None, "abort")
+    assert len(heard) == 1
 
 
 @pytest.mark.parametrize(
