@@ -78,6 +78,7 @@ NEEDS_HEAVY = {
     "runtime.executors.cuda",
     "runtime.executors.onnx",
     "runtime.kernels.triton",
+    "runtime.parallel",
     "coldpress.lm_eval",
 }
 

@@ -9,7 +9,7 @@ from quant.format.errors import ColdpressError
 from runtime.engine.batch import Executor, GivesHidden
 from runtime.parallel.leading import START_SECONDS, loaded_key
 from runtime.parallel.part import PartSpec, open_part
-from runtime.parallel.ranks import HIDDEN, STOP, Meeting, Ranks
+from runtime.parallel.ranks import Kind, Meeting, Ranks
 
 
 def main(told: str) -> int:
@@ -36,10 +36,10 @@ def follow(executor: Executor, ranks: Ranks) -> None:
     """Every step that the first rank runs, until it says stop."""
     while True:
         kind, batch = ranks.hear()
-        if kind == STOP or batch is None:
+        if kind is Kind.STOP or batch is None:
             executor.close()
             return
-        if kind == HIDDEN and isinstance(executor, GivesHidden):
+        if kind is Kind.HIDDEN and isinstance(executor, GivesHidden):
             executor.hidden(batch)
         else:
             executor.step(batch)

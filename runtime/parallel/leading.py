@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +15,40 @@ from compile.model import Model
 from quant.format.errors import ColdpressError, InputError
 from runtime.engine.batch import Executor, GivesHidden, StepBatch
 from runtime.parallel.part import PartSpec, open_part, part_of
-from runtime.parallel.ranks import HIDDEN, STEP, STOP, Meeting, Ranks
+from runtime.parallel.ranks import Kind, Meeting, Ranks
 
 START_SECONDS = 600.0
 """How long the other processes may take to load."""
 _LOOK_SECONDS = 0.1
 
 
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """A process of another rank. said: what it writes to stderr."""
+
+    process: "subprocess.Popen[bytes]"
+    said: IO[bytes]
+
+    def end(self, *, kill: bool = False) -> None:
+        """Waits until the process is gone."""
+        if kill:
+            self.process.kill()
+        self.process.wait()
+        self.said.close()
+
+    def reason(self) -> str:
+        """Why it has ended, from its last words."""
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        if lines:
+            return f"could not load its part: {lines[-1]}"
+        return f"ended with {self.process.returncode}"
+
+
 class LeadingExecutor:
     """Implements `runtime.engine.batch.Executor` with all ranks together."""
 
-    def __init__(
-        self, own: Executor, ranks: Ranks, followers: "list[subprocess.Popen[str]]"
-    ) -> None:
+    def __init__(self, own: Executor, ranks: Ranks, followers: list[Follower]) -> None:
         self._own = own
         self._ranks = ranks
         self._followers = followers
@@ -35,22 +58,22 @@ class LeadingExecutor:
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
-        self._ranks.tell(STEP, batch)
+        self._ranks.tell(Kind.STEP, batch)
         return self._own.step(batch)
 
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]."""
         assert isinstance(self._own, GivesHidden)
-        self._ranks.tell(HIDDEN, batch)
+        self._ranks.tell(Kind.HIDDEN, batch)
         return self._own.hidden(batch)
 
     def close(self) -> None:
         """Ends the other processes as well."""
-        self._ranks.tell(STOP)
+        self._ranks.tell(Kind.STOP)
         self._own.close()
         self._ranks.leave()
         for follower in self._followers:
-            follower.wait()
+            follower.end()
         self._followers = []
 
 
@@ -69,35 +92,30 @@ def start_parallel(model: Model, spec: PartSpec, ranks: int) -> LeadingExecutor:
         own.join()
     except BaseException:
         for follower in followers:
-            follower.kill()
-            follower.wait()
+            follower.end(kill=True)
         raise
     return LeadingExecutor(executor, own, followers)
 
 
-def _start(spec: PartSpec, meeting: Meeting) -> "subprocess.Popen[str]":
+def _start(spec: PartSpec, meeting: Meeting) -> Follower:
     told = asdict(spec) | asdict(meeting) | {"path": str(spec.path)}
     command = [sys.executable, "-m", "runtime.parallel", json.dumps(told)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process)
+    return Follower(subprocess.Popen(command, stderr=said), said)
 
 
-def _wait_until_loaded(ranks: Ranks, followers: "list[subprocess.Popen[str]]") -> None:
+def _wait_until_loaded(ranks: Ranks, followers: list[Follower]) -> None:
     end = time.monotonic() + START_SECONDS
     waiting = dict(enumerate(followers, start=1))
     while waiting:
         for rank, follower in list(waiting.items()):
             if ranks.store.check([loaded_key(rank)]):
                 del waiting[rank]
-            elif follower.poll() is not None:
-                raise InputError(f"process {rank} of {ranks.size} {_reason(follower)}")
+            elif follower.process.poll() is not None:
+                raise InputError(f"process {rank} of {ranks.size} {follower.reason()}")
         if time.monotonic() > end:
             raise ColdpressError(f"processes {list(waiting)} did not load in {START_SECONDS:g} s")
         time.sleep(_LOOK_SECONDS if waiting else 0)
-
-
-def _reason(follower: "subprocess.Popen[str]") -> str:
-    said = follower.stderr.read().strip().splitlines() if follower.stderr else []
-    return f"could not load its part: {said[-1]}" if said else f"ended with {follower.returncode}"
 
 
 def loaded_key(rank: int) -> str:

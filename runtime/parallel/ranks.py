@@ -6,19 +6,29 @@ Over torch.distributed: NCCL between GPUs, gloo between CPUs. Only numbers are s
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from runtime.engine.batch import StepBatch
 
 HOST = "127.0.0.1"
-STEP, HIDDEN, STOP = range(3)
 _ARRAYS = ("token_ids", "positions", "query_starts", "page_table", "logit_rows")
+Numbers = npt.NDArray[Any]
 _HEADER = 2 + len(_ARRAYS)
-Kind = Literal[0, 1, 2]
+
+
+class Kind(IntEnum):
+    """What the first rank is about to do."""
+
+    STEP = 0
+    HIDDEN = 1
+    STOP = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Ranks:
     def __init__(self, meeting: Meeting, device: torch.device, timeout_seconds: float) -> None:
         self.rank, self.size = meeting.rank, meeting.ranks
         self._device = device
-        self.store = distributed.TCPStore(
+        self.store = TCPStore(
             HOST,
             meeting.port,
             is_master=meeting.rank == 0,
@@ -60,7 +70,7 @@ class Ranks:
 
     def tell(self, kind: Kind, batch: StepBatch | None = None) -> None:
         """What the first rank is about to do, to all others."""
-        arrays: Sequence[np.ndarray] = (
+        arrays: Sequence[Numbers] = (
             [] if batch is None else [getattr(batch, name) for name in _ARRAYS]
         )
         width = 0 if batch is None else batch.page_table.shape[1]
@@ -72,9 +82,9 @@ class Ranks:
     def hear(self) -> tuple[Kind, StepBatch | None]:
         """What the first rank is about to do; waits for it."""
         header = self._receive(np.zeros(_HEADER, np.int64)).tolist()
-        kind, width, sizes = header[0], header[1], header[2:]
-        if kind == STOP:
-            return STOP, None
+        kind, width, sizes = Kind(header[0]), header[1], header[2:]
+        if kind is Kind.STOP:
+            return kind, None
         flat = self._receive(np.zeros(sum(sizes), np.int32))
         parts = dict(zip(_ARRAYS, np.split(flat, np.cumsum(sizes)[:-1]), strict=True))
         parts["page_table"] = parts["page_table"].reshape(-1, width)
@@ -83,10 +93,10 @@ class Ranks:
     def leave(self) -> None:
         distributed.destroy_process_group()
 
-    def _send(self, numbers: "np.ndarray") -> None:
+    def _send(self, numbers: Numbers) -> None:
         distributed.broadcast(torch.from_numpy(numbers).to(self._device), src=0)
 
-    def _receive(self, numbers: "np.ndarray") -> "np.ndarray":
+    def _receive(self, numbers: Numbers) -> Numbers:
         tensor = torch.from_numpy(numbers).to(self._device)
         distributed.broadcast(tensor, src=0)
         return np.asarray(tensor.cpu().numpy())
