@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from runtime.generation import Generation, TextDelta
-from runtime.server.errors import ApiError, generation_failed
+from runtime.server.errors import ApiError, generation_failed, timed_out
 from runtime.server.metrics import Metrics, Stopwatch
 from runtime.server.sse import DONE, EventStream, event
 from runtime.server.state import cancel_all
@@ -20,6 +20,7 @@ Result = TypeVar("Result")
 ToChunks = Callable[[int, TextDelta], Sequence[Chunk | bytes]]
 """Chunks, or events that are written already."""
 
+_FAILURES = ("error", "abort", "timeout")
 _CLIENT_CLOSED = 499
 
 
@@ -42,10 +43,11 @@ async def deltas_of(
             ready = [(i, delta) for i, one in enumerate(generations) for delta in one.poll()]
             for index, delta in ready:
                 watches[index].token(delta)
-            failed = next((d for _, d in ready if d.finish_reason in ("error", "abort")), None)
+            failed = next((d for _, d in ready if d.finish_reason in _FAILURES), None)
             yield [(index, delta) for index, delta in ready if delta is not failed]
             if failed is not None:
-                raise generation_failed(failed.error)
+                timeout = failed.finish_reason == "timeout"
+                raise (timed_out if timeout else generation_failed)(failed.error)
     finally:
         for watch in watches:
             watch.close()
