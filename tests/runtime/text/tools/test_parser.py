@@ -26,7 +26,9 @@ def read(format_: ToolFormat, pieces: list[str]) -> tuple[str, Calls]:
     """Content, and calls with parsed arguments, after checking what streams promise."""
     ids = iter(range(100))
     parser = ToolCallParser(format_, NAMES, lambda: f"id{next(ids)}")
-    content, names, arguments, seen_ids = "", {}, {}, []
+    content, seen_ids = "", []
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
     for parsed in [*(parser.feed(piece) for piece in pieces), parser.finish()]:
         content += parsed.content
         for call in parsed.calls:
