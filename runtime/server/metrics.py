@@ -43,6 +43,7 @@ class AnswerMetrics:
         self.inference_time = Histogram(FINE_REQUEST_BOUNDS)
         self.decode_time = Histogram(FINE_REQUEST_BOUNDS)
         self.prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
+        self.computed_prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.answer_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.max_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
@@ -117,6 +118,8 @@ class Stopwatch:
         answers.finished[reason] += 1
         answers.request_latency.observe(now - generation.started)
         answers.prompt_tokens.observe(generation.num_prompt_tokens)
+        computed = generation.num_prompt_tokens - generation.num_cached_tokens
+        answers.computed_prompt_tokens.observe(computed)
         answers.answer_tokens.observe(generation.num_answer_tokens)
         answers.max_tokens.observe(generation.max_tokens)
         if generation.first_token is not None:

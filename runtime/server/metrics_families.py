@@ -15,6 +15,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from runtime.engine.stats import EngineStats
+from runtime.server.metrics_grammar import grammar_families
 from runtime.server.metrics_histogram import Histogram
 from runtime.server.registry_models import ModelState, ServedModel
 
@@ -41,6 +42,11 @@ GAUGES: tuple[tuple[str, str, EngineFigure], ...] = (
         lambda s: s.pages_total - s.pages_in_use - s.pages_evictable,
     ),
     ("pages_total", "KV-cache pages in the pool.", lambda s: s.pages_total),
+    (
+        "expected_wait_seconds",
+        "How long a request that comes now is likely to wait.",
+        lambda s: s.expected_wait_seconds,
+    ),
 )
 COUNTERS: tuple[tuple[str, str, EngineFigure], ...] = (
     ("steps", "Engine steps.", lambda s: s.steps),
@@ -59,6 +65,18 @@ COUNTERS: tuple[tuple[str, str, EngineFigure], ...] = (
     ),
     ("generated_tokens", "Tokens sampled.", lambda s: s.generated_tokens),
     ("computed_tokens", "Tokens that went through the model.", lambda s: s.computed_tokens),
+    ("drafts", "Times that the next tokens of an answer were guessed.", lambda s: s.drafts),
+    ("draft_tokens", "Tokens that were guessed.", lambda s: s.draft_tokens),
+    (
+        "accepted_draft_tokens",
+        "Guessed tokens that came true.",
+        lambda s: s.accepted_draft_tokens,
+    ),
+    (
+        "corrupted_requests",
+        "Requests ended because the model gave no finite numbers.",
+        lambda s: s.corrupted_requests,
+    ),
 )
 HISTOGRAMS: tuple[tuple[str, str, AnswerFigure], ...] = (
     (
@@ -106,6 +124,7 @@ class OwnFamilies(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from _http_families(self._metrics)
         yield from _model_families(self._metrics.models.models)
+        yield from grammar_families()
         engines = {one.model_name: one.engine.stats() for one in self._metrics.services}
         yield from engine_families("coldpress_", engines)
         saturation = GaugeMetricFamily(

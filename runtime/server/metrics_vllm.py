@@ -94,6 +94,11 @@ _SIZES: tuple[tuple[str, str, AnswerFigure], ...] = (
         lambda a: a.answer_tokens,
     ),
     (
+        "request_prefill_kv_computed_tokens",
+        "Histogram of prompt tokens that the prefix cache did not have.",
+        lambda a: a.computed_prompt_tokens,
+    ),
+    (
         "request_params_max_tokens",
         "Histogram of the max_tokens request parameter.",
         lambda a: a.max_tokens,
@@ -111,7 +116,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
         "Number of requests in model execution batches.",
         lambda s: s.num_running,
     ),
-    ("num_requests_waiting", "Number of requests waiting.", lambda s: s.num_waiting),
+    (
+        "num_requests_waiting",
+        "Number of requests waiting to be processed.",
+        lambda s: s.num_waiting,
+    ),
     ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", _usage),
     ("gpu_cache_usage_perc", "kv_cache_usage_perc under its older name.", _usage),
 )
@@ -128,7 +137,24 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
         "Prefix cache hits, in terms of number of cached tokens.",
         lambda s: s.prefix_cache_hits,
     ),
+    (
+        "prompt_tokens_cached",
+        "Number of prompt tokens found in the prefix cache.",
+        lambda s: s.prefix_cache_hits,
+    ),
     ("num_preemptions", "Cumulative number of preemptions.", lambda s: s.preemptions),
+    (
+        "corrupted_requests",
+        "Number of requests with NaNs in logits.",
+        lambda s: s.corrupted_requests,
+    ),
+    ("spec_decode_num_drafts", "Number of spec decoding drafts.", lambda s: s.drafts),
+    ("spec_decode_num_draft_tokens", "Number of draft tokens.", lambda s: s.draft_tokens),
+    (
+        "spec_decode_num_accepted_tokens",
+        "Number of accepted tokens.",
+        lambda s: s.accepted_draft_tokens,
+    ),
 )
 
 
@@ -150,12 +176,27 @@ class VllmFamilies(Collector):
         lengths = {one.model_name: one.max_positions for one in services}
         # A model that is unloaded has no context, and its past answers stay under our own names.
         answers = {name: one for name, one in self._metrics.by_model().items() if name in lengths}
+        yield _waiting(engines)
         yield _ends(answers)
         for name, text, bounds, times in _TIMES:
             yield _histogram(name, text, answers, times, dict.fromkeys(lengths, bounds))
         sizes = {name: token_bounds(length) for name, length in lengths.items()}
         for name, text, counts in _SIZES:
             yield _histogram(name, text, answers, counts, sizes)
+
+
+def _waiting(engines: "dict[str, EngineStats]") -> Metric:
+    """Requests that wait for the engine's grammars or for anything else are not told apart: all
+    wait for a place."""
+    family = GaugeMetricFamily(
+        "vllm:num_requests_waiting_by_reason",
+        "Number of requests waiting, by reason.",
+        labels=[*_LABELS, "reason"],
+    )
+    for model_name, stats in engines.items():
+        family.add_metric([model_name, _ENGINE, "capacity"], stats.num_waiting)
+        family.add_metric([model_name, _ENGINE, "deferred"], 0)
+    return family
 
 
 def _ends(answers: "dict[str, AnswerMetrics]") -> Metric:

@@ -9,6 +9,7 @@ from runtime.confined.messages import Refused
 from runtime.confined.pool import Busy, ConfinedPool, Overrun
 from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError
+from runtime.text.grammar.counts import CheckCounts
 
 MAX_BYTES = 64 * 1024
 CODE = "invalid_constraint"
@@ -19,6 +20,10 @@ _WHAT: dict[Source, str] = {
     "lark": "the grammar",
     "gbnf": "the grammar",
 }
+
+
+checks = CheckCounts((Refused, Overrun, Busy))
+"""What came of all checks of this process."""
 
 
 @cache
@@ -37,7 +42,8 @@ def checked(source: Source, text: str, param: str) -> Constraint:
     if len(text) > MAX_BYTES:
         raise RequestError(f"{what} in '{param}' is longer than {MAX_BYTES} bytes", param, CODE)
     try:
-        kind, ready = grammar_pool().call("check", source, text)
+        with checks.timed():
+            kind, ready = grammar_pool().call("check", source, text)
     except Refused as refusal:
         raise RequestError(f"{what} in '{param}' is refused: {refusal}", param, CODE) from refusal
     except Overrun as overrun:

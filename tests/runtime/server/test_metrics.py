@@ -88,6 +88,9 @@ def test_one_answer_is_counted_once_everywhere(scraped: tuple[Samples, Samples])
     assert risen("coldpress_time_per_output_token_seconds_count") == 1
     assert risen("coldpress_request_latency_seconds_count") == 1
     assert risen("coldpress_request_decode_seconds_count") == 1
+    assert risen("coldpress_request_queue_seconds_count") == 1
+    assert 0 < risen("coldpress_request_queue_seconds_sum") < 20, "it waited for its step"
+    assert risen("coldpress_request_prefill_seconds_sum") > 0
     assert risen("coldpress_request_prompt_tokens_sum") == 1
     assert risen("coldpress_request_answer_tokens_sum") == 3
     assert sample(scraped[1], "coldpress_pages_in_use") == 0
