@@ -9,8 +9,9 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 
 class CheckCounts:
-    """`by_outcome`: "ok", the name of one of `failures` in small letters, or "error". `by_seconds`: how many
-    took at most each of SECONDS, and more. `seconds`: all together. Thread-safe."""
+    """`by_outcome`: "ok", the name of one of `failures` in small letters, or "error".
+    `by_seconds`: how many took at most each of SECONDS, and more. `seconds`: all together.
+    Thread-safe."""
 
     def __init__(self, failures: Sequence[type[Exception]]) -> None:
         self._failures = tuple(failures)
