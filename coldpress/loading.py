@@ -23,23 +23,30 @@ Activations = Literal["int8", "float32"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs a model. backend: "cpu", "torch", "onnx", "tensorrt", or "auto" for the one that is
-    made for it. threads: None for all cores. exact and kv_cache_type: see `load_executor`."""
+    """What runs a model. backend: "cpu", "cuda", "torch", "onnx", "tensorrt", or "auto" for the one
+    that is made for it. threads: None for all cores. exact, kv_cache_type and tensor_parallel: see
+    `load_executor`."""
 
     backend: str = AUTO
     threads: int | None = None
     exact: bool = False
     kv_cache_type: str = AUTO
+    tensor_parallel: int = 1
 
     @classmethod
     def of(
-        cls, backend: str, threads: int | None, activations: str, kv_cache_type: str = AUTO
+        cls,
+        backend: str,
+        threads: int | None,
+        activations: str,
+        kv_cache_type: str = AUTO,
+        tensor_parallel: int = 1,
     ) -> "Machine":
         """Raises InputError for activations that do not exist."""
         if activations not in get_args(Activations):
             known = " or ".join(get_args(Activations))
             raise InputError(f"activations {activations!r} do not exist; choose {known}")
-        return cls(backend, threads, activations == "float32", kv_cache_type)
+        return cls(backend, threads, activations == "float32", kv_cache_type, tensor_parallel)
 
     def load(self, model: "Model", **sizes: Any) -> "LoadedExecutor":
         """Load the weights of `model`; `sizes` are those of `load_executor`."""
@@ -140,6 +147,8 @@ class StartedModel:
             model, tokenizer = open_artifact(self.spec.path, on_note)
             _check_context(model, self.spec.context)
             facts = self.engine.wait_ready()
+            if on_note is not None and facts.memory:
+                on_note(f"memory of {self.spec.name}: {facts.memory}")
             usable = min(self.spec.context or facts.usable_positions, facts.usable_positions)
             return _service_of(model, tokenizer, self.engine, self.spec.name, usable)
         except BaseException:

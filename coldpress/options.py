@@ -16,21 +16,46 @@ if TYPE_CHECKING:
     from coldpress.baseline_cache import BaselineCache
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 PATH = click.Path(path_type=Path)
 """A path that the rooms check themselves, with better sentences than a bare 'does not exist'."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def size_bytes(text: str) -> int:
+    """Bytes of a number with a decimal unit: 512MB, 2GB. ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"'{text}' is not a size such as 512MB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of a number with a unit: 90s, 5m, 2h. ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"'{text}' is not a time such as 90s, 5m or 2h")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    """Bytes of a number with a decimal unit: 512MB, 2GB."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", value.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise click.BadParameter(f"'{value}' is not a size such as 512MB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    """See `size_bytes`."""
+    return None if value is None else _checked(size_bytes, value)
+
+
+def parse_duration(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """See `duration_seconds`."""
+    return None if value is None else _checked(duration_seconds, value)
+
+
+def _checked(convert: Callable[[str], T], value: str) -> T:
+    try:
+        return convert(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 pass_console = click.make_pass_decorator(Console, ensure=True)
@@ -85,8 +110,8 @@ def gate_text_option(function: F) -> F:
 
 
 def machine_options(activations: Activations) -> Callable[[F], F]:
-    """`--backend`, `--threads`, `--kv-cache-type` and `--activations`, which is `activations`
-    unless given; the command gets them as one `machine`."""
+    """`--backend`, `--threads`, `--kv-cache-type`, `--tensor-parallel` and `--activations`, which
+    is `activations` unless given; the command gets them as one `machine`."""
 
     def decorate(function: F) -> F:
         @wraps(function)
@@ -96,9 +121,10 @@ def machine_options(activations: Activations) -> Callable[[F], F]:
             threads: int | None,
             activations: str,
             kv_cache_type: str,
+            tensor_parallel: int,
             **kwargs: Any,
         ) -> Any:
-            machine = Machine.of(backend, threads, activations, kv_cache_type)
+            machine = Machine.of(backend, threads, activations, kv_cache_type, tensor_parallel)
             return function(*args, machine=machine, **kwargs)
 
         options = (
@@ -106,6 +132,7 @@ def machine_options(activations: Activations) -> Callable[[F], F]:
             _threads_option,
             _activations_option(activations),
             kv_cache_type_option,
+            _tensor_parallel_option,
         )
         wrapped: Callable[..., Any] = with_machine
         for option in reversed(options):
@@ -117,14 +144,22 @@ def machine_options(activations: Activations) -> Callable[[F], F]:
 
 _backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", "cpu", "torch", "onnx", "tensorrt"]),
+    type=click.Choice(["auto", "cpu", "cuda", "torch", "onnx", "tensorrt"]),
     default="auto",
     show_default=True,
-    help="Executor: native CPU kernels, the slow reference in torch, ONNX Runtime or TensorRT; "
+    help="Executor: native CPU kernels, Triton kernels on a GPU, the slow reference in torch, ONNX "
+    "Runtime or TensorRT; "
     "auto is the one that an artifact is made for, and native kernels for everything else.",
 )
 _threads_option = click.option(
     "--threads", type=click.IntRange(1), default=None, help="Cores to use; all by default."
+)
+_tensor_parallel_option = click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="GPUs that share the model, a process for each (backend cuda; processes for torch).",
 )
 kv_cache_type_option = click.option(
     "--kv-cache-type",

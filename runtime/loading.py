@@ -8,9 +8,10 @@ from quant.format.errors import InputError
 from runtime.engine.batch import Executor
 from runtime.kv_cache import KvCacheType, kv_bytes_per_page, resolve_kv_cache_type
 from runtime.machine import available_memory_bytes
+from runtime.part_spec import PartSpec
 
-Backend = Literal["cpu", "torch", "onnx", "tensorrt"]
-BACKENDS: tuple[Backend, ...] = ("cpu", "torch", "onnx", "tensorrt")
+Backend = Literal["cpu", "cuda", "torch", "onnx", "tensorrt"]
+BACKENDS: tuple[Backend, ...] = ("cpu", "cuda", "torch", "onnx", "tensorrt")
 AUTO = "auto"
 """ONNX Runtime and TensorRT for their own artifacts, the cpu executor for everything else."""
 DEFAULT_CONTEXTS = 16
@@ -40,6 +41,7 @@ def load_executor(
     max_step_tokens: int = 256,
     exact: bool = False,
     kv_cache_type: str = AUTO,
+    tensor_parallel: int = 1,
 ) -> LoadedExecutor:
     """Load the weights of `model` and make its page pool.
 
@@ -50,7 +52,8 @@ def load_executor(
     exact: no executor may round what its model does not. Otherwise the cpu executor and ONNX
     Runtime multiply integers by inputs rounded to int8, which is several times as fast.
     kv_cache_type: a `KvCacheChoice`, see `resolve_kv_cache_type`; the torch executor rounds to it,
-    and holds floats all the same.
+    and holds floats all the same. tensor_parallel: processes that share the model, each on a GPU of
+    its own, or on the CPU with the torch backend.
 
     Raises InputError for a backend or a type that does not exist, or a pool without a page,
     UnsupportedModelError before any weight is read, MissingExtraError where torch or onnxruntime is
@@ -60,13 +63,28 @@ def load_executor(
     number = resolve_kv_cache_type(kv_cache_type, backend, exact)
     if backend == "tensorrt":
         return _tensorrt(model, num_pages, context_tokens, kv_cache_bytes, page_size)
+    if backend == "cuda":
+        return _cuda(
+            model,
+            num_pages,
+            context_tokens,
+            kv_cache_bytes,
+            page_size,
+            number,
+            exact,
+            tensor_parallel,
+        )
     if num_pages is None:
-        held = number if backend == "cpu" else "float32"
+        held: KvCacheType = number if backend == "cpu" else "float32"
         num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size, held)
     if num_pages < 2:
         raise InputError(
             f"a pool of {num_pages} pages holds no sequence, because page 0 is reserved; "
             "give the KV cache more memory"
+        )
+    if tensor_parallel > 1:
+        return _together(
+            model, PartSpec(model.path, backend, num_pages, page_size), tensor_parallel
         )
     if backend == "torch":
         from runtime.executors.torch import TorchExecutor
@@ -89,6 +107,41 @@ def load_executor(
         activations="float32" if exact else "int8",
         cache=number,
     )
+
+
+def _cuda(
+    model: Model,
+    pages: int | None,
+    tokens: int | None,
+    size: int | None,
+    page_size: int,
+    number: KvCacheType,
+    exact: bool,
+    ranks: int,
+) -> LoadedExecutor:
+    """Its pages lie in the GPU's memory as well."""
+    from runtime.executors.cuda import CudaExecutor, CudaRecorder, pages_that_fit
+
+    if pages is None and tokens is not None:
+        pages = -(-tokens // page_size) + 1
+    if pages is None:
+        pages = pages_that_fit(model.program, page_size, number, size)
+    if ranks > 1:
+        return _together(model, PartSpec(model.path, "cuda", pages, page_size), ranks)
+    return CudaExecutor(
+        model,
+        num_pages=pages,
+        page_size=page_size,
+        dtype="float32" if exact else "bfloat16",
+        cache=number,
+        recorder=None if exact else CudaRecorder(),
+    )
+
+
+def _together(model: Model, spec: PartSpec, ranks: int) -> LoadedExecutor:
+    from runtime.parallel import start_parallel
+
+    return start_parallel(model, spec, ranks)
 
 
 def _tensorrt(

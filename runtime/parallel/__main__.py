@@ -8,8 +8,9 @@ from compile.open_model import open_model
 from quant.format.errors import ColdpressError
 from runtime.engine.batch import Executor, GivesHidden
 from runtime.parallel.leading import START_SECONDS, loaded_key
-from runtime.parallel.part import PartSpec, open_part
+from runtime.parallel.part import device_of, open_part
 from runtime.parallel.ranks import Kind, Meeting, Ranks
+from runtime.part_spec import PartSpec
 
 
 def main(told: str) -> int:
@@ -19,7 +20,7 @@ def main(told: str) -> int:
     spec = PartSpec(
         Path(values["path"]), values["backend"], values["num_pages"], values["page_size"]
     )
-    ranks = Ranks(meeting, spec.device(meeting.rank), START_SECONDS)
+    ranks = Ranks(meeting, device_of(spec, meeting.rank), START_SECONDS)
     try:
         executor = open_part(open_model(spec.path), spec, ranks)
     except ColdpressError as error:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from compile.model import Model
 from quant.format.errors import ColdpressError, InputError
 from runtime.engine.batch import Executor, GivesHidden, StepBatch
-from runtime.parallel.part import PartSpec, open_part, part_of
+from runtime.parallel.part import check_backend, device_of, open_part, part_of
 from runtime.parallel.ranks import Kind, Meeting, Ranks
+from runtime.part_spec import PartSpec
 
 START_SECONDS = 600.0
 """How long the other processes may take to load."""
@@ -83,8 +84,9 @@ def start_parallel(model: Model, spec: PartSpec, ranks: int) -> LeadingExecutor:
     Raises what splitting raises before any process starts; InputError with the reason of a process
     that could not load.
     """
+    check_backend(spec.backend)
     part_of(model, 0, ranks)
-    own = Ranks(Meeting(0, ranks, port=0), spec.device(0), START_SECONDS)
+    own = Ranks(Meeting(0, ranks, port=0), device_of(spec, 0), START_SECONDS)
     followers = [_start(spec, Meeting(rank, ranks, own.port)) for rank in range(1, ranks)]
     try:
         executor = open_part(model, spec, own)

@@ -1,8 +1,6 @@
 """One rank's part of a model, and the executor that runs it."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 import torch
 
@@ -11,22 +9,12 @@ from compile.split import Share, SplitWeights, split_program
 from quant.format.errors import InputError
 from runtime.engine.batch import Executor
 from runtime.parallel.ranks import Ranks
+from runtime.part_spec import PartSpec
 
-Backend = Literal["torch", "cuda"]
 
-
-@dataclass(frozen=True)
-class PartSpec:
-    """Plain data, so that another process can be told. backend: "torch", on CPUs, or "cuda"."""
-
-    path: Path
-    backend: str
-    num_pages: int
-    page_size: int
-
-    def device(self, rank: int) -> torch.device:
-        """GPU number `rank`, or the CPU."""
-        return torch.device(f"cuda:{rank}" if self.backend == "cuda" else "cpu")
+def device_of(spec: PartSpec, rank: int) -> torch.device:
+    """GPU number `rank`, or the CPU."""
+    return torch.device(f"cuda:{rank}" if spec.backend == "cuda" else "cpu")
 
 
 def part_of(model: Model, rank: int, ranks: int) -> Model:
@@ -51,9 +39,15 @@ def open_part(model: Model, spec: PartSpec, ranks: Ranks) -> Executor:
             part,
             num_pages=spec.num_pages,
             page_size=spec.page_size,
-            device=str(spec.device(ranks.rank)),
+            device=str(device_of(spec, ranks.rank)),
             sum_ranks=ranks.sum,
         )
-    raise InputError(
-        f"the {spec.backend} backend runs a model in one process; use --backend cuda or torch"
-    )
+    raise AssertionError("check_backend lets no other through")
+
+
+def check_backend(backend: str) -> None:
+    """Raises InputError for a backend that has no ranks."""
+    if backend not in ("torch", "cuda"):
+        raise InputError(
+            f"the {backend} backend runs a model in one process; use --backend cuda or torch"
+        )

@@ -12,7 +12,7 @@ from runtime.engine.engine import Engine
 from runtime.engine.request import Request, SamplingParams
 from runtime.executors.torch import TorchExecutor
 from runtime.parallel import start_parallel
-from runtime.parallel.part import PartSpec
+from runtime.part_spec import PartSpec
 from tests.tiny import tiny_checkpoint
 
 PAGES, PAGE_SIZE = 12, 8

@@ -1,0 +1,55 @@
+"""How many pages the GPU's memory holds beside the weights."""
+
+import math
+
+import torch
+
+from compile.program import Attend, Program
+from quant.format.errors import InputError
+from runtime.kernels.triton.cache import CacheNumber
+
+MEMORY_SHARE = 0.9
+"""Part of the free memory that weights and pages may fill; the rest is for a step's values."""
+_WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "e4m3": 1}
+_SCALE_BYTES = 4
+
+
+def page_bytes(program: Program, page_size: int, number: CacheNumber) -> int:
+    """Bytes of one page over all layers."""
+    total = 0
+    for op in program.ops:
+        if isinstance(op, Attend):
+            scale = _SCALE_BYTES if number == "int8" else 0
+            total += 2 * op.kv_heads * page_size * (op.head_dim * _WIDTHS[number] + scale)
+    return total
+
+
+def weights_on_device(program: Program) -> int:
+    """Bytes of all matrices, at most: what is not kept as integers has 16 bits, scales a byte."""
+    bits = {op.weight: op.scheme.num_bits for op in program.projections()}
+    return sum(
+        math.prod(shape) * (min(bits.get(name, 16), 16) + 1) // 8
+        for name, shape in program.weights().items()
+    )
+
+
+def pages_that_fit(
+    program: Program, page_size: int, number: CacheNumber, kv_cache_bytes: int | None
+) -> int:
+    """Pages in `kv_cache_bytes`, or in what is free; not more than 64 full contexts.
+
+    Raises InputError, with the arithmetic, where not even one page is left.
+    """
+    each = page_bytes(program, page_size, number)
+    if kv_cache_bytes is not None:
+        return kv_cache_bytes // each
+    free, _ = torch.cuda.mem_get_info()
+    weights = weights_on_device(program)
+    left = int(MEMORY_SHARE * free) - weights
+    if left < 2 * each:
+        raise InputError(
+            f"the weights take about {weights / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are "
+            f"free on the GPU, which leaves no page of {each / 1e6:.1f} MB for keys and values; use a "
+            "smaller build or more GPUs"
+        )
+    return min(left // each, 64 * -(-program.sizes.max_positions // page_size) + 1)
