@@ -1,6 +1,6 @@
 """Whether a model fits into memory, decided before it is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from quant.format.errors import InputError
 from runtime.server.registry import Registry
@@ -31,18 +31,37 @@ class MemoryBudget:
     def __call__(self, model: ServedModel, registry: Registry) -> None:
         """InputError with the arithmetic if the model does not fit."""
         needed = sum(model.settings.needs.values())
-        while needed and (free := self._free_bytes()) and free < needed + self._spare_bytes:
+        while not self._fits(needed):
             idle = registry.idle_models() if self._unload_idle else []
             if not any(map(registry.unload_idle, idle[:1])):
-                raise InputError(self._refusal(model, needed, free, registry))
+                loaded = ", ".join(registry.ready_services())
+                advice = f"unload another model ({loaded})" if loaded else "free some memory"
+                raise InputError(self._refusal([model], needed, advice))
 
-    def _refusal(self, model: ServedModel, needed: int, free: int, registry: Registry) -> str:
-        parts = ", ".join(f"{what} {_mb(size)}" for what, size in model.settings.needs.items())
-        loaded = ", ".join(registry.ready_services())
-        advice = f"unload another model ({loaded})" if loaded else "free some memory"
+    def check_together(self, models: Sequence[ServedModel]) -> None:
+        """InputError with the arithmetic if they do not all fit at the same time."""
+        needed = sum(sum(model.settings.needs.values()) for model in models)
+        if not self._fits(needed):
+            advice = (
+                "serve fewer models at a time, load some on demand"
+                if models[1:]
+                else ("free some memory")
+            )
+            raise InputError(self._refusal(models, needed, advice))
+
+    def _fits(self, needed: int) -> bool:
+        free = self._free_bytes()
+        return not needed or not free or free >= needed + self._spare_bytes
+
+    def _refusal(self, models: Sequence[ServedModel], needed: int, advice: str) -> str:
+        names = " and ".join(f"'{model.name}'" for model in models)
+        parts = ", ".join(
+            f"{what} {_mb(size)}" for model in models for what, size in model.settings.needs.items()
+        )
         return (
-            f"'{model.name}' needs {_mb(needed)} of memory ({parts}) and {_mb(self._spare_bytes)} "
-            f"to spare, but {_mb(free)} are free; {advice}, or give it a smaller KV cache"
+            f"{names} {'need' if models[1:] else 'needs'} {_mb(needed)} of memory ({parts}) and "
+            f"{_mb(self._spare_bytes)} to spare, but {_mb(self._free_bytes())} are free; {advice}, "
+            "or give it a smaller KV cache"
         )
 
 

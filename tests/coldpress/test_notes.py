@@ -41,7 +41,9 @@ def test_said_once_on_stderr(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (note,) = open_model(noted).notes
-    monkeypatch.setattr("runtime.server.main.serve", lambda _1, _2, _3, ready: ready("http://x"))
+    monkeypatch.setattr(
+        "runtime.server.main.serve", lambda _1, _2, _3, ready, **_4: ready("http://x")
+    )
     names = {"MODEL": str(noted), "TEXT": str(noted.parent / "text.txt")}
     assert run([*(names.get(word, word) for word in command), "--json"]) == 0
     out, err = capsys.readouterr()

@@ -107,7 +107,7 @@ def test_hubs_that_lie_are_refused(tmp_path: Path) -> None:
     for change in ({"size": -1}, {"sha256": "../../../x"}, {"sha256": "0" * 64}):
 
         def answer(asked: Asked, change: dict[str, Any] = change) -> Reply:
-            reply = hub(FILES)(asked)
+            reply: Reply = hub(FILES)(asked)
             if asked.path.startswith("/api/"):
                 found = json.loads(reply.body)
                 found["siblings"][1]["lfs"].update(change)
