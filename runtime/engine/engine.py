@@ -56,6 +56,8 @@ class Engine:
         grammars: Grammars | None = None,
         draft_executor: Executor | None = None,
     ) -> None:
+        if options.draft_model is not None and draft_executor is None:
+            raise ValueError("draft_model is named, but its executor is missing")
         self.options = options
         self._executor = executor
         self._check = check
@@ -106,6 +108,10 @@ class Engine:
         Safe from any thread."""
         return self._times.expected_wait(list(self._scheduler.running), num_ahead)
 
+    def now(self) -> float:
+        """By the engine's clock. Safe from any thread."""
+        return self._clock()
+
     def validate(self, request: Request) -> None:
         """Raise RequestError if the request could never be served. Safe from any thread."""
         pool = self._scheduler.pool
@@ -129,11 +135,14 @@ class Engine:
         except ConstraintError as error:
             raise RequestError(str(error), "constraint") from error
 
-    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+    def add(
+        self, request: Request, matcher: Matcher | None = None, arrived_at: float | None = None
+    ) -> None:
         """Queue a request. RequestError if it can never be served, if the queue is full (code
         "queue_full") or if its id is in use (code "duplicate_request_id").
 
-        matcher: from `matcher_of`; made here where there is none yet.
+        matcher: from `matcher_of`; made here where there is none yet. arrived_at: by the engine's
+        clock, where that was before now.
         """
         self.validate(request)
         if request.request_id in self._sequences:
@@ -147,7 +156,7 @@ class Engine:
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
         self._sequences[request.request_id] = sequence
-        self._times.arrive(sequence)
+        self._times.arrive(sequence, arrived_at)
         self._scheduler.enqueue(sequence)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> TokenEvent | None:

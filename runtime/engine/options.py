@@ -34,6 +34,8 @@ class EngineOptions:
         tokens of such a step, but 32 at least. None: they get what there is.
     prompt_lookup: guess the next tokens of an answer where its last ones were there before, while
         that pays; text and seeds mean the same with and without.
+    draft_model: path of a smaller model with the same vocabulary, which guesses as well. Whoever
+        opens the model opens it too, and gives its executor to the engine.
     max_draft_tokens: guesses for one answer in one step at most.
     queue_seconds, deadline_seconds: of requests that set none: they end with "timeout" when they
         have not started, or not ended, by then. None: never.
@@ -48,6 +50,7 @@ class EngineOptions:
     queue_order: QueueOrder = "arrival"
     target_step_seconds: float | None = 0.25
     prompt_lookup: bool = False
+    draft_model: str | None = None
     max_draft_tokens: int = 15
     queue_seconds: float | None = None
     deadline_seconds: float | None = None

@@ -20,8 +20,9 @@ class Timekeeper:
         self._deadlines = Deadlines(options)
         self._rate = ServiceRate()
 
-    def arrive(self, sequence: SequenceState) -> None:
-        sequence.arrived_at = self.clock()
+    def arrive(self, sequence: SequenceState, at: float | None = None) -> None:
+        """Its time runs from then on, or from now."""
+        sequence.arrived_at = self.clock() if at is None else at
         self._deadlines.add(sequence, sequence.arrived_at)
 
     def start(self, chunks: Sequence[Chunk], now: float) -> None:

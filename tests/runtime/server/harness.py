@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,11 +119,12 @@ class Running:
 
 
 def make_service(
-    executor: Executor, *, max_waiting: int = 64, max_running: int = 16
+    executor: Executor, *, max_waiting: int = 64, max_running: int = 16, **options: Any
 ) -> tuple[GenerationService, Engine, CountingThread]:
+    """`options` are further ones of the engine."""
     engine = Engine(
         executor,
-        EngineOptions(max_waiting=max_waiting, max_running=max_running),
+        EngineOptions(max_waiting=max_waiting, max_running=max_running, **options),
         check=True,
         grammars=GrammarCompiler(tiny_tokenizer(), executor.vocab_size),
     )
@@ -146,10 +148,12 @@ def running(
     max_running: int = 16,
     drain_seconds: float = 30.0,
     api_key: str | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
-    """A server on a free port, in a thread; drained at the end."""
+    """A server on a free port, in a thread; drained at the end. `options` are further ones of the
+    engine."""
     service, engine, engine_thread = make_service(
-        executor, max_waiting=max_waiting, max_running=max_running
+        executor, max_waiting=max_waiting, max_running=max_running, **options
     )
     server = HttpServer([service], limits=limits, api_key=api_key, drain_seconds=drain_seconds)
     ready = threading.Event()

@@ -120,7 +120,7 @@ def test_a_full_queue_is_429_and_can_be_tried_again() -> None:
         with pytest.raises(openai.RateLimitError) as full:
             ask()
         assert full.value.code == "rate_limit_exceeded"
-        assert full.value.response.headers["retry-after"] == "1"
+        assert 1 <= int(full.value.response.headers["retry-after"]) <= 60
         gate.set()
         assert [one.result(10) for one in asked] == ["length", "length"]
         assert ask() == "length"
