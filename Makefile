@@ -9,13 +9,16 @@ TORCH  := torch==2.13.0
 
 NATIVE := CMakeLists.txt $(shell find runtime/kernels/cpu quant/kernels quant/format/native -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
 
-.PHONY: demo test test-peers lint clean
+.PHONY: demo test test-clients test-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/coldpress demo
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest
+
+test-clients: $(VENV)-clients/installed
+	$(VENV)-clients/bin/python -m pytest tests/clients
 
 test-peers: $(VENV)/peers-installed
 	$(BIN)/python -m pytest
@@ -39,5 +42,13 @@ $(VENV)/peers-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --progress-bar off --editable '.[dev,quantize,peers]'
 	@touch $@
 
+# Some of these clients pin older versions of what the other tests use.
+$(VENV)-clients/installed: pyproject.toml $(NATIVE)
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-clients/bin/python -m pip install --quiet --progress-bar off '$(TORCH)'
+	$(VENV)-clients/bin/python -m pip install --quiet --progress-bar off '$(TORCH)' --editable '.[dev,quantize,clients]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-clients build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,8 +3,9 @@
 `python -m benchmarks.http_cost ARTIFACT [--streams 16 --output 128 --rounds 3]` decodes the same
 prompts greedily, first in an engine of this process that nobody listens to, then as streamed chat
 over a server that runs as `coldpress serve` does; several times in turns, so that other work on the
-machine disturbs both alike. The client reads whole buffers from plain sockets and counts events: on
-two cores a client that parses JSON would be measured with the server. Prints one JSON object.
+machine disturbs both alike. The client looks at its plain sockets a few times a second and counts
+events: on two cores a client that wakes for each would be measured with the server, where `--eager`
+asks for that. Prints one JSON object.
 
 The rate is that of decoding: tokens after every stream has had its first, until the first stream
 ends, divided by the time between.
@@ -20,11 +21,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 WORDS = ("the", "press", "stands", "in", "the", "corner", "and", "we", "taste", "its", "oil")
+
+
+LOOK_SECONDS = 0.05
 
 
 def prompts(streams: int, words: int) -> list[str]:
@@ -131,12 +136,13 @@ class Stream:
         return bool(data)
 
 
-def http_round(url: str, texts: list[str], output: int) -> float:
+def http_round(url: str, texts: list[str], output: int, *, eager: bool = False) -> float:
     streams = [Stream(url, text, output) for text in texts]
     with selectors.DefaultSelector() as ready:
         for stream in streams:
             ready.register(stream.socket, selectors.EVENT_READ, stream)
         while ready.get_map():
+            time.sleep(0 if eager else LOOK_SECONDS)
             for key, _ in ready.select():
                 if not key.data.read():
                     ready.unregister(key.fileobj)
@@ -154,6 +160,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--eager", action="store_true")
     parser.add_argument("--serve-option", action="append", default=[])
     asked = parser.parse_args()
     texts = prompts(asked.streams, asked.words)
@@ -161,11 +168,12 @@ def main() -> None:
     over_http: list[float] = []
     engine = EngineAlone(asked.artifact, asked.streams, asked.threads)
     with server(asked.artifact, asked.streams, asked.threads, asked.serve_option) as url:
-        for measure in (engine.round, lambda t, n: http_round(url, t, n)):
+        over = partial(http_round, url, eager=asked.eager)
+        for measure in (engine.round, over):
             measure(texts, 8)
         for _ in range(asked.rounds):
             alone.append(engine.round(texts, asked.output))
-            over_http.append(http_round(url, texts, asked.output))
+            over_http.append(over(texts, asked.output))
     ratios = [http / own for own, http in zip(alone, over_http, strict=True)]
     figures = {
         "streams": asked.streams,

@@ -11,6 +11,7 @@ from runtime.engine.constraint import Matcher
 from runtime.engine.engine import Engine, ExecutorFailed
 from runtime.engine.request import Request, RequestError, TokenEvent
 from runtime.engine.stats import EngineStats
+from runtime.engine.turns import turn
 from runtime.engine.validate import duplicate_request, queue_full
 
 _log = logging.getLogger(__name__)
@@ -226,20 +227,24 @@ class EngineThread:
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         """Call listeners outside the lock; one that raises loses its request, nobody else's."""
-        for event in events:
-            with self._wake:
-                listener = self._listeners.get(event.request_id)
-                if event.finish_reason is not None:
+        with turn():
+            for event in events:
+                self._tell(event)
+
+    def _tell(self, event: TokenEvent) -> None:
+        with self._wake:
+            listener = self._listeners.get(event.request_id)
+            if event.finish_reason is not None:
+                self._forget(event.request_id)
+        try:
+            if listener is not None:
+                listener(event)
+        except Exception:
+            _log.exception("a listener failed; its request is aborted")
+            if event.finish_reason is None:
+                with self._wake:
                     self._forget(event.request_id)
-            try:
-                if listener is not None:
-                    listener(event)
-            except Exception:
-                _log.exception("a listener failed; its request is aborted")
-                if event.finish_reason is None:
-                    with self._wake:
-                        self._forget(event.request_id)
-                    self._engine.abort(event.request_id)
+                self._engine.abort(event.request_id)
 
     def _forget(self, request_id: str) -> None:
         """The id is free again; an abort still on its way must not meet its next owner."""

@@ -72,7 +72,7 @@ class ChatAnswer:
         if not self._opened[index]:
             self._opened[index] = True
             found.append(self._chunk(index, {"role": "assistant", "content": ""}, opens=True))
-        if delta.finish_reason is not None and not fields.get("content", "x"):
+        if delta.token_id is None and not fields.get("content", "x"):
             del fields["content"]
         return [*found, self._chunk(index, fields, delta)]
 

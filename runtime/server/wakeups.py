@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from weakref import WeakKeyDictionary, ref
 
+from runtime.engine.turns import once_per_turn
+
 Callback = Callable[[], object]
 
 
@@ -24,10 +26,13 @@ class Wakeups:
         self._pending.append(callback)
         if not self._is_woken:
             self._is_woken = True
-            loop = self._loop()
-            with contextlib.suppress(RuntimeError):
-                if loop is not None:
-                    loop.call_soon_threadsafe(self._run)
+            once_per_turn(self._wake)
+
+    def _wake(self) -> None:
+        loop = self._loop()
+        with contextlib.suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(self._run)
 
     def _run(self) -> None:
         # First: what is appended from here on may be missed below, so it must wake the loop anew.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from runtime.engine.request import Request, RequestError
 from runtime.engine.stats import EngineStats
+from runtime.engine.turns import turn
 from runtime.engine.validate import check_request, duplicate_request, queue_full
 from runtime.worker.failures import death_in_load, exception_of, how_it_ended
 from runtime.worker.messages import (
@@ -253,14 +254,15 @@ class EngineProcess:
 
     def _deliver(self, news: Iterable[Delivery]) -> None:
         """Outside the lock; a listener that raises loses its request, nobody else's."""
-        for listener, event in news:
-            try:
-                listener(event)
-            except Exception:
-                _log.exception("a listener failed; its request is aborted")
-                with self._changed:
-                    self._roster.mute(event.request_id)
-                self.abort(event.request_id)
+        with turn():
+            for listener, event in news:
+                try:
+                    listener(event)
+                except Exception:
+                    _log.exception("a listener failed; its request is aborted")
+                    with self._changed:
+                        self._roster.mute(event.request_id)
+                    self.abort(event.request_id)
 
 
 def start_worker(spec: ModelSpec, *, stall_seconds: float = STALL_SECONDS) -> EngineProcess:
