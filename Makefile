@@ -9,7 +9,7 @@ TORCH  := torch==2.13.0
 
 NATIVE := CMakeLists.txt $(shell find runtime/kernels/cpu quant/kernels quant/format/native -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
 
-.PHONY: demo test test-clients test-peers lint clean
+.PHONY: demo test test-clients test-gpu test-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/coldpress demo
@@ -19,6 +19,11 @@ test: $(VENV)/installed lint
 
 test-clients: $(VENV)-clients/installed
 	$(VENV)-clients/bin/python -m pytest tests/clients
+
+# In an environment whose torch has CUDA; without a GPU the same tests run interpreted, in `test`.
+test-gpu:
+	$(PYTHON) -m pytest tests/runtime/kernels/triton tests/runtime/executors/test_cuda_executor.py \
+		tests/runtime/executors/test_cuda_served.py tests/benchmarks/test_gpu_models.py
 
 test-peers: $(VENV)/peers-installed
 	$(BIN)/python -m pytest

@@ -49,7 +49,7 @@ def pages_that_fit(
     if left < 2 * each:
         raise InputError(
             f"the weights take about {weights / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are "
-            f"free on the GPU, which leaves no page of {each / 1e6:.1f} MB for keys and values; use a "
-            "smaller build or more GPUs"
+            f"free on the GPU, which leaves no page of {each / 1e6:.1f} MB for keys and values; "
+            "use a smaller build or more GPUs"
         )
     return min(left // each, 64 * -(-program.sizes.max_positions // page_size) + 1)
