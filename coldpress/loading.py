@@ -105,6 +105,7 @@ def open_service(
     of the page pool; sixteen contexts, or a quarter of the free memory, by default. options: the
     engine's limits and modes. on_note: see `open_artifact`.
     """
+    from runtime.draft_loading import load_draft
     from runtime.engine.engine import Engine
     from runtime.engine.options import EngineOptions
     from runtime.engine.thread import EngineThread
@@ -113,16 +114,19 @@ def open_service(
 
     model, tokenizer = open_artifact(path, on_note)
     _check_context(model, context)
-    options = options or EngineOptions()
+    options = options or EngineOptions(prompt_lookup=True)
     executor = machine.load(
         model, kv_cache_bytes=kv_cache_bytes, max_step_tokens=options.max_step_tokens
     )
     grammars = GrammarCompiler(tokenizer, executor.vocab_size)
-    engine = EngineThread(Engine(executor, options, grammars=grammars))
+    draft = load_draft(options, executor, machine.threads)
+    engine = EngineThread(Engine(executor, options, grammars=grammars, draft_executor=draft))
 
     def close() -> None:
         if engine.shutdown(drain_seconds=0.0):
             executor.close()
+            if draft is not None:
+                draft.close()
 
     usable = min(context or usable_positions(executor), usable_positions(executor))
     return _service_of(model, tokenizer, engine, name or default_name(path), usable), close

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coldpress.console import Console
+from coldpress.engine_options import engine_options
 from coldpress.loading import Machine
 from coldpress.options import (
     PATH,
@@ -21,6 +22,7 @@ from quant.format.errors import InputError
 
 if TYPE_CHECKING:
     from coldpress.serving import ModelPlan, ServerPlan
+    from runtime.engine.options import EngineOptions
     from runtime.server.registry import Registry
 
 
@@ -68,20 +70,7 @@ if TYPE_CHECKING:
 @click.option(
     "--kv-cache", metavar="SIZE", callback=parse_size, help="Memory of the KV cache: 512MB, 2GB."
 )
-@click.option(
-    "--max-running",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Requests that share steps; further ones wait.",
-)
-@click.option(
-    "--max-waiting",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Requests that may wait; further ones are told to come back.",
-)
+@engine_options
 @click.option(
     "--metrics-compat",
     type=click.Choice(["vllm"]),
@@ -105,8 +94,7 @@ def command(
     make_room: bool,
     context: int | None,
     kv_cache: int | None,
-    max_running: int,
-    max_waiting: int,
+    options: "EngineOptions",
     metrics_compat: tuple[str, ...],
     machine: Machine,
 ) -> None:
@@ -118,11 +106,9 @@ def command(
     With --json, one object with the address is printed when requests are accepted.
     """
     from coldpress.serving import ModelPlan, ServerPlan, open_registry
-    from runtime.engine.options import EngineOptions
     from runtime.server.main import serve
     from runtime.server.registry_names import parse_alias, parse_shadow
 
-    options = EngineOptions(max_running=max_running, max_waiting=max_waiting)
     defaults = ModelPlan("", Path(), machine, context, kv_cache, options, on_demand)
     asked = ServerPlan(
         _models(artifacts, name, defaults),

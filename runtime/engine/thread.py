@@ -44,6 +44,8 @@ class EngineThread:
         self._wake = threading.Condition()
         self._inbox: dict[str, Request] = {}
         self._compiling: dict[str, Request] = {}
+        self._arrivals: dict[str, float] = {}
+        """By the engine's clock, of those that it has not been handed yet."""
         self._matchers: dict[str, Matcher | None] = {}
         self._uncompiled: list[TokenEvent] = []
         self._compiler = ThreadPoolExecutor(1, "coldpress-grammars")
@@ -92,6 +94,7 @@ class EngineThread:
             if not self._listeners:
                 self._last_progress = self._clock()
             self._listeners[request.request_id] = on_event
+            self._arrivals[request.request_id] = self._engine.now()
             if request.constraint is not None:
                 self._compiling[request.request_id] = request
                 self._compiler.submit(self._compile, request)
@@ -214,7 +217,9 @@ class EngineThread:
             room = self._engine.options.max_waiting
             while self._inbox and self._engine.num_waiting < room:
                 request = self._inbox.pop(next(iter(self._inbox)))
-                self._engine.add(request, self._matchers.pop(request.request_id, None))
+                name = request.request_id
+                matcher, arrived_at = self._matchers.pop(name, None), self._arrivals.pop(name)
+                self._engine.add(request, matcher, arrived_at)
         events += [TokenEvent(name, None, "abort") for name in never_started]
         return events + [event for name in aborts if (event := self._engine.abort(name))]
 
@@ -249,4 +254,5 @@ class EngineThread:
     def _forget(self, request_id: str) -> None:
         """The id is free again; an abort still on its way must not meet its next owner."""
         self._listeners.pop(request_id, None)
+        self._arrivals.pop(request_id, None)
         self._aborts.discard(request_id)

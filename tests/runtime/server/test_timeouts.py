@@ -1,6 +1,7 @@
 """A request whose time is over ends with an error that a client can act upon."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import httpx
@@ -30,3 +31,26 @@ def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
         events = answer.text.strip().split("\n\n")
         assert len(events) > 2 and events[-1] == "data: [DONE]"
         assert '"code":"timeout"' in events[-2].replace(" ", "")
+
+
+def test_one_that_waits_too_long_is_not_begun() -> None:
+    gate = threading.Event()
+    executor = ScriptedExecutor(hold=partial(gate.wait, 10))
+    with (
+        running(executor, max_running=1, queue_seconds=0.05) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        client = server.client()
+        ask = partial(client.completions.create, model=MODEL, prompt=[5], max_tokens=2)
+        first = pool.submit(ask)
+        while server.engine.num_running == 0:
+            threading.Event().wait(0.01)
+        second = pool.submit(ask)
+        while server.thread.num_accepted < 2:
+            threading.Event().wait(0.01)
+        threading.Event().wait(0.1)
+        gate.set()
+        assert first.result(10).choices[0].finish_reason == "length"
+        with pytest.raises(openai.InternalServerError, match="in the queue"):
+            second.result(10)
+        assert server.engine.stats.prompt_tokens == 1
