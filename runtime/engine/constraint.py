@@ -30,11 +30,23 @@ class Matcher(Protocol):
         """The text is complete, and no token may follow it."""
         ...
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, bool [vocab]; ending tokens where the text may end here.
+    def compute(self) -> None:
+        """Find out which tokens may come next; ending tokens where the text may end here.
 
-        Valid until the next call. Raises ConstraintError; then no token may be chosen.
+        Raises ConstraintError; then no token may be chosen.
         """
+        ...
+
+    def permits(self, token_id: int) -> bool:
+        """Whether a token, counted from 0 to the size of the vocabulary, may come next."""
+        ...
+
+    def allowed(self) -> npt.NDArray[np.intp]:
+        """All tokens that may come next, ascending."""
+        ...
+
+    def forbidden(self) -> npt.NDArray[np.intp] | None:
+        """All tokens that may not come next, where they are few; None where they are not."""
         ...
 
     def accept(self, token_id: int) -> None:

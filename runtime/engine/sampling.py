@@ -53,10 +53,7 @@ class RowSampler:
         self._ending_ids = [i for i in request.stop_token_ids if 0 <= i < vocab_size]
         self._matcher = matcher
         self._always_edits = (
-            self._seen is not None
-            or self._answer_counts is not None
-            or self._bias_ids.size > 0
-            or matcher is not None
+            self._seen is not None or self._answer_counts is not None or self._bias_ids.size > 0
         )
 
     @property
@@ -77,24 +74,32 @@ class RowSampler:
         """Choose from raw logits `row` [vocab], of which `best` is the largest's lowest index."""
         if not np.isfinite(row[best]):
             return Draw(None, error=NOT_FINITE, corrupted=True)
-        token_id = best
         ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
-        try:
-            edited = self._edit(row, ending) if ending or self._always_edits else row
-        except ConstraintError as error:
-            return Draw(None, error=str(error))
+        edited = self._edit(row, ending) if ending or self._always_edits else row
+        ids: npt.NDArray[np.intp] | None = None
+        if self._matcher is not None:
+            try:
+                self._matcher.compute()
+            except ConstraintError as error:
+                return Draw(None, error=str(error))
+            is_plain = edited is row and self._generator is None
+            if not (is_plain and self._matcher.permits(best)):
+                ids, edited = self._held(self._matcher, edited, ending)
+        token_id = best
         if edited is not row:
-            token_id = int(edited.argmax())
-            if not np.isfinite(edited[token_id]):
+            token_id = int(edited.argmax()) if edited.size else 0
+            if not edited.size or not np.isfinite(edited[token_id]):
                 return Draw(None, error=_NO_TOKEN)
         if self._generator is not None:
             token_id = draw_token(edited, self._params, self._generator.random())
+        if ids is not None:
+            token_id = int(ids[token_id])
         if self._params.logprobs is None:
             return Draw(token_id)
         return Draw(token_id, log_probabilities(row, token_id, self._params.logprobs))
 
     def _edit(self, row: Float32, without_ending: bool) -> Float32:
-        """Penalties, then bias, then the ban on ending and the constraint, on a copy."""
+        """Penalties, then bias, then the ban on ending, on a copy."""
         params = self._params
         edited = row.copy()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -106,19 +111,24 @@ class RowSampler:
                 edited -= np.float32(params.frequency_penalty) * self._answer_counts
                 edited -= np.float32(params.presence_penalty) * (self._answer_counts > 0)
             edited[self._bias_ids] += self._bias
-        if self._matcher is not None:
-            return np.where(
-                self._allowed(self._matcher, without_ending), edited, np.float32(-np.inf)
-            )
-        if without_ending:
+        if without_ending and self._matcher is None:
             edited[self._ending_ids] = -np.inf
         return edited
 
-    def _allowed(self, matcher: Matcher, without_ending: bool) -> npt.NDArray[np.bool_]:
-        """Ending tokens stay where the grammar leaves nothing else."""
+    def _held(
+        self, matcher: Matcher, logits: Float32, without_ending: bool
+    ) -> tuple[npt.NDArray[np.intp] | None, Float32]:
+        """The tokens that the grammar allows and their logits; None for all tokens, with the
+        logits of the others at minus infinity. Ending tokens stay where nothing else is left."""
+        forbidden = matcher.forbidden()
+        if forbidden is not None:
+            held = logits.copy()
+            held[forbidden] = -np.inf
+            if without_ending:
+                held[self._ending_ids] = -np.inf
+            return None, held
         allowed = matcher.allowed()
-        if not without_ending:
-            return allowed
-        others = allowed.copy()
-        others[self._ending_ids] = False
-        return others if others.any() else allowed
+        if without_ending:
+            others = allowed[~np.isin(allowed, self._ending_ids)]
+            allowed = others if others.size else allowed
+        return allowed, logits[allowed]

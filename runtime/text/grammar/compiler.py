@@ -1,5 +1,6 @@
 """Matchers over one model's vocabulary, made where its engine runs."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -17,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 MAX_MASK_SECONDS = 0.25
 """Processor time of one mask, after which its request ends: the others have waited for it."""
+_FEW_WORDS = 256
+_WARM_SECONDS = 0.02
+_WARM_STEPS = 64
 MAX_KEPT = 16
 """Grammars that are kept compiled for the next request that asks for the same."""
 
@@ -50,7 +54,22 @@ class GrammarCompiler:
         matcher = LLMatcher(self._prepared(), grammar_of(constraint), log_level=0, limits=limits())
         if matcher.is_error():
             raise ConstraintError(shortened(matcher.get_error()))
-        return matcher
+        return self._warmed(matcher)
+
+    def _warmed(self, matcher: LLMatcher) -> LLMatcher:
+        """Walk along some text, so that the states on its way are there in every copy. What fails
+        here will fail for the answer that gets there, which is told of it then."""
+        copy = matcher.deep_copy()
+        walker = TokenMatcher(matcher, self._num_words, self._vocab_size)
+        deadline = time.monotonic() + _WARM_SECONDS
+        with contextlib.suppress(ConstraintError):
+            for step in range(_WARM_STEPS):
+                walker.compute()
+                ids = walker.allowed()
+                if walker.finished or not ids.size or time.monotonic() > deadline:
+                    break
+                walker.accept(int(ids[step * 7919 % ids.size]))
+        return matcher if matcher.reset() and not matcher.is_error() else copy
 
     def _prepared(self) -> LLTokenizer:
         if self._tokenizer is None:
@@ -80,7 +99,7 @@ class TokenMatcher:
         self._address = self._words.ctypes.data
         self.finished = False
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
+    def compute(self) -> None:
         start = time.thread_time()
         try:
             self._matcher.unsafe_compute_mask_ptr(self._address, self._words.nbytes)
@@ -97,6 +116,30 @@ class TokenMatcher:
             raise ConstraintError(f"The answer cannot be held to its constraint: {reason}")
         if time.thread_time() - start > MAX_MASK_SECONDS:
             raise ConstraintError("The answer's grammar is too complex to be followed in time.")
+
+    def permits(self, token_id: int) -> bool:
+        return bool(self._bytes[token_id >> 3] >> (token_id & 7) & 1)
+
+    def forbidden(self) -> npt.NDArray[np.intp] | None:
+        """Within the text of a string, nearly all tokens are allowed."""
+        if np.count_nonzero(self._words) * 4 < self._words.size * 3:
+            return None
+        bits = self._all_bits()
+        if np.count_nonzero(bits) * 4 < self._vocab_size * 3:
+            return None
+        return np.flatnonzero(~bits)
+
+    def allowed(self) -> npt.NDArray[np.intp]:
+        """Mostly few tokens are, in few words of the mask."""
+        used = np.flatnonzero(self._words)
+        if used.size > _FEW_WORDS:
+            return np.flatnonzero(self._all_bits())
+        bits = np.unpackbits(self._words[used].view(np.uint8), bitorder="little")
+        places = np.flatnonzero(bits)
+        ids: npt.NDArray[np.intp] = used[places >> 5] * 32 + (places & 31)
+        return ids[: np.searchsorted(ids, self._vocab_size)]
+
+    def _all_bits(self) -> npt.NDArray[np.bool_]:
         bits = np.unpackbits(self._bytes, count=self._vocab_size, bitorder="little")
         return bits.view(np.bool_)
 

@@ -13,7 +13,6 @@ from runtime.engine.request import Request, RequestError, SamplingParams, TokenE
 from runtime.engine.thread import EngineThread
 from tests.runtime.engine.fake_executor import FakeExecutor, Transcript, run_to_end
 
-VOCAB = 23
 END = 22
 
 
@@ -29,12 +28,19 @@ class Slots:
     def finished(self) -> bool:
         return self._place == len(self._slots)
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
+    def compute(self) -> None:
         if self._place == self._fails_at:
             raise ConstraintError("The grammar fell over.")
-        mask = np.zeros(VOCAB, np.bool_)
-        mask[list(self._slots[self._place])] = True
-        return mask
+
+    def permits(self, token_id: int) -> bool:
+        return token_id in self._slots[self._place]
+
+    def allowed(self) -> npt.NDArray[np.intp]:
+        return np.array(sorted(self._slots[self._place]), np.intp)
+
+    def forbidden(self) -> npt.NDArray[np.intp] | None:
+        others = set(range(23)) - self._slots[self._place]
+        return np.array(sorted(others), np.intp) if len(others) < 6 else None
 
     def accept(self, token_id: int) -> None:
         assert token_id in self._slots[self._place], "a token came that was not allowed"
@@ -100,6 +106,15 @@ def test_every_token_is_allowed_however_it_is_drawn(sampling: SamplingParams) ->
     assert first in (4, 5) and second == 6 and third in (7, 8, 9) and fourth == 9
     assert transcript.ends["a"].finish_reason == "stop"
     assert transcript.ends["a"].token_id is None, "the last token belongs to the text"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_few_forbidden_tokens_never_come(temperature: float) -> None:
+    """The best token of a step is among them as often as not."""
+    text = "|".join([" ".join(str(i) for i in range(22) if i % 6 != 1)] * 40)
+    sampling = SamplingParams(temperature=temperature, seed=0)
+    (tokens,) = run([request("a", text, 40, sampling=sampling, min_tokens=40)]).tokens.values()
+    assert len(tokens) == 40 and all(token % 6 != 1 for token in tokens)
 
 
 def test_greedy_takes_the_best_of_what_is_allowed() -> None:
