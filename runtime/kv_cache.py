@@ -17,7 +17,7 @@ _SCALE_BYTES = 4
 
 
 def resolve_kv_cache_type(choice: str, backend: str, exact: bool) -> KvCacheType:
-    """auto: float16 in the cpu and cuda executors unless everything is to be `exact`, else float32.
+    """auto: float16 in the cpu executor unless everything is to be `exact`, else float32.
 
     Raises InputError for a type that does not exist, or that `backend` cannot choose.
     """
@@ -25,7 +25,7 @@ def resolve_kv_cache_type(choice: str, backend: str, exact: bool) -> KvCacheType
         known = ", ".join(get_args(KvCacheChoice))
         raise InputError(f"KV cache type {choice!r} does not exist; choose {known}")
     if choice == "auto":
-        return "float16" if backend in ("cpu", "cuda") and not exact else "float32"
+        return "float16" if backend == "cpu" and not exact else "float32"
     if backend not in ("cpu", "cuda", "torch"):
         raise InputError(
             f"the {backend} backend keeps keys and values as its graph says; leave the KV cache "

@@ -70,7 +70,7 @@ def load_executor(
             context_tokens,
             kv_cache_bytes,
             page_size,
-            number,
+            number if exact or kv_cache_type != AUTO else None,
             exact,
             tensor_parallel,
         )
@@ -115,17 +115,18 @@ def _cuda(
     tokens: int | None,
     size: int | None,
     page_size: int,
-    number: KvCacheType,
+    number: KvCacheType | None,
     exact: bool,
     ranks: int,
 ) -> LoadedExecutor:
-    """Its pages lie in the GPU's memory as well."""
+    """Its pages lie in the GPU's memory as well. number: None is what the checkpoint holds scales
+    for, else the executor's own."""
     from runtime.executors.cuda import CudaExecutor, CudaRecorder, pages_that_fit
 
     if pages is None and tokens is not None:
         pages = -(-tokens // page_size) + 1
     if pages is None:
-        pages = pages_that_fit(model.program, page_size, number, size)
+        pages = pages_that_fit(model.program, page_size, number or "bfloat16", size)
     if ranks > 1:
         return _together(model, PartSpec(model.path, "cuda", pages, page_size), ranks)
     return CudaExecutor(

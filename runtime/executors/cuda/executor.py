@@ -1,6 +1,6 @@
 """CudaExecutor: Triton kernels over device memory; decode steps are replayed as CUDA graphs."""
 
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -10,21 +10,31 @@ from torch import Tensor
 from compile.model import Model
 from compile.program import Attend
 from quant.format.errors import InputError
+from quant.format.kv_cache import KvCacheScheme, KvScales
+from quant.format.tensor import WeightSource
 from runtime.engine.batch import StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import HIDDEN, Run, SumOverRanks, lower
 from runtime.executors.cuda.weights import DeviceWeights, Placement
-from runtime.kernels.triton.cache import CacheNumber, make_cache
+from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@runtime_checkable
+class HasKvScales(Protocol):
+    """A checkpoint that may hold scales for its cache."""
+
+    def kv_scales(self, layer: int) -> KvScales | None: ...
 
 
 class CudaExecutor:
     """Implements `runtime.engine.batch.Executor` on an NVIDIA GPU.
 
     device: "cuda", or "cpu" for Triton's interpreter. dtype: of activations and of weights that are
-    not integers. cache: of keys and values; None is `dtype`. recorder: how decode steps are kept
+    not integers. cache: of keys and values; None is what the
+    checkpoint holds scales for, else `dtype`. recorder: how decode steps are kept
     and replayed; None runs each kernel by kernel. sum_ranks: see `lower`.
 
     Sums are float32; their order follows the shapes of the step, so that a row's last bits may
@@ -59,11 +69,10 @@ class CudaExecutor:
         layers = sorted(
             (op for op in program.ops if isinstance(op, Attend)), key=lambda op: op.layer
         )
+        shapes = [(num_pages, op.kv_heads, page_size, op.head_dim) for op in layers]
         self._caches = [
-            make_cache(
-                cache or dtype, (num_pages, op.kv_heads, page_size, op.head_dim), self._device
-            )
-            for op in layers
+            _cache(model.weights, op.layer, cache or dtype, cache is None, shape, self._device)
+            for op, shape in zip(layers, shapes, strict=True)
         ]
         self._actions = lower(program, weights, self._caches, sum_ranks)
         self._logits = program.ops[-1].out
@@ -104,6 +113,23 @@ class CudaExecutor:
         for action in self._actions:
             action(run)
         return run.tensor(self._logits)
+
+
+def _cache(
+    source: WeightSource,
+    layer: int,
+    number: CacheNumber,
+    as_stored: bool,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+) -> LayerCache:
+    """as_stored: a checkpoint that holds scales for its cache says what it is rounded to."""
+    scheme = getattr(source, "kv_cache", None)
+    if not (as_stored and isinstance(source, HasKvScales) and isinstance(scheme, KvCacheScheme)):
+        return make_cache(number, shape, device)
+    scales = source.kv_scales(layer)
+    stored = None if scales is None else (scales.keys, scales.values)
+    return make_cache(scheme.numbers, shape, device, stored)
 
 
 def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -51,18 +51,19 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Integers under 16-bit inputs."""
+    """Integers of 4 or 8 bits under inputs as they are, or rounded per row."""
 
     weight: PackedInteger
-    rounds: None = None
+    rounds: Numbers | None = None
 
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes
 
     def multiply(self, x: Rows, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
-        assert isinstance(x, Tensor)
-        return weight_only_matmul(x, self.weight, bias)
+        if self.rounds is not None and isinstance(x, Tensor):
+            x = round_rows(x, self.rounds)
+        return weight_only_matmul(x, self.weight, bias, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

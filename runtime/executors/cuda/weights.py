@@ -103,9 +103,13 @@ class DeviceWeights:
             input_rounding(name, each) for name, each in zip(names, quantized, strict=True)
         }
         first = quantized[0]
+        packable = all(_can_be_packed(weight) for weight in quantized)
         if roundings != {None}:
+            numbers = _numbers_per_token(names[0], first)
+            if packable and not _whole_rows_of_8_bits(first):
+                return self._packed(quantized, numbers)
             return self._rounded(quantized, names[0])
-        if all(_can_be_packed(weight) for weight in quantized):
+        if packable:
             return self._packed(quantized)
         _log.warning(
             "%s and others stored as %s are held as %s",
@@ -115,7 +119,7 @@ class DeviceWeights:
         )
         return Dense(torch.cat([dense(weight, self.placement) for weight in weights]))
 
-    def _packed(self, weights: Sequence[QuantizedTensor]) -> Form:
+    def _packed(self, weights: Sequence[QuantizedTensor], rounds: Numbers | None = None) -> Form:
         device, scheme = self.placement.device, weights[0].scheme
         codes = torch.cat([_tensor(weight.codes, device) for weight in weights])
         columns = codes.shape[1]
@@ -133,7 +137,7 @@ class DeviceWeights:
         scale = per_group([weight.scale for weight in weights])
         assert scale is not None
         zeros = per_group([weight.zero_point for weight in weights])
-        return Packed(pack_integer(codes, scale, zeros, scheme.num_bits, size))
+        return Packed(pack_integer(codes, scale, zeros, scheme.num_bits, size), rounds)
 
     def _rounded(self, weights: Sequence[QuantizedTensor], name: str) -> Form:
         for weight in weights:
@@ -177,21 +181,35 @@ def _for_each_group(numbers: FloatArray, rows: int, groups: int) -> FloatArray:
     return np.broadcast_to(numbers, (rows, groups))
 
 
+def _whole_rows_of_8_bits(weight: QuantizedTensor) -> bool:
+    """What the product of rounded rows takes as it is."""
+    whole = isinstance(weight.scheme.granularity, PerChannel | PerTensor)
+    return whole and weight.scheme.num_bits == 8 and weight.scheme.symmetric
+
+
+def _numbers_per_token(name: str, weight: QuantizedTensor) -> Numbers:
+    """What inputs are rounded to, with one scale per token made as they come.
+
+    Raises UnsupportedModelError for any other way.
+    """
+    rounding = input_rounding(name, weight)
+    assert rounding is not None
+    if rounding.fixed is not None or rounding.group or rounding.numbers == "e2m1":
+        raise _unsupported(name, weight)
+    return rounding.numbers
+
+
 def _check_rounded(name: str, weight: QuantizedTensor) -> None:
-    """Inputs are rounded with one scale per token, of which every weight needs one per row."""
-    rounding, scheme = input_rounding(name, weight), weight.scheme
-    per_token = rounding is not None and rounding.fixed is None and rounding.group == 0
-    whole = isinstance(scheme.granularity, PerChannel | PerTensor)
-    same = (
-        rounding is not None
-        and {8: "int8"}.get(scheme.num_bits if isinstance(scheme, IntScheme) else 0, "e4m3")
-        == rounding.numbers
+    """Both sides of the product are the same numbers, and every row has one scale."""
+    numbers, scheme = _numbers_per_token(name, weight), weight.scheme
+    own = "int8" if isinstance(scheme, IntScheme) else scheme.codebook
+    if own != numbers or not _whole_rows_of_8_bits(weight):
+        raise _unsupported(name, weight)
+
+
+def _unsupported(name: str, weight: QuantizedTensor) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"tensor {name} is stored as {weight.scheme}, which the cuda backend does not multiply; it "
+        "rounds inputs per token to int8 or e4m3, for integers in groups or for weights of the "
+        "same 8-bit numbers with a scale per row: use --backend torch"
     )
-    integers = isinstance(scheme, IntScheme) and scheme.num_bits == 8 and scheme.symmetric
-    floats = isinstance(scheme, CodebookScheme) and scheme.codebook == "e4m3"
-    if not (per_token and whole and same and (integers or floats)):
-        raise UnsupportedModelError(
-            f"tensor {name} is stored as {scheme}, which the cuda backend does not multiply; it "
-            "rounds inputs per token to int8 or e4m3 for weights of the same numbers with a scale "
-            "per row: use --backend torch"
-        )

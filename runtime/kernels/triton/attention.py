@@ -176,7 +176,7 @@ def _loaded(pool, scale, tile, held, in_head, dtype: tl.constexpr, KIND: tl.cons
     numbers = tl.load(pool + tile, mask=in_head[None, :], other=0.0)
     if KIND == 1:
         numbers = numbers.to(tl.float32) * tl.load(scale + held)[:, None]
-    elif KIND == 2:
+    elif KIND > 1:
         numbers = numbers.to(tl.float32) * tl.load(scale)
     return numbers.to(dtype)
 

@@ -18,8 +18,9 @@ class LayerCache:
     """The pages of one layer.
 
     keys, values: [num_pages, kv_heads, page_size, head_dim]: the tokens that one head of a page
-    holds lie together. key_scale, value_scale: int8: float32 [num_pages, kv_heads, page_size], made
-    for each token and head as it is written; e4m3: float32 [1], stored with the model; else None.
+    holds lie together. key_scale, value_scale: float32 [1], stored with the model; or, for int8
+    only, float32 [num_pages, kv_heads, page_size], made for each token and head as it is written;
+    None for floats.
     """
 
     keys: Tensor
@@ -33,8 +34,10 @@ class LayerCache:
 
     @property
     def kind(self) -> int:
-        """0: floats as they are; 1: int8; 2: e4m3."""
-        return {torch.int8: 1, torch.float8_e4m3fn: 2}.get(self.keys.dtype, 0)
+        """0: floats as they are; 1: int8; 2: e4m3; 3: int8 with one stored scale."""
+        if self.keys.dtype == torch.int8:
+            return 3 if self.key_scale is not None and self.key_scale.numel() == 1 else 1
+        return 2 if self.keys.dtype == torch.float8_e4m3fn else 0
 
     @property
     def nbytes(self) -> int:
@@ -46,19 +49,20 @@ def make_cache(
     number: CacheNumber,
     shape: tuple[int, int, int, int],
     device: torch.device,
-    scales: tuple[float, float] = (1.0, 1.0),
+    scales: tuple[float, float] | None = None,
 ) -> LayerCache:
-    """Zeroed pages of `shape` [num_pages, kv_heads, page_size, head_dim]. scales: what e4m3 keys
-    and values are divided by."""
+    """Zeroed pages of `shape` [num_pages, kv_heads, page_size, head_dim]. scales: what rounded keys
+    and values are divided by; without them e4m3 takes 1, and int8 makes its own."""
     dtype = torch.float8_e4m3fn if number == "e4m3" else getattr(torch, number)
     keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-    if number == "int8":
+    if number not in ("int8", "e4m3"):
+        return LayerCache(keys, values)
+    if number == "int8" and scales is None:
         key_scale, value_scale = (torch.zeros(shape[:3], device=device) for _ in range(2))
-        return LayerCache(keys, values, key_scale, value_scale)
-    if number == "e4m3":
-        key_scale, value_scale = (torch.tensor([scale], device=device) for scale in scales)
-        return LayerCache(keys, values, key_scale, value_scale)
-    return LayerCache(keys, values)
+    else:
+        stored = scales or (1.0, 1.0)
+        key_scale, value_scale = (torch.tensor([scale], device=device) for scale in stored)
+    return LayerCache(keys, values, key_scale, value_scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,5 +220,7 @@ def _store_rows(
     elif KIND == 2:
         rounded = round_to_e4m3(x / tl.load(scale))
         tl.store(places, rounded.to(pool.dtype.element_ty), mask=inside)
+    elif KIND == 3:
+        tl.store(places, round_to_int8(x / tl.load(scale)), mask=inside)
     else:
         tl.store(places, x.to(pool.dtype.element_ty), mask=inside)

@@ -1,4 +1,6 @@
-"""Products of 16-bit inputs with 4- or 8-bit integers, which are unpacked in registers.
+"""Products with 4- or 8-bit integers, which are unpacked in registers.
+
+Inputs are floats, or rounded to int8 or e4m3 with a scale per row: 16 bits hold either exactly.
 
 4-bit layout: byte r of group g holds columns g * group + r (low nibble) and g * group + group / 2 +
 r (high), so that both halves of a group are whole tiles and no register is shuffled. Codes lie
@@ -12,8 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.kernels.triton.rounded import RoundedRows
 from runtime.kernels.triton.tuning import MatmulConfig, weight_only_config
 
+_NUMBERS = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
 ZERO_OF_SIGNED = 8
 """Signed 4-bit codes are stored with this added."""
 
@@ -70,18 +78,22 @@ def pack_integer(
 
 
 def weight_only_matmul(
-    x: Tensor,
+    x: Tensor | RoundedRows,
     weight: PackedInteger,
     bias: Tensor | None = None,
     config: MatmulConfig | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [rows, in] @ weight.T + bias, summed in float32; the result has x's dtype.
+    """x [rows, in] @ weight.T + bias, summed in float32, as `dtype`: x's own by default, which
+    rounded rows have none of.
 
     A group's integer products are summed before its scale multiplies, so that nothing is rounded
-    but the result, unless `config.scale_first`, which rounds code times scale to x's dtype.
+    but the result, unless `config.scale_first`, which rounds code times scale to `dtype`.
     """
-    rows = len(x)
-    out = torch.empty((rows, weight.out_features), dtype=x.dtype, device=x.device)
+    codes, row_scale = (x, None) if isinstance(x, Tensor) else (x.codes, x.scale)
+    dtype = dtype or codes.dtype
+    rows = len(codes)
+    out = torch.empty((rows, weight.out_features), dtype=dtype, device=codes.device)
     if rows == 0:
         return out
     config = config or weight_only_config(rows, weight.in_features, weight.out_features)
@@ -89,7 +101,7 @@ def weight_only_matmul(
     parts = out
     if splits > 1:
         parts = torch.empty(
-            (splits, rows, weight.out_features), dtype=torch.float32, device=x.device
+            (splits, rows, weight.out_features), dtype=torch.float32, device=codes.device
         )
     grid = (
         triton.cdiv(weight.out_features, config.columns),
@@ -97,7 +109,8 @@ def weight_only_matmul(
         splits,
     )
     _weight_only_kernel[grid](
-        x,
+        codes,
+        weight.scale if row_scale is None else row_scale,
         weight.codes,
         weight.scale,
         weight.scale if weight.zero_point is None else weight.zero_point,
@@ -107,12 +120,14 @@ def weight_only_matmul(
         weight.out_features,
         weight.in_features,
         len(weight.scale),
-        x.stride(0),
+        codes.stride(0),
         GROUP=weight.group_size,
         FOUR_BITS=weight.num_bits == 4,
         HAS_ZERO=weight.zero_point is not None,
         HAS_BIAS=bias is not None and splits == 1,
         SPLITS=splits,
+        ROUNDED=row_scale is not None,
+        NUMBER=_NUMBERS[dtype],
         SCALE_FIRST=config.scale_first,
         ROWS=config.rows,
         COLUMNS=config.columns,
@@ -126,10 +141,11 @@ def weight_only_matmul(
 
 @triton.jit
 def _weight_only_kernel(
-    x, codes, scale, zero_point, bias, out,
+    x, row_scale, codes, scale, zero_point, bias, out,
     num_rows, num_columns, in_features, num_groups, x_stride,
     GROUP: tl.constexpr, FOUR_BITS: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SPLITS: tl.constexpr, SCALE_FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SPLITS: tl.constexpr, ROUNDED: tl.constexpr, NUMBER: tl.constexpr, SCALE_FIRST: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -151,6 +167,9 @@ def _weight_only_kernel(
         a_high = tl.load(
             x_rows + k_high[None, :], mask=in_rows & (k_high < in_features)[None, :], other=0.0
         )
+        if ROUNDED:
+            a_low = a_low.to(tl.float32).to(NUMBER)
+            a_high = a_high.to(tl.float32).to(NUMBER)
         if FOUR_BITS:
             held = group * HALF + inside
             packed = tl.load(
@@ -176,14 +195,16 @@ def _weight_only_kernel(
             tl.float32
         )
         if SCALE_FIRST:
-            b_low = (low.to(tl.float32) * scales[None, :]).to(x.dtype.element_ty)
-            b_high = (high.to(tl.float32) * scales[None, :]).to(x.dtype.element_ty)
+            b_low = (low.to(tl.float32) * scales[None, :]).to(NUMBER)
+            b_high = (high.to(tl.float32) * scales[None, :]).to(NUMBER)
             acc = tl.dot(a_low, b_low, acc, input_precision="ieee")
             acc = tl.dot(a_high, b_high, acc, input_precision="ieee")
         else:
-            product = tl.dot(a_low, low.to(x.dtype.element_ty), input_precision="ieee")
-            product = tl.dot(a_high, high.to(x.dtype.element_ty), product, input_precision="ieee")
+            product = tl.dot(a_low, low.to(NUMBER), input_precision="ieee")
+            product = tl.dot(a_high, high.to(NUMBER), product, input_precision="ieee")
             acc += product * scales[None, :]
+    if ROUNDED:
+        acc = acc * tl.load(row_scale + rows, mask=rows < num_rows, other=0.0)[:, None]
     if HAS_BIAS:
         acc += tl.load(bias + columns, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     places = (split * num_rows + rows[:, None]).to(tl.int64) * num_columns + columns[None, :]

@@ -11,6 +11,7 @@ import pytest
 from compile.model import Model
 from compile.program import Linear, Logits
 from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.kv_cache import KvCacheScheme, KvScales
 from quant.format.scheme import (
     ActivationScheme,
     CodebookScheme,
@@ -121,8 +122,15 @@ def _weights(**options: Any) -> dict[str, Weight]:
 
 
 def _rounded_weights(numbers: str) -> dict[str, Weight]:
-    """Every linear of the layer in 8 bits on both sides."""
+    """Every linear of the layer in 8 bits on both sides; "w4afp8" has 4 bits on the weights'."""
     activation = ActivationScheme("int8" if numbers == "int8" else "e4m3")
+    if numbers == "w4afp8":
+        weights = _weights(kind="zero_point", group_size=32)
+        return {
+            name: replace(weight, scheme=replace(weight.scheme, activation=activation))
+            for name, weight in weights.items()
+            if "_proj" in name and isinstance(weight, QuantizedTensor)
+        }
     random = np.random.default_rng(11)
     found: dict[str, Weight] = {}
     for name, shape in tiny_shapes(tiny_config("llama", layers=1)).items():
@@ -140,7 +148,7 @@ def _rounded_weights(numbers: str) -> dict[str, Weight]:
     return found
 
 
-@pytest.mark.parametrize("numbers", ["int8", "e4m3"])
+@pytest.mark.parametrize("numbers", ["int8", "e4m3", "w4afp8"])
 def test_rounded_inputs_follow_the_oracle(numbers: str) -> None:
     """Rounding turns the last bits of an input into steps of it here and there: nearly all logits
     are as near as products allow, and those behind such a step are off by a few of them."""
@@ -207,7 +215,10 @@ def test_four_bits_stay_four_bits_on_the_device() -> None:
 @pytest.mark.parametrize(
     ("scheme", "words"),
     [
-        (IntScheme(4, True, PerGroup(32), ActivationScheme("int8")), "does not multiply"),
+        (
+            IntScheme(4, True, PerGroup(32), ActivationScheme("int8", PerGroup(32))),
+            "does not multiply",
+        ),
         (CodebookScheme("e4m3", PerGroup(32), activation=ActivationScheme("e4m3")), "per row"),
     ],
 )
@@ -233,3 +244,27 @@ def test_experts_are_refused_and_so_are_odd_pages() -> None:
 def test_without_a_gpu_the_backend_is_refused_in_one_sentence() -> None:
     with pytest.raises(InputError, match="no NVIDIA GPU"):
         CudaExecutor(tiny_model("llama"), num_pages=4)
+
+
+def test_a_checkpoint_says_what_its_cache_is_rounded_to() -> None:
+    """Stored scales are used, and a type that is asked for goes before them."""
+    model = tiny_model("llama", layers=1)
+
+    class Stored:
+        """The model's weights, with scales for its cache."""
+
+        kv_cache = KvCacheScheme("e4m3")
+
+        def kv_scales(self, layer: int) -> KvScales:
+            return KvScales(keys=0.03, values=0.02)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model.weights, name)
+
+    stored = replace(model, weights=Stored())  # type: ignore[arg-type]
+    floats, rounded = executor_of(model), executor_of(stored)
+    assert rounded.cache_bytes == floats.cache_bytes // 4 + 2 * 4
+    assert executor_of(stored, cache="float32").cache_bytes == floats.cache_bytes
+    batch = steps()[0]
+    expected, found = floats.step(batch), rounded.step(batch)
+    assert 0 < np.abs(found - expected).max() <= np.abs(expected).max() / 4

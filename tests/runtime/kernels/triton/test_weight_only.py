@@ -1,5 +1,8 @@
 """Products with packed integers against float64, over shapes, groups, zero points and splits."""
 
+from typing import Literal
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from tests.runtime.gpu import DEVICE, sum_bound
 
 # The device is chosen before kernels are defined.
+from runtime.kernels.triton.norm import round_rows  # isort: skip
 from runtime.kernels.triton.tuning import MatmulConfig, weight_only_config  # isort: skip
 from runtime.kernels.triton.weight_only import PackedInteger, pack_integer, weight_only_matmul  # isort: skip
 
@@ -79,6 +83,20 @@ def test_scales_that_multiply_first_round_the_weight_to_the_inputs_dtype() -> No
     magnitude = x.double().abs() @ exact.abs().T
     rounding = 2.0**-11 * wanted.abs()
     assert ((found.double() - wanted).abs() <= sum_bound(magnitude, 96) + rounding).all()
+
+
+@pytest.mark.parametrize("numbers", ["int8", "e4m3"])
+def test_rounded_rows_are_multiplied_as_the_numbers_that_they_stand_for(
+    numbers: Literal["int8", "e4m3"],
+) -> None:
+    packed, exact = make(8, 40, 100, 4, 32, True)
+    x = torch.randn(5, 100, generator=torch.Generator().manual_seed(9))
+    rounded = round_rows(x.to(DEVICE), numbers)
+    found = weight_only_matmul(rounded, packed, None, MatmulConfig(16, 32, 2), torch.float32)
+    value = rounded.codes.cpu().double() * rounded.scale.cpu().double()[:, None]
+    wanted = value @ exact.T
+    magnitude = value.abs() @ exact.abs().T
+    assert ((found.cpu().double() - wanted).abs() <= sum_bound(magnitude, 100)).all()
 
 
 def test_rows_of_a_wider_tensor_and_no_rows_at_all() -> None:
