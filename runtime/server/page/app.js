@@ -1,7 +1,7 @@
 // The page: model, sampling, conversation and figures put together.
 
 import { Chat } from "./chat.js";
-import { Live, short } from "./live.js";
+import { Live } from "./live.js";
 import { ask, key } from "./server.js";
 
 const IDEAS = [
@@ -89,7 +89,7 @@ function requestFields() {
 
 function showContext() {
   const most = models.get(find("model").value)?.max_model_len;
-  find("context").textContent = used && most ? `${short(used)} of ${short(most)} tokens` : "";
+  find("context").textContent = used && most ? `${used.toLocaleString("en")} of ${most.toLocaleString("en")} tokens` : "";
 }
 
 // Conversation

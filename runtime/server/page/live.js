@@ -86,8 +86,8 @@ export class Live {
 
   showCache(used, cached, total) {
     const share = (pages) => (total ? Math.min(100, (100 * pages) / total) : 0);
-    const kept = cached ? ` · ${Math.round(share(cached))} % kept` : "";
-    this.write("kv", total ? `${Math.round(share(used))} % in use${kept}` : "–");
+    const kept = cached ? ` · ${percent(share(cached))} kept` : "";
+    this.write("kv", total ? `${percent(share(used))} in use${kept}` : "–");
     this.find("kv-used").setAttribute("width", share(used ?? 0));
     this.find("kv-cached").setAttribute("width", share((used ?? 0) + cached));
   }
@@ -102,8 +102,12 @@ export function seconds(value) {
   return value < 1 ? `${Math.round(1000 * value)} ms` : `${value.toFixed(value < 10 ? 2 : 1)} s`;
 }
 
-export function short(value) {
+function short(value) {
   return value === undefined ? "–" : value.toLocaleString("en", { notation: "compact" });
+}
+
+function percent(value) {
+  return `${value > 0 && value < 9.95 ? value.toFixed(1) : Math.round(value)} %`;
 }
 
 // A line over an area, from the oldest value to the newest.
