@@ -48,5 +48,5 @@ class Timekeeper:
         if num_ahead == 0 and len(running) < self._max_running:
             return 0.0
         now = self.clock()
-        oldest = min((sequence.started_at for sequence in running), default=now)
+        oldest = min((sequence.started_at for sequence in running if sequence.started), default=now)
         return self._rate.expected_wait(num_ahead, len(running), now - oldest)

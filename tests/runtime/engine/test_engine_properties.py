@@ -1,6 +1,7 @@
 """Text does not depend on company, chunks, pool, preemption, aborts or failing steps."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,17 @@ PARAMS = st.sampled_from(
         SamplingParams(temperature=0, repetition_penalty=1.4, logprobs=2),
         SamplingParams(top_k=5, frequency_penalty=0.5, presence_penalty=0.5, seed=13),
     ]
+)
+
+
+MODES = st.fixed_dictionaries(
+    {
+        "prefix_cache": st.sampled_from([True, True, False]),
+        "reserve_answers": st.sampled_from([False, False, True]),
+        "queue_order": st.sampled_from(["arrival", "prefix"]),
+        "prompt_lookup": st.booleans(),
+        "max_extra_logit_rows": st.integers(1, 9),
+    }
 )
 
 
@@ -68,6 +80,7 @@ def alone(request: Request, page_size: int) -> list[int]:
     max_step_tokens=st.integers(1, 40),
     max_running=st.integers(1, 6),
     failing_steps=st.sets(st.integers(0, 40), max_size=4),
+    modes=MODES,
 )
 def test_text_is_the_same_as_alone(
     plan: list[Arrival],
@@ -76,13 +89,15 @@ def test_text_is_the_same_as_alone(
     max_step_tokens: int,
     max_running: int,
     failing_steps: set[int],
+    modes: dict[str, Any],
 ) -> None:
     longest = max(len(a.request.prompt_tokens) + a.request.max_tokens for a in plan)
     num_pages = 1 + -(-longest // page_size) + spare_pages
     executor = FakeExecutor(vocab_size=13, page_size=page_size, num_pages=num_pages)
     engine = Engine(
         executor,
-        EngineOptions(max_step_tokens=max_step_tokens, max_running=max_running),
+        EngineOptions(max_step_tokens=max_step_tokens, max_running=max_running, **modes),
+        clock=lambda: 0.0,
         check=True,
     )
     transcript = Transcript()
