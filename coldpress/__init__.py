@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coldpress.api import LLM, Completion, build, evaluate, quantize, verify
+    from coldpress.api import LLM, Completion, build, evaluate, pull, quantize, verify
 
-__all__ = ["LLM", "Completion", "build", "evaluate", "quantize", "verify"]
+__all__ = ["LLM", "Completion", "build", "evaluate", "pull", "quantize", "verify"]
 __version__ = "0.1.0"
 
 

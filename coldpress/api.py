@@ -13,7 +13,7 @@ from coldpress.loading import Activations, Machine
 from coldpress.texts import read_text
 from runtime.evaluation.protocol import ProtocolName
 
-__all__ = ["LLM", "Completion", "build", "evaluate", "quantize", "verify"]
+__all__ = ["LLM", "Completion", "build", "evaluate", "pull", "quantize", "verify"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -100,6 +100,25 @@ def evaluate(
         machine=Machine.of(backend, threads, activations, kv_cache_type),
         on_progress=on_progress,
     )
+
+
+def pull(
+    source: Path | str,
+    name: str | None = None,
+    *,
+    link: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Bring a model into the local store; returns the report of `coldpress pull --json`.
+
+    source: a directory or file, `hf:owner/name[@revision][:file.gguf]`, or
+    `oci://host/repository:tag`. name: what `LLM` and the commands know it by; its own by default.
+    link: share a local model's files instead of copying them.
+    """
+    from coldpress.store.pull import pull as bring
+    from coldpress.store.pull import report_of
+
+    return report_of(bring(str(source), name, link=link, on_progress=on_progress))
 
 
 def verify(

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from coldpress.loading import Activations, Machine, OnNote, open_service
+from coldpress.store.resolve import resolve
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import FinishReason, SamplingParams
 from runtime.generation import Generation, GenerationParams
@@ -28,7 +29,8 @@ class Completion:
 
 
 class LLM:
-    """Answers prompts with an artifact: a built directory, a checkpoint, or a bare GGUF file.
+    """Answers prompts with an artifact: a built directory, a checkpoint, a bare GGUF file, or a
+    model of the local store by its name.
 
         with coldpress.LLM("model.gguf") as model:
             print(model.chat([{"role": "user", "content": "Hello!"}]).text)
@@ -55,10 +57,12 @@ class LLM:
         prompt and answer together, in tokens; the model's own by default. `on_note` is told what of
         the artifact is not used as it is stored."""
         self._service, self._close = open_service(
-            Path(artifact),
+            resolve(artifact)[1] if isinstance(artifact, str) else artifact,
             Machine.of(backend, threads, activations, kv_cache_type),
             context=context,
-            options=EngineOptions(max_running=max_running, max_waiting=MAX_WAITING),
+            options=EngineOptions(
+                max_running=max_running, max_waiting=MAX_WAITING, prompt_lookup=True
+            ),
             on_note=on_note,
         )
 

@@ -21,6 +21,17 @@ T = TypeVar("T")
 PATH = click.Path(path_type=Path)
 """A path that the rooms check themselves, with better sentences than a bare 'does not exist'."""
 
+
+def artifact(text: str) -> Path:
+    """A path that exists, or the directory of the model of that name in the store."""
+    from coldpress.store.resolve import resolve
+
+    return resolve(text)[1]
+
+
+ARTIFACT = artifact
+"""The type of arguments that are models."""
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 

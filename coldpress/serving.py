@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from coldpress.loading import (
     DEFAULT_MACHINE,
-    PAGE_SIZE,
     Machine,
     OnNote,
     open_served,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.server.registry import Registry
     from runtime.server.registry_models import Loaded, ModelSettings
     from runtime.server.registry_names import Alias, Shadow
+    from runtime.worker.spec import ModelSpec
 
 _PUBLISHED = ("perplexity", "tokens", "kld", "top1", "ppl_ratio", "bits_per_weight", "protocol")
 """Figures of an artifact's evaluation that clients see; where its text lay is not among them."""
@@ -38,6 +38,20 @@ class ModelPlan:
     kv_cache_bytes: int | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
     on_demand: bool = False
+
+    @property
+    def spec(self) -> "ModelSpec":
+        """What a worker is told."""
+        from runtime.worker.spec import ModelSpec
+
+        return ModelSpec(
+            self.path,
+            self.name,
+            self.machine.plain,
+            self.context,
+            self.kv_cache_bytes,
+            self.engine,
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ def _settings(plan: ModelPlan, on_note: OnNote | None) -> "ModelSettings":
     return ModelSettings(
         plan.name,
         partial(load, plan, on_note),
-        needs={"weights": payload_bytes(plan.path), "KV cache": _cache_bytes(plan, model)},
+        needs=_needs(plan, model),
         card=_card(plan, model),
     )
 
@@ -105,25 +119,21 @@ def _settings(plan: ModelPlan, on_note: OnNote | None) -> "ModelSettings":
 def load(plan: ModelPlan, on_note: OnNote | None = None) -> "Loaded":
     """Load one model in a process of its own; raises what `open_served` raises."""
     from runtime.server.registry_models import Loaded
-    from runtime.worker.spec import ModelSpec
 
-    spec = ModelSpec(
-        plan.path, plan.name, plan.machine.plain, plan.context, plan.kv_cache_bytes, plan.engine
-    )
-    return Loaded(*open_served(spec, on_note))
+    return Loaded(*open_served(plan.spec, on_note))
 
 
-def _cache_bytes(plan: ModelPlan, model: "Model") -> int:
-    """What the pages take: as asked for, or one context, the least that is of use."""
-    from runtime.kv_cache import kv_bytes_per_page, resolve_kv_cache_type
-    from runtime.loading import resolve_backend
+def _needs(plan: ModelPlan, model: "Model") -> Mapping[str, int]:
+    """Bytes by what they are for. Where the size of the KV cache is left open it counts as one
+    context, the least that is of use; the worker takes more where there is more."""
+    from runtime.loading import DEFAULT_CONTEXTS
+    from runtime.worker.budget import plan_memory
 
-    if plan.kv_cache_bytes is not None:
-        return plan.kv_cache_bytes
-    backend = resolve_backend(model, plan.machine.backend)
-    number = resolve_kv_cache_type(plan.machine.kv_cache_type, backend, plan.machine.exact)
-    pages = -(-(plan.context or model.program.sizes.max_positions) // PAGE_SIZE)
-    return pages * kv_bytes_per_page(model.program, PAGE_SIZE, number)
+    budget = plan_memory(plan.spec, model, free=0)
+    if budget is None:
+        return {}
+    pool = budget.pool if plan.kv_cache_bytes else budget.pool // DEFAULT_CONTEXTS
+    return {"weights": budget.weights, "KV cache": pool}
 
 
 def _card(plan: ModelPlan, model: "Model") -> Mapping[str, Any]:

@@ -48,8 +48,9 @@ class _Model(BaseModel):
     context: int | None = Field(None, ge=2)
     kv_cache: str | int | None = None
     kv_cache_type: KvCacheChoice | None = None
-    backend: Literal["auto", "cpu", "torch", "onnx", "tensorrt"] | None = None
+    backend: str | None = None
     threads: int | None = Field(None, ge=1)
+    tensor_parallel: int | None = Field(None, ge=1)
     activations: Activations | None = None
 
 
@@ -117,12 +118,11 @@ def _model(
 
 
 def _machine(table: _Model, defaults: Machine) -> Machine:
-    return Machine(
-        table.backend or defaults.backend,
-        table.threads or defaults.threads,
-        defaults.exact if table.activations is None else table.activations == "float32",
-        table.kv_cache_type or defaults.kv_cache_type,
-    )
+    names = ("backend", "threads", "kv_cache_type", "tensor_parallel")
+    given = {name: value for name in names if (value := getattr(table, name)) is not None}
+    if table.activations is not None:
+        given["exact"] = table.activations == "float32"
+    return replace(defaults, **given)
 
 
 def _engine(

@@ -8,7 +8,7 @@ import click
 
 from coldpress.console import Console
 from coldpress.loading import Machine
-from coldpress.options import PATH, json_option, machine_options, pass_console
+from coldpress.options import ARTIFACT, json_option, machine_options, pass_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,7 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[i
 
 
 @click.command("bench")
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=ARTIFACT)
 @click.option(
     "--concurrency",
     metavar="N,N,...",

@@ -10,6 +10,7 @@ from coldpress.console import Console
 from coldpress.gates import parse_gates, record_verdicts, require_held
 from coldpress.junit import gate_cases, junit_file
 from coldpress.options import (
+    ARTIFACT,
     PATH,
     cache_options,
     gate_option,
@@ -28,7 +29,7 @@ SHOWN = 3
 
 
 @click.command("build")
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=ARTIFACT)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory to write.")
 @click.option(
     "--target",

@@ -11,6 +11,7 @@ from coldpress.gates import parse_gates, record_verdicts, require_baseline, requ
 from coldpress.junit import gate_cases, junit_file
 from coldpress.loading import Machine
 from coldpress.options import (
+    ARTIFACT,
     PATH,
     cache_options,
     gate_option,
@@ -29,9 +30,11 @@ _FOR_MACHINES = frozenset({"model", "text_sha256", "kld_histogram", "gates"})
 
 
 @click.command("eval")
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=ARTIFACT)
 @click.option("--text", type=PATH, required=True, help="UTF-8 text to predict.")
-@click.option("--baseline", type=PATH, help="Model to compare with: usually the float original.")
+@click.option(
+    "--baseline", type=ARTIFACT, help="Model to compare with: usually the float original."
+)
 @click.option(
     "--protocol",
     type=click.Choice(["paper", "llama.cpp"]),

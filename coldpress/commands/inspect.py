@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, json_option, pass_console
+from coldpress.options import ARTIFACT, json_option, pass_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 @click.command("inspect")
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=ARTIFACT)
 @json_option
 @pass_console
 def command(console: Console, artifact: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from coldpress.console import Console
-from coldpress.options import PATH, json_option, pass_console
+from coldpress.options import ARTIFACT, json_option, pass_console
 
 
 @click.command("plan")
-@click.argument("model", type=PATH)
+@click.argument("model", type=ARTIFACT)
 @click.option("--recipe", help="Name of a shipped recipe, or a YAML file: plan quantizing MODEL.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
 @click.option("--target", help="gguf[:TYPE] or onnx[:TYPE]: plan building from MODEL.")

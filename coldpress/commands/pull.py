@@ -28,7 +28,7 @@ def command(
     SOURCE is a directory or file, hf:owner/name[@revision][:file.gguf], or an OCI registry's
     oci://host/repository:tag. A pull that was interrupted goes on where it was.
     """
-    from coldpress.store.pull import pull
+    from coldpress.store.pull import pull, report_of
 
     with console.progress("pulling") as on_progress:
         entry = pull(
@@ -40,11 +40,5 @@ def command(
             on_progress=on_progress,
         )
     console.result(
-        {
-            "name": str(entry.name),
-            "source": entry.source,
-            "bytes": entry.bytes,
-            "files": [file.path for file in entry.files],
-        },
-        lambda: f"{entry.name}: {human_bytes(entry.bytes)} from {entry.source}",
+        report_of(entry), lambda: f"{entry.name}: {human_bytes(entry.bytes)} from {entry.source}"
     )

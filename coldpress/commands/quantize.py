@@ -11,6 +11,7 @@ from coldpress.environment import prepare_environment
 from coldpress.gates import parse_gates, record_verdicts, require_held
 from coldpress.junit import gate_cases, junit_file, module_cases
 from coldpress.options import (
+    ARTIFACT,
     PATH,
     cache_options,
     gate_option,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command("quantize")
-@click.argument("model", type=PATH)
+@click.argument("model", type=ARTIFACT)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory to write.")
 @click.option("--recipe", required=True, help="Name of a shipped recipe, or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")

@@ -9,7 +9,7 @@ import click
 
 from coldpress.console import Console
 from coldpress.loading import Machine
-from coldpress.options import PATH, json_option, machine_options, pass_console
+from coldpress.options import ARTIFACT, json_option, machine_options, pass_console
 
 if TYPE_CHECKING:
     from coldpress.llm import LLM
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=ARTIFACT)
 @click.argument("prompt", required=False)
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
 @click.option(

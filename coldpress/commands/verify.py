@@ -6,7 +6,7 @@ import click
 
 from coldpress.console import Console
 from coldpress.loading import Machine
-from coldpress.options import PATH, json_option, kv_cache_type_option, pass_console
+from coldpress.options import ARTIFACT, json_option, kv_cache_type_option, pass_console
 from quant.format.errors import CheckFailedError
 
 SHOWN = 3
@@ -14,8 +14,8 @@ SHOWN = 3
 
 
 @click.command("verify")
-@click.argument("artifact", type=PATH)
-@click.option("--against", type=PATH, help="Checkpoint that the artifact was built from.")
+@click.argument("artifact", type=ARTIFACT)
+@click.option("--against", type=ARTIFACT, help="Checkpoint that the artifact was built from.")
 @click.option("--logits/--no-logits", default=True, help="Compare logits too (needs --against).")
 @kv_cache_type_option
 @click.option("--record", is_flag=True, help="Keep the report, once passed, as parity.json in it.")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coldpress.store.download import RemoteFile, fetch_file
 from coldpress.store.files import check_paths, check_weights
@@ -62,6 +63,16 @@ def pull(
     from coldpress.store.take_in import take_in
 
     return take_in(store, Path(source), wanted, link=link, on_progress=on_progress)
+
+
+def report_of(entry: Entry) -> dict[str, Any]:
+    """The JSON of `coldpress pull`."""
+    return {
+        "name": str(entry.name),
+        "source": entry.source,
+        "bytes": entry.bytes,
+        "files": [file.path for file in entry.files],
+    }
 
 
 def _fetch(

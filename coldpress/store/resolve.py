@@ -9,8 +9,7 @@ from coldpress.store.names import find_name
 
 def resolve(text: str, store: Store | None = None) -> tuple[str, Path]:
     """The name that a model has in requests, and where it lies: a path that exists, else a model of
-    the store. A path that does not exist comes back as it is, since whoever opens it says so best,
-    unless it can be a name alone: then InputError tells how a model gets into the store."""
+    the store, else the path as it is, since whoever opens it says best what is missing."""
     path = Path(text)
     name = find_name(text)
     if path.exists() or name is None:
