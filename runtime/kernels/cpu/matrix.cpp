@@ -75,7 +75,7 @@ float read_number(Numbers numbers, std::size_t index) {
 Matrix::Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool)
     : rows_(rows), columns_(columns), codes_type_(Codes::number), number_(numbers.type) {
   strip_bytes_ = static_cast<std::size_t>(columns) * kStrip * width(number_);
-  codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
+  codes_ = Memory<std::uint8_t>(strips() * strip_bytes_, Streamed{});
   pool.run(strips(), [&](int strip, int) { pack_numbers(numbers.data, strip); });
 }
 
@@ -94,14 +94,14 @@ Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
   if (source.quads) quad_step_ = quad_step_of(group_starts_);
   const std::size_t padded = in_quads() ? round_up(columns, kRun) : columns;
   strip_bytes_ = (in_pairs(codes_type_) ? (padded + 1) / 2 : padded) * kStrip;
-  codes_ = Memory<std::uint8_t>(strips() * strip_bytes_);
+  codes_ = Memory<std::uint8_t>(strips() * strip_bytes_, Streamed{});
   const std::size_t groups = strips() * (group_starts_.size() - 1) * kStrip;
   const std::size_t numbers = groups >> nesting_;
-  scales_ = Memory<std::uint8_t>(numbers * width(scale_type_));
-  if (source.zero_point != nullptr) zero_points_ = Memory<std::int8_t>(groups);
-  if (unsigned_codes_) minimums_ = Memory<std::uint8_t>(numbers * width(minimum_type_));
-  if (source.sub_scale != nullptr) sub_scales_ = Memory<std::int8_t>(groups);
-  if (source.sub_minimum != nullptr) sub_minimums_ = Memory<std::int8_t>(groups);
+  scales_ = Memory<std::uint8_t>(numbers * width(scale_type_), Streamed{});
+  if (source.zero_point != nullptr) zero_points_ = Memory<std::int8_t>(groups, Streamed{});
+  if (unsigned_codes_) minimums_ = Memory<std::uint8_t>(numbers * width(minimum_type_), Streamed{});
+  if (source.sub_scale != nullptr) sub_scales_ = Memory<std::int8_t>(groups, Streamed{});
+  if (source.sub_minimum != nullptr) sub_minimums_ = Memory<std::int8_t>(groups, Streamed{});
   pool.run(strips(), [&](int strip, int) {
     in_quads() ? pack_quads(source, strip) : pack_codes(source, strip);
     pack_groups(source, strip);

@@ -9,13 +9,25 @@
 
 namespace coldpress {
 
+// For what is written once and then read from end to end, again and again: a part of a large block
+// in huge pages where the system has them, so that no time goes into finding small ones. A block is
+// given back when nothing in it is used any more. Any thread.
+std::shared_ptr<void> take_streamed(std::size_t bytes);
+
+struct Streamed {};
+
 template <class T>
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(std::size_t count) : count_(count), block_(std::calloc(count + kSlack, sizeof(T))) {
+  explicit Memory(std::size_t count)
+      : count_(count), block_(std::calloc(count + kSlack, sizeof(T)), std::free) {
     if (block_ == nullptr) throw std::bad_alloc();
   }
+  Memory(std::size_t count, Streamed)
+      : count_(count), block_(take_streamed((count + kSlack) * sizeof(T))) {}
+  Memory(Memory&&) = default;
+  Memory& operator=(Memory&&) = default;
 
   T* data() const {
     const auto at = reinterpret_cast<std::uintptr_t>(block_.get());
@@ -29,11 +41,8 @@ class Memory {
   static constexpr std::size_t kAlign = 64;
   // Room to align the start, and for a vector load that runs past the last element.
   static constexpr std::size_t kSlack = 2 * kAlign / sizeof(T);
-  struct Free {
-    void operator()(void* block) const { std::free(block); }
-  };
   std::size_t count_ = 0;
-  std::unique_ptr<void, Free> block_;
+  std::shared_ptr<void> block_;
 };
 
 }  // namespace coldpress
