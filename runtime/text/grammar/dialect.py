@@ -33,8 +33,26 @@ def grammar_of(constraint: Constraint) -> str:
         raise ConstraintError(shortened(str(error))) from error
 
 
+_IN_OUR_WORDS = {
+    "oneOf constraints are not supported": (
+        "the keyword 'oneOf' cannot be enforced unless its alternatives exclude each other"
+    ),
+    "min/maxProperties only supported": (
+        "the keywords 'minProperties' and 'maxProperties' cannot be enforced beside properties "
+        "that are not required"
+    ),
+    "patternProperty regexes": (
+        "the keyword 'patternProperties' cannot be enforced with patterns that overlap"
+    ),
+    "lookarounds not supported": "word boundaries, and ^ or $ within an expression, cannot be used",
+}
+
+
 def shortened(error: str) -> str:
-    """The first line that says something."""
+    """The first line that says something, in words that name the keyword."""
+    for beginning, words in _IN_OUR_WORDS.items():
+        if error.startswith(beginning):
+            return words
     lines = [line.strip() for line in error.splitlines()]
     text = next((line.removeprefix("error: ") for line in lines if line.startswith("error:")), "")
     text = text or next((line for line in lines if line), "it cannot be compiled")

@@ -33,6 +33,12 @@ _NEUTRAL: Mapping[str, Any] = {
     "$recursiveAnchor": False,
 }
 """Values with which a refused keyword changes nothing."""
+ANNOTATIONS = (
+    "$schema", "$id", "id", "$anchor", "$comment", "$vocabulary", "title", "description",
+    "default", "examples", "readOnly", "writeOnly", "deprecated", "contentMediaType",
+    "contentEncoding", "contentSchema",
+)  # fmt: skip
+"""Keywords that say nothing of which documents are valid."""
 
 _ONE = ("items", "additionalItems", "additionalProperties")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -43,8 +49,12 @@ MAX_SCHEMAS = 20_000
 def prepare(schema: Any) -> Any:
     """`schema` without what says nothing; it is changed in place. Raises Refused naming the first
     keyword that cannot be honoured, and its place."""
-    if not isinstance(schema, dict | bool):
-        raise Refused("a JSON schema is an object or a boolean")
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise Refused(
+            "no document satisfies it" if schema is False else "a schema is an object or a boolean"
+        )
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [("", schema)]
     while todo:

@@ -53,7 +53,7 @@ class Answer:
 
 
 @cache
-def grammars() -> GrammarCompiler:
+def tiny_grammars() -> GrammarCompiler:
     return GrammarCompiler(tiny_tokenizer(), RandomModel().vocab_size)
 
 
@@ -82,14 +82,18 @@ def request(
 
 
 def answers(
-    requests: Iterable[Request], model: RandomModel | None = None, **options: int
+    requests: Iterable[Request],
+    model: RandomModel | None = None,
+    *,
+    grammars: GrammarCompiler | None = None,
+    **options: int,
 ) -> dict[str, Answer]:
     """Every request run to its end in one engine; ending tokens are left out."""
     engine = Engine(
         model or RandomModel(),
         EngineOptions(**options),  # type: ignore[arg-type]
         check=True,
-        grammars=grammars(),
+        grammars=grammars or tiny_grammars(),
     )
     tokens: dict[str, list[int]] = {}
     ends: dict[str, TokenEvent] = {}
