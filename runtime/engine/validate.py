@@ -4,6 +4,9 @@ from math import isfinite
 
 from runtime.engine.request import Request, RequestError, SamplingParams
 
+_SMALLEST_FLOAT32 = 2.0**-126
+"""Of full precision: penalties divide float32."""
+
 
 def check_request(
     request: Request,
@@ -90,8 +93,8 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         ("frequency_penalty", isfinite(params.frequency_penalty), "a finite number"),
         (
             "repetition_penalty",
-            params.repetition_penalty > 0 and isfinite(params.repetition_penalty),
-            "above 0",
+            params.repetition_penalty >= _SMALLEST_FLOAT32 and isfinite(params.repetition_penalty),
+            f"at least {_SMALLEST_FLOAT32:g}",
         ),
         *(
             (

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from runtime.engine.request import Pooling, TokenEvent
 from runtime.server.answers import unless_left
 from runtime.server.bodies import read_fields, validated
 from runtime.server.errors import generation_failed
-from runtime.server.schemas import prompts_of
+from runtime.server.schemas import Prompts, prompts_of
 from runtime.server.state import state_of
 from runtime.service import GenerationService
 
@@ -30,7 +30,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 class EmbeddingBody(BaseModel):
-    """POST /v1/embeddings. `input` is checked by `prompts_of`.
+    """POST /v1/embeddings.
 
     pooling: which hidden rows of the last layer make the embedding. normalize: to length 1, which
     is done unless it is false.
@@ -39,7 +39,7 @@ class EmbeddingBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
     model: str | None = None
-    input: Any
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Pooling | None = None
     normalize: bool | None = None

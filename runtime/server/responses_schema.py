@@ -1,16 +1,35 @@
 """The body of POST /v1/responses, and its input as the messages of a chat."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError
 from runtime.server.constraints import ConstraintFields, constraint_of
-from runtime.server.schemas import GenerationBody
+from runtime.server.schemas import TEXT_CONTENT, GenerationBody
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+_INPUT = {
+    "oneOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["role", "content"],
+                "properties": {
+                    "role": {"type": "string"},
+                    "content": TEXT_CONTENT,
+                },
+            },
+        },
+    ]
+}
 
 
 class ReasoningOptions(BaseModel):
@@ -24,7 +43,7 @@ class ReasoningOptions(BaseModel):
 class ResponseBody(ConstraintFields, GenerationBody):
     """POST /v1/responses, without anything that is kept between requests."""
 
-    input: Any
+    input: Annotated[Any, WithJsonSchema(_INPUT)]
     """Checked by `messages_of_input`."""
     text: dict[str, Any] | None = None
     """Its `format` is what `response_format` is in a chat, with the schema one level up."""

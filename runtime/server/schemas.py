@@ -7,7 +7,7 @@ asks for a constraint or for output which would be missing is refused: see REFUS
 from collections.abc import Container
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from runtime.engine.request import RequestError
 from runtime.server.constraints import ConstraintFields
@@ -19,6 +19,49 @@ MAX_N = 16
 MAX_TOP_LOGPROBS = 20
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+_PROMPTS = {
+    "oneOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {
+            "type": "array",
+            "items": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 0},
+                "minItems": 1,
+            },
+            "minItems": 1,
+        },
+    ]
+}
+TEXT_CONTENT = {
+    "oneOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["type", "text"],
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            },
+        },
+    ]
+}
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {"role": {"type": "string"}, "content": TEXT_CONTENT},
+    },
+}
+Prompts = Annotated[Any, WithJsonSchema(_PROMPTS)]
+"""Checked by `prompts_of`, which stops at their length."""
+Messages = Annotated[list[Any], WithJsonSchema(_MESSAGES)]
+"""Checked by `messages_of`, which stops at the first entry that is wrong."""
 
 _NO_LIST: tuple[Any, ...] = (None, [])
 _NO_OBJECT: tuple[Any, ...] = (None, {})
@@ -126,8 +169,7 @@ class GenerationBody(BaseModel):
 class ChatBody(ToolFields, ConstraintFields, GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: list[Any] = Field(min_length=1)
-    """Checked by `messages_of`, which stops at the first entry that is wrong."""
+    messages: Messages = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -139,9 +181,9 @@ class ChatBody(ToolFields, ConstraintFields, GenerationBody):
 
 
 class CompletionBody(ConstraintFields, GenerationBody):
-    """POST /v1/completions. `prompt` is checked by `prompts_of`, which stops at its length."""
+    """POST /v1/completions."""
 
-    prompt: Any
+    prompt: Prompts
     max_tokens: int | None = Field(None, ge=0)
     """0 asks for the prompt alone, with `echo` or `prompt_logprobs`."""
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

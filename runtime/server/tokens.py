@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
 from runtime.server.bodies import read_fields, validated
-from runtime.server.schemas import checked_messages
+from runtime.server.schemas import Messages, checked_messages
 from runtime.server.state import state_of
 from runtime.service import GenerationService
 from runtime.text.template import ChatTemplate
@@ -28,7 +28,7 @@ class _Body(BaseModel):
 class TemplateBody(_Body):
     """POST /apply-template."""
 
-    messages: list[Any] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -40,7 +40,7 @@ class TokenizeBody(_Body):
 
     prompt: str | None = Field(None, max_length=_MAX_CHARACTERS)
     content: str | None = Field(None, max_length=_MAX_CHARACTERS)
-    messages: list[Any] | None = Field(None, min_length=1)
+    messages: Messages | None = Field(None, min_length=1)
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
