@@ -111,7 +111,9 @@ def open_service(
     from runtime.engine.thread import EngineThread
     from runtime.service import usable_positions
     from runtime.text.grammar.compiler import GrammarCompiler
+    from runtime.text.template import render_pool
 
+    render_pool().start()
     model, tokenizer = open_artifact(path, on_note)
     _check_context(model, context)
     options = options or EngineOptions(prompt_lookup=True)
@@ -139,10 +141,12 @@ class StartedModel:
     """
 
     def __init__(self, spec: "ModelSpec") -> None:
+        from runtime.text.template import render_pool
         from runtime.worker.engine_process import start_worker
 
         self.spec = spec
         self.engine = start_worker(spec)
+        render_pool().start()
 
     def service(self, on_note: OnNote | None = None) -> "GenerationService":
         """What answers; raises what opening the model raised, here or there. on_note: see
