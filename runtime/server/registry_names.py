@@ -50,7 +50,7 @@ def parse_alias(text: str) -> Alias:
     parts = rest.split(",")
     if not name or not equals or not all(parts):
         raise InputError(f"--alias '{text}' is not of the form NAME=MODEL or NAME=A:90,B:10")
-    if len(parts) == 1 and ":" not in rest:
+    if len(parts) == 1 and (":" not in rest or _number(rest.rpartition(":")[2]) is None):
         return Alias(name, ((rest, 1.0),))
     return Alias(name, tuple(_weighted(text, part) for part in parts))
 

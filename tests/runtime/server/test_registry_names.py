@@ -16,13 +16,15 @@ from tests.runtime.server.fake_models import FakeModel
 
 def test_what_an_alias_says() -> None:
     assert parse_alias("prod=a") == Alias("prod", (("a", 1.0),))
+    assert parse_alias("prod=3") == Alias("prod", (("3", 1.0),))
+    assert parse_alias("prod=org/a:q4") == Alias("prod", (("org/a:q4", 1.0),))
     assert parse_alias("prod=a:90,b:10") == Alias("prod", (("a", 90.0), ("b", 10.0)))
     assert parse_alias("prod=org/a:q4:90,b:.5") == Alias("prod", (("org/a:q4", 90.0), ("b", 0.5)))
     assert parse_shadow("a=b:0.1") == Shadow("a", "b", 0.1)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "prod", "prod=", "=a", "prod=a,b", "prod=a:0,b:1", "prod=a:x", "prod=a:-1,b:2",
+    "text", ["", "prod", "prod=", "=a", "prod=a,b", "prod=a:0,b:1", "prod=a:x,b:1", "prod=a:-1,b:2",
              "prod=a:nan,b:1", "prod=a:inf,b:1", "prod=a:1,,b:1", "prod=:1"],
 )  # fmt: skip
 def test_an_alias_that_says_nothing_is_refused(text: str) -> None:
