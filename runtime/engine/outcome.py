@@ -72,6 +72,19 @@ def _draw(sequence: SequenceState, row: Float32, best: int) -> Draw:
         return Draw(None, error=f"A token could not be chosen: {cause}")
 
 
+def _appended(sequence: SequenceState, draw: Draw) -> Draw:
+    """The draw, once its token is part of the answer; or the error that its grammar makes of it,
+    which is this request's alone."""
+    if draw.token_id is None:
+        return draw
+    try:
+        sequence.append(draw.token_id)
+    except Exception as cause:
+        _log.exception("a token could not be taken")
+        return Draw(None, error=f"A token could not be taken: {cause}")
+    return draw
+
+
 def _tell(outcome: Outcome, sequence: SequenceState, draw: Draw) -> None:
     """A draw becomes part of the answer, and an event; one more where it completed the text of a
     constraint, since the token of a "stop" is no part of the text."""
@@ -79,10 +92,9 @@ def _tell(outcome: Outcome, sequence: SequenceState, draw: Draw) -> None:
     scores: tuple[TokenLogprobs, ...] | None = None
     if request.sampling.prompt_logprobs is not None and sequence.num_answer_tokens == 0:
         scores = None if draw.error is not None else tuple(sequence.prompt_logprobs)
+    draw = _appended(sequence, draw)
     token_id, completed = draw.token_id, False
-    if token_id is not None:
-        sequence.append(token_id)
-        outcome.num_drawn += 1
+    outcome.num_drawn += token_id is not None
     if draw.error is not None:
         outcome.reason, outcome.corrupted = "error", draw.corrupted
     elif token_id in request.stop_token_ids or (completed := sequence.sampler.finished):

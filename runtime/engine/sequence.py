@@ -99,8 +99,8 @@ class SequenceState:
 
     def append(self, token_id: int) -> None:
         """One more answer token is known."""
-        self.tokens.append(token_id)
         self.sampler.note(token_id)
+        self.tokens.append(token_id)
 
     def advance(self, num_tokens: int) -> None:
         """So many more tokens are computed."""

@@ -21,7 +21,8 @@ _local = _Local()
 @contextmanager
 def turn() -> Iterator[None]:
     """What `once_per_turn` is asked for on this thread meanwhile is done at the end."""
-    _local.pending = pending = {}
+    pending: dict[Callback, None] = {}
+    _local.pending = pending
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from runtime.engine.engine import Engine, ExecutorFailed
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 from tests.runtime.engine.fake_executor import FakeExecutor, Transcript, mix, run_to_end
+from tests.runtime.engine.test_constraint import Slots
 from tests.runtime.engine.test_engine_properties import PARAMS
 
 GREEDY = SamplingParams(temperature=0)
@@ -182,6 +183,63 @@ def _fail(batch: StepBatch) -> None:
 
 def _pass(batch: StepBatch) -> None:
     pass
+
+
+class Falls:
+    """A grammar without rules that cannot take the fifth token."""
+
+    finished = False
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    def compute(self) -> None: ...
+
+    def permits(self, token_id: int) -> bool:
+        return True
+
+    def allowed(self) -> npt.NDArray[np.intp]:
+        return np.arange(23)
+
+    def forbidden(self) -> npt.NDArray[np.intp] | None:
+        return np.empty(0, np.intp)
+
+    def accept(self, token_id: int) -> None:
+        self._taken += 1
+        if self._taken == 5:
+            raise RuntimeError("the grammar fell over")
+
+
+@pytest.mark.parametrize("options", [EngineOptions(), LOOKUP])
+def test_a_grammar_that_falls_over_ends_its_request_alone(options: EngineOptions) -> None:
+    """A6."""
+    sound = Request("sound", (1, 2, 3, 4, 1, 2), 30, GREEDY)
+    expected = texts(Engine(Looping()), [sound]).tokens["sound"]
+    engine = Engine(Looping(), options, clock=no_time, check=True)
+    engine.add(replace(sound, request_id="held"), Falls())
+    transcript = texts(engine, [sound])
+    assert transcript.tokens == {"held": expected[:4], "sound": expected}
+    end = transcript.ends["held"]
+    assert end.finish_reason == "error" and "fell over" in (end.error or "")
+
+
+@pytest.mark.parametrize(
+    "params", [GREEDY, SamplingParams(seed=7), SamplingParams(seed=8, top_k=4)]
+)
+def test_a_grammar_holds_guesses_as_it_holds_draws(params: SamplingParams) -> None:
+    """Guesses know nothing of it; those that it forbids do not come true, and it moves with the
+    draws alone."""
+    slots: list[set[int]] = [{1, 2, 3, 4, 5}, {6, 7, mix(1) % 23}, set(range(0, 22, 2))] * 7
+    request = Request("a", (1, 2, 3, 1, 2), 40, params)
+    said = []
+    for options in (EngineOptions(), LOOKUP):
+        engine = Engine(Looping(), options, clock=no_time, check=True)
+        engine.add(request, Slots(slots))
+        transcript = run_to_end(engine)
+        said.append((transcript.tokens["a"], transcript.ends["a"].finish_reason))
+        assert all(t in slot for t, slot in zip(transcript.tokens["a"], slots, strict=True))
+    assert said[0] == said[1] and said[0][1] == "stop"
+    assert engine.stats.draft_tokens > 0
 
 
 class Counted:
