@@ -15,7 +15,8 @@ from quant.format.tensor import WeightSource
 from runtime.engine.batch import StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
-from runtime.executors.cuda.lowering import HIDDEN, Run, SumOverRanks, lower
+from runtime.executors.cuda.lowering import lower
+from runtime.executors.cuda.values import HIDDEN, Run, SumOverRanks
 from runtime.executors.cuda.weights import DeviceWeights, Placement
 from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
 

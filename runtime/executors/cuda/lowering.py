@@ -5,14 +5,11 @@ rotary embedding and the write to the cache are one kernel; norms and gates roun
 the linear behind them wants it rounded.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from compile.dataflow import inputs, readers, together
+from compile.dataflow import readers, together
 from compile.program import (
     Add,
     Attend,
@@ -32,51 +29,14 @@ from compile.program import (
     Value,
 )
 from quant.format.errors import UnsupportedModelError
-from runtime.executors.cuda.arrays import StepArrays
-from runtime.executors.cuda.forms import Numbers, Rows
+from runtime.executors.cuda.forms import Numbers
+from runtime.executors.cuda.rope import rope_table
+from runtime.executors.cuda.values import HIDDEN, Action, Heads, Lifetimes, Part, Run, SumOverRanks
 from runtime.executors.cuda.weights import DeviceWeights
 from runtime.kernels.triton.attention import attend
 from runtime.kernels.triton.cache import HeadNorm, LayerCache, RopeTable, rotate_and_store
 from runtime.kernels.triton.gated import gated, gated_rounded
 from runtime.kernels.triton.norm import rms_norm, rms_norm_rounded
-
-HIDDEN = "hidden"
-"""The value that logits are made of, kept for whoever asks for it."""
-
-
-@dataclass(eq=False)
-class Run:
-    """One step in progress: its arrays, and the values that are still to be read."""
-
-    arrays: StepArrays
-    values: dict[Value, Rows] = field(default_factory=dict)
-
-    def tensor(self, name: Value) -> Tensor:
-        value = self.values[name]
-        assert isinstance(value, Tensor)
-        return value
-
-
-Action = Callable[[Run], None]
-SumOverRanks = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Columns [start, start + size) of a wider value."""
-
-    parent: Value
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Queries or keys whose norm and rotation wait for the kernel that stores them."""
-
-    source: Value
-    norm: RmsNorm | None = None
-    rope: RopeSpec | None = None
 
 
 def lower(
@@ -111,13 +71,10 @@ class _Lowering:
         self.caches = caches
         self.actions: list[Action] = []
         self._readers = readers(program.ops)
+        self._life = Lifetimes(self._readers)
         self._widths: dict[Value, int] = {}
-        self._parts: dict[Value, Part] = {}
-        self._heads: dict[Value, Heads] = {}
         self._sums: dict[Value, Add] = {}
         self._ropes: dict[RopeSpec, RopeTable] = {}
-        self._left = {name: len(ops) for name, ops in self._readers.items()}
-        self._living_parts: dict[Value, int] = {}
 
     def add(self, ops: Sequence[Op]) -> None:
         op = ops[0]
@@ -131,8 +88,8 @@ class _Lowering:
             case Slice():
                 self._slice(op)
             case Rope():
-                heads = self._heads.get(op.x, Heads(op.x))
-                self._heads[op.out] = Heads(heads.source, heads.norm, op.rope)
+                heads = self._life.heads.get(op.x, Heads(op.x))
+                self._life.heads[op.out] = Heads(heads.source, heads.norm, op.rope)
             case Attend():
                 self._attend(op)
             case GatedAct():
@@ -165,13 +122,13 @@ class _Lowering:
         width = self._widths[op.x]
         self._widths[op.out] = width
         if op.size != width:
-            self._heads[op.out] = Heads(op.x, op)
+            self._life.heads[op.out] = Heads(op.x, op)
             return
         weight, eps = self.weights.vector(op.weight, op.offset), op.eps
         total = self._sums.pop(op.x, None)
         delta = op.x if total is None else total.b
         numbers = self._wanted_numbers(op.out)
-        done = self._done([op] if total is None else [op, total])
+        done = self._life.done([op] if total is None else [op, total])
 
         def norm(run: Run) -> None:
             residual = None if total is None else run.tensor(total.a)
@@ -204,12 +161,12 @@ class _Lowering:
         if len(ops) > 1:
             out = "+".join(op.out for op in ops)
             for op in ops:
-                self._part(op.out, Part(out, start, op.out_features))
+                self._life.part(op.out, Part(out, start, op.out_features))
                 start += op.out_features
         for op in ops:
             self._widths[op.out] = op.out_features
         self._widths[out] = sum(op.out_features for op in ops)
-        dtype, x, done = self.weights.placement.dtype, ops[0].x, self._done(ops)
+        dtype, x, done = self.weights.placement.dtype, ops[0].x, self._life.done(ops)
 
         def project(run: Run) -> None:
             product = form.multiply(run.values[x], dtype, bias)
@@ -224,26 +181,21 @@ class _Lowering:
 
     def _slice(self, op: Slice) -> None:
         self._widths[op.out] = op.size
-        self._part(op.out, Part(op.x, op.start, op.size))
+        self._life.part(op.out, Part(op.x, op.start, op.size))
 
         def cut(run: Run) -> None:
             run.values[op.out] = run.tensor(op.x)[:, op.start : op.start + op.size]
 
         self.actions.append(cut)
 
-    def _part(self, name: Value, part: Part) -> None:
-        """The whole lives as long as one of its parts."""
-        self._parts[name] = part
-        self._living_parts[part.parent] = self._living_parts.get(part.parent, 0) + 1
-
     def _attend(self, op: Attend) -> None:
-        q, k = (self._heads.get(name, Heads(name)) for name in (op.q, op.k))
+        q, k = (self._life.heads.get(name, Heads(name)) for name in (op.q, op.k))
         cache, v = self.caches[op.layer], op.v
         rope = None if q.rope is None else self._rope_table(q.rope)
         assert q.rope == k.rope, "queries and keys are rotated alike"
         norm = self._head_norm(q.norm, k.norm)
         self._widths[op.out] = op.heads * op.head_dim
-        done = self._done([op])
+        done = self._life.done([op])
 
         def attention(run: Run) -> None:
             arrays = run.arrays
@@ -272,7 +224,7 @@ class _Lowering:
         return HeadNorm(by_query, self.weights.vector(key.weight, key.offset), query.eps)
 
     def _gate(self, op: GatedAct) -> None:
-        gate, up = self._parts.get(op.gate), self._parts.get(op.up)
+        gate, up = self._life.parts.get(op.gate), self._life.parts.get(op.up)
         fused = (
             gate is not None
             and up is not None
@@ -283,7 +235,7 @@ class _Lowering:
         parent = gate.parent if fused and gate is not None else None
         numbers = self._wanted_numbers(op.out)
         self._widths[op.out] = self._widths[op.gate]
-        done = self._done([op])
+        done = self._life.done([op])
 
         def act(run: Run) -> None:
             if parent is not None:
@@ -302,11 +254,11 @@ class _Lowering:
         self._widths[op.out] = self._widths[op.a]
         first = self._readers[op.out][0]
         # The sum is written over op.a, which nothing may read any more.
-        alone = self._readers[op.a][-1] is op and op.a not in self._parts
+        alone = self._readers[op.a][-1] is op and op.a not in self._life.parts
         if isinstance(first, RmsNorm) and first.size == self._widths[op.a] and alone:
             self._sums[op.out] = op
             return
-        done = self._done([op])
+        done = self._life.done([op])
 
         def add(run: Run) -> None:
             run.values[op.out] = run.tensor(op.a) + run.tensor(op.b)
@@ -318,7 +270,7 @@ class _Lowering:
         sum_ranks = self._sum_ranks
         assert sum_ranks is not None, "a rank's program needs to know the others"
         self._widths[op.out] = self._widths[op.x]
-        done = self._done([op])
+        done = self._life.done([op])
 
         def total(run: Run) -> None:
             run.values[op.out] = sum_ranks(run.tensor(op.x))
@@ -328,7 +280,7 @@ class _Lowering:
 
     def _select(self, op: SelectRows) -> None:
         self._widths[op.out] = self._widths[op.x]
-        done = self._done([op])
+        done = self._life.done([op])
 
         def select(run: Run) -> None:
             run.values[op.out] = run.tensor(op.x)[run.arrays.logit_rows]
@@ -355,51 +307,8 @@ class _Lowering:
         wanted = {self.weights.rounds(op.weight) if isinstance(op, Linear) else None for op in ops}
         return wanted.pop() if len(wanted) == 1 else None
 
-    def _done(self, ops: Sequence[Op]) -> Action:
-        """Drops the values that these ops were the last to read, so that memory is used again."""
-        dead = []
-        for op in ops:
-            for name in inputs(op):
-                dead += self._read(name)
-
-        def drop(run: Run) -> None:
-            for name in dead:
-                run.values.pop(name, None)
-
-        return drop
-
-    def _read(self, name: Value) -> list[Value]:
-        heads = self._heads.get(name)
-        if heads is not None:
-            return self._read_source(heads.source)
-        return self._read_source(name)
-
-    def _read_source(self, name: Value) -> list[Value]:
-        self._left[name] -= 1
-        if self._left[name] > 0:
-            return []
-        part = self._parts.get(name)
-        if part is None:
-            return [name]
-        self._living_parts[part.parent] -= 1
-        return [name] if self._living_parts[part.parent] else [name, part.parent]
-
     def _rope_table(self, spec: RopeSpec) -> RopeTable:
         if spec not in self._ropes:
             count = self.program.sizes.max_positions
             self._ropes[spec] = rope_table(spec, count, self.weights.placement.device)
         return self._ropes[spec]
-
-
-def rope_table(spec: RopeSpec, positions: int, device: torch.device) -> RopeTable:
-    """cos and sin of every position, computed in float64."""
-    pairs = np.arange(spec.dimension // 2, dtype=np.float64)
-    frequencies = spec.theta ** (-2.0 * pairs / spec.dimension)
-    if spec.factors is not None:
-        frequencies = frequencies / np.array(spec.factors, np.float64)
-    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
-    cos, sin = (
-        torch.from_numpy((function(angles) * spec.attention_factor).astype(np.float32)).to(device)
-        for function in (np.cos, np.sin)
-    )
-    return RopeTable(cos, sin)
