@@ -42,15 +42,24 @@ def _quota(folder: Path) -> float | None:
 
 
 def _room(folder: Path) -> int | None:
-    """Limit less use, or None for no limit. Cached files count as used here, which is cautious."""
+    """Limit less use, or None for no limit. Files that are merely cached are not in use: a model
+    that has just been downloaded would not fit beside its own file otherwise."""
     for limit, use in (
         ("memory.max", "memory.current"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         text = _read(folder / limit)
         if text and text != "max":
-            return int(text) - int(_read(folder / use) or 0)
+            return int(text) - max(0, int(_read(folder / use) or 0) - _cached_bytes(folder))
     return None
+
+
+def _cached_bytes(folder: Path) -> int:
+    """Of files that the kernel drops when memory is short; what is dirty or shared it cannot."""
+    fields = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+    names = ("inactive_file", "total_inactive_file"), ("active_file", "total_active_file")
+    cached = sum(max(int(fields.get(name, 0)) for name in pair) for pair in names)
+    return max(0, cached - int(fields.get("file_dirty", fields.get("total_dirty", 0))))
 
 
 def _host_available_bytes() -> int | None:

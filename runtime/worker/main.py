@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from runtime.engine.batch import GivesHidden
 from runtime.engine.engine import Engine
@@ -28,17 +28,14 @@ from runtime.worker.messages import (
     command_of,
     frame_of,
 )
-from runtime.worker.opening import LazyGrammars, load_model
+from runtime.worker.opening import LazyGrammars, Opened, load_model
 from runtime.worker.spec import ModelSpec, WorkerFacts
-
-if TYPE_CHECKING:
-    from runtime.loading import LoadedExecutor
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-OpenExecutor = Callable[[ModelSpec], "LoadedExecutor"]
+OpenExecutor = Callable[[ModelSpec], Opened]
 
 
 def run(socket_fd: int, record_fd: int, open_executor: OpenExecutor | None = None) -> NoReturn:
@@ -76,16 +73,23 @@ class _Worker:
     def load(self, open_executor: OpenExecutor) -> bool:
         """Tell the front of the model, or why there is none; whether there is one."""
         try:
-            executor = open_executor(self._spec)
+            opened = open_executor(self._spec)
+            executor = opened.executor
             grammars = LazyGrammars(self._spec, executor.vocab_size)
             options = self._options()
-            engine = Engine(executor, options, grammars=grammars, on_step=self._before_step)
+            engine = Engine(
+                executor,
+                options,
+                grammars=grammars,
+                on_step=self._before_step,
+                draft_executor=opened.draft,
+            )
         except Exception as error:
             _log.debug("the model cannot be loaded", exc_info=True)
             self._send(described(error))
             return False
         self._thread = EngineThread(engine, after_turn=self._after_turn)
-        self._send(Loaded(_facts_of(executor)))
+        self._send(Loaded(_facts_of(opened)))
         return True
 
     def obey(self, commands: Iterator[ToWorker]) -> None:
@@ -141,7 +145,8 @@ def _commands(front: socket.socket) -> Iterator[ToWorker]:
         yield from map(command_of, frames.feed(data))
 
 
-def _facts_of(executor: "LoadedExecutor") -> WorkerFacts:
+def _facts_of(opened: Opened) -> WorkerFacts:
+    executor = opened.executor
     return WorkerFacts(
         pid=os.getpid(),
         vocab_size=executor.vocab_size,
@@ -151,4 +156,5 @@ def _facts_of(executor: "LoadedExecutor") -> WorkerFacts:
         gives_hidden=isinstance(executor, GivesHidden),
         weight_bytes=executor.weight_bytes,
         pool_bytes=getattr(executor, "cache_bytes", 0),
+        memory=opened.memory,
     )

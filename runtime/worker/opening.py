@@ -1,5 +1,6 @@
 """What a worker opens of a model: the executor at once, the text side only for grammars."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.engine.constraint import Constraint, Grammars, Matcher
@@ -9,18 +10,36 @@ if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
 
 
-def load_model(spec: ModelSpec) -> "LoadedExecutor":
-    """What runs the model; raises what `open_model` and `load_executor` do."""
-    from compile.open_model import open_model
-    from runtime.loading import load_executor
+@dataclass(frozen=True)
+class Opened:
+    """A model that is loaded. memory: the arithmetic of what it takes, one line. draft: what
+    guesses for it."""
 
+    executor: "LoadedExecutor"
+    memory: str = ""
+    draft: "LoadedExecutor | None" = None
+
+
+def load_model(spec: ModelSpec) -> Opened:
+    """What runs the model; raises what `open_model` and `load_executor` do, and InputError with
+    the arithmetic where memory does not suffice."""
+    from compile.open_model import open_model
+    from runtime.draft_loading import load_draft
+    from runtime.loading import load_executor
+    from runtime.machine import available_memory_bytes
+    from runtime.worker.budget import plan_memory
+
+    model = open_model(spec.path)
+    budget = plan_memory(spec, model, available_memory_bytes())
     machine: dict[str, Any] = dict(spec.machine)
-    return load_executor(
-        open_model(spec.path),
-        kv_cache_bytes=spec.kv_cache_bytes,
+    executor = load_executor(
+        model,
+        kv_cache_bytes=spec.kv_cache_bytes if budget is None else budget.pool,
         max_step_tokens=spec.engine.max_step_tokens,
         **machine,
     )
+    draft = load_draft(spec.engine, executor, machine.get("threads"))
+    return Opened(executor, "" if budget is None else budget.sentence(), draft)
 
 
 class LazyGrammars:

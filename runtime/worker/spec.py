@@ -30,7 +30,7 @@ class WorkerFacts:
 
     num_pages: the reserved page 0 included. gives_hidden: whether it can make embeddings.
     weight_bytes: of all matrices as they are held. pool_bytes: of the page pool
-    once all of it is used; 0 if the executor does not tell.
+    once all of it is used; 0 if the executor does not tell. memory: the arithmetic, one line.
     """
 
     pid: int
@@ -41,6 +41,7 @@ class WorkerFacts:
     gives_hidden: bool = False
     weight_bytes: int = 0
     pool_bytes: int = 0
+    memory: str = ""
 
     @property
     def pool_tokens(self) -> int:

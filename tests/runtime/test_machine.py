@@ -62,3 +62,14 @@ def test_a_path_outside_our_namespace_is_no_trap(machine: Path) -> None:
 def test_a_limit_that_is_used_up_leaves_nothing(machine: Path) -> None:
     write(machine / "cgroup", memory__max="100", memory__current="300")
     assert available_memory_bytes() == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "total_"])
+def test_cached_files_are_not_in_use(machine: Path, prefix: str) -> None:
+    """A12: a container that has just downloaded its model."""
+    stat = f"{prefix}inactive_file 300\n{prefix}active_file 200\nanon 80"
+    write(machine / "cgroup", memory__max="1000", memory__current="600", memory__stat=stat)
+    assert available_memory_bytes() == 900
+    dirty = "file_dirty" if not prefix else "total_dirty"
+    write(machine / "cgroup", memory__stat=f"{stat}\n{dirty} 100")
+    assert available_memory_bytes() == 800

@@ -3,6 +3,7 @@
 What a prompt holds, or the name of the model, decides what becomes of the process.
 """
 
+import mmap
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from quant.format.errors import FileFormatError
 from runtime.engine.batch import StepBatch
 from runtime.worker.main import run
+from runtime.worker.opening import Opened
 from runtime.worker.spec import ModelSpec
 from tests.runtime.engine.fake_executor import FakeExecutor
 
@@ -38,7 +40,16 @@ def act(slow: bool, batch: StepBatch) -> None:
         time.sleep(0.02)
 
 
-def open_fake(spec: ModelSpec) -> FaultyExecutor:
+def read_while_it_shrinks(path: Path) -> None:
+    """What becomes of a mapped file that somebody cuts short."""
+    path.write_bytes(bytes(8 * mmap.PAGESIZE))
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    os.truncate(path, mmap.PAGESIZE)
+    print(data[4 * mmap.PAGESIZE])
+
+
+def open_fake(spec: ModelSpec) -> Opened:
     """The model's name says how loading ends; a file at its path, that there is no second time."""
     if spec.name == "broken":
         raise FileFormatError(spec.path, "is broken")
@@ -49,7 +60,7 @@ def open_fake(spec: ModelSpec) -> FaultyExecutor:
     if spec.name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if spec.name == "bus":
-        os.kill(os.getpid(), signal.SIGBUS)
+        read_while_it_shrinks(spec.path)
     if spec.name == "once":
         if spec.path.exists():
             raise FileFormatError(spec.path, "is there already")
@@ -58,7 +69,7 @@ def open_fake(spec: ModelSpec) -> FaultyExecutor:
     if spec.name == "http":
         executor = FaultyExecutor(num_pages=1024, vocab_size=384, max_positions=500)
     executor.before_step = partial(act, spec.name in ("slow", "http"))
-    return executor
+    return Opened(executor)
 
 
 def command() -> tuple[str, ...]:

@@ -156,15 +156,18 @@ def test_a_listener_that_raises_loses_only_its_own(engine: EngineProcess) -> Non
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("broken", FileFormatError, "nowhere: is broken"),
+        ("broken", FileFormatError, "model: is broken"),
         ("missing", FileNotFoundError, "No such file"),
         ("bug", WorkerDied, "ZeroDivisionError: division by zero"),
         ("killed", WorkerDied, "SIGKILL.*memory"),
-        ("bus", FileFormatError, "nowhere: was cut short"),
+        ("bus", FileFormatError, "model: was cut short"),
     ],
 )
-def test_what_loading_raises_is_raised_here(name: str, kind: type[Exception], words: str) -> None:
-    engine = EngineProcess(spec(name), command=command())
+def test_what_loading_raises_is_raised_here(
+    name: str, kind: type[Exception], words: str, tmp_path: Path
+) -> None:
+    """A13 among others: a file that shrinks while it is mapped."""
+    engine = EngineProcess(spec(name, tmp_path / "model"), command=command())
     with pytest.raises(kind, match=words) as failure:
         engine.wait_ready(WAIT)
     assert isinstance(failure.value, ColdpressError | OSError)

@@ -1,0 +1,93 @@
+"""How much memory a model's pages may take, decided before its weights are read."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from quant.format.errors import InputError
+from quant.format.scheme import FloatScheme
+from runtime.kv_cache import kv_bytes_per_page, resolve_kv_cache_type
+from runtime.loading import DEFAULT_CONTEXTS, DEFAULT_SHARE, resolve_backend
+from runtime.worker.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from compile.model import Model
+
+PAGE_SIZE = 32
+HEADROOM_BYTES = 256 << 20
+"""For the interpreter, the buffers of a step and what requests take."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes. `free` is what could be taken before anything was loaded, 0 where nobody knows."""
+
+    weights: int
+    pool: int
+    pool_tokens: int
+    headroom: int
+    free: int
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.pool + self.headroom
+
+    def sentence(self) -> str:
+        parts = (
+            f"weights {_mb(self.weights)} + KV cache {_mb(self.pool)} ({self.pool_tokens:,} "
+            f"tokens) + headroom {_mb(self.headroom)} = {_mb(self.needed)}"
+        )
+        return f"{parts} of {_mb(self.free)} free" if self.free else parts
+
+
+def plan_memory(spec: ModelSpec, model: "Model", free: int) -> Budget | None:
+    """What the model will take of `free` bytes: the pool as asked for; by default sixteen
+    contexts, a quarter of what is free or what the weights leave, whichever is least.
+
+    None for backends whose weights and pages lie in a GPU's memory. Raises InputError with the
+    arithmetic where it cannot fit, or not even one context fits.
+    """
+    backend = resolve_backend(model, str(spec.machine.get("backend", "auto")))
+    if backend not in ("cpu", "torch", "onnx"):
+        return None
+    page_bytes = _page_bytes(spec, model, backend)
+    context = spec.context or model.program.sizes.max_positions
+    least = _pages(context)
+    weights = sum(held_bytes(model, name) for name in model.weights.names())
+    if spec.kv_cache_bytes is not None:
+        pages = spec.kv_cache_bytes // page_bytes
+    else:
+        pages = _pages(DEFAULT_CONTEXTS * model.program.sizes.max_positions)
+        if free:
+            rest = max(0, free - weights - HEADROOM_BYTES)
+            pages = max(least, min(pages, min(free // DEFAULT_SHARE, rest) // page_bytes))
+    tokens = max(0, pages - 1) * PAGE_SIZE
+    budget = Budget(weights, pages * page_bytes, tokens, HEADROOM_BYTES, free)
+    if free and budget.needed > free:
+        raise InputError(
+            f"{spec.path}: does not fit into memory: {budget.sentence()}; lower --kv-cache or "
+            "--context, or give it more memory"
+        )
+    return budget
+
+
+def held_bytes(model: "Model", name: str) -> int:
+    """Bytes of one tensor as executors hold it: about as its scheme stores it, and an eighth more
+    for scales."""
+    bits = prod(model.weights.shape(name)) * model.weights.scheme(name).num_bits
+    return bits // 8 if isinstance(model.weights.scheme(name), FloatScheme) else bits * 9 // 64
+
+
+def _page_bytes(spec: ModelSpec, model: "Model", backend: str) -> int:
+    exact = bool(spec.machine.get("exact", False))
+    number = resolve_kv_cache_type(str(spec.machine.get("kv_cache_type", "auto")), backend, exact)
+    return kv_bytes_per_page(model.program, PAGE_SIZE, number if backend == "cpu" else "float32")
+
+
+def _pages(tokens: int) -> int:
+    """Those that hold so many tokens, and the reserved one."""
+    return -(-tokens // PAGE_SIZE) + 1
+
+
+def _mb(size: int) -> str:
+    return f"{size / 10**6:,.0f} MB"
