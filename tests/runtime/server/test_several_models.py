@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -245,3 +246,59 @@ def test_shadows_are_asked_the_same_and_nobody_waits_for_them() -> None:
         assert ask(http, "a", n=1000).status_code == 400, "what is refused is not copied"
         assert ask(http, "b").status_code == 200, "what names the shadow is not copied"
         assert float(count("answered")) == before and count("failed") == "0"
+
+
+def test_models_come_and_go_under_load_and_every_answer_is_whole() -> None:
+    texts = {"a": "aaa", "b": "bbb"}
+    registry = Registry([scripted(name, text) for name, text in texts.items()], idle_seconds=0.05)
+    statuses: Counter[int] = Counter()
+
+    def keep_asking(number: int) -> None:
+        with httpx.Client(base_url=http.base_url, timeout=20) as own:
+            for turn in range(12):
+                name = "ab"[(number + turn) % 2]
+                stream = turn % 3 == 0
+                answer = ask(own, name, stream=stream)
+                statuses[answer.status_code] += 1
+                if answer.status_code != 200:
+                    assert answer.json()["error"]["code"] == "model_not_loaded"
+                elif stream:
+                    assert answer.text.count('"text":"' + name) == 3
+                    assert '"error"' not in answer.text and answer.text.endswith("[DONE]\n\n")
+                else:
+                    choice = answer.json()["choices"][0]
+                    assert (choice["text"], choice["finish_reason"]) == (texts[name], "length")
+
+    def operate() -> None:
+        with httpx.Client(base_url=http.base_url, timeout=20) as own:
+            while not asked.is_set():
+                unload = {"drain_seconds": 0.02}
+                gone = own.post("/v1/admin/models/a/unload", json=unload).status_code
+                back = own.post("/v1/admin/models/a/load").status_code
+                operations[gone, back] += 1
+
+    operations: Counter[tuple[int, int]] = Counter()
+    asked = threading.Event()
+    with serving(registry) as http, ThreadPoolExecutor(4) as pool:
+        operating = pool.submit(operate)
+        asking = [pool.submit(keep_asking, number) for number in range(3)]
+        try:
+            for one in asking:
+                one.result(60)
+        finally:
+            asked.set()
+        operating.result(20)
+        assert set(statuses) <= {200, 503} and statuses[200] >= 18  # those to b at the least
+        assert {status for pair in operations for status in pair} <= {200, 409}
+        assert operations[200, 200] > 0
+        eventually(lambda: all(model.in_use == 0 for model in registry.models.values()))
+
+
+def test_a_client_that_leaves_its_stream_gives_its_model_back() -> None:
+    registry = Registry([scripted("a", "aaaa", hold=partial(time.sleep, 0.01))])
+    with serving(registry) as http:
+        body = {"model": "a", "prompt": [5], "max_tokens": 200, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            next(answer.iter_raw())
+            assert registry.models["a"].in_use == 1
+        eventually(lambda: registry.models["a"].in_use == 0)
