@@ -97,7 +97,7 @@ def test_an_end_is_told_even_if_the_step_after_it_fails() -> None:
 
 def test_ended_requests_do_not_pile_up() -> None:
     timed = Timed()
-    for index in range(2000):
+    for index in range(600):
         timed.engine.add(asking(str(index), 1, deadline_seconds=1e6 + index))
         timed.engine.step()
     timed.now = 1e6

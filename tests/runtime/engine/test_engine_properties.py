@@ -72,7 +72,7 @@ def alone(request: Request, page_size: int) -> list[int]:
     return tokens
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     plan=arrivals(),
     page_size=st.integers(1, 5),

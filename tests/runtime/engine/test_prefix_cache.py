@@ -94,7 +94,7 @@ def streams(draw: st.DrawFn) -> list[Request]:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(requests=streams(), spare_pages=st.integers(0, 12), step_tokens=st.sampled_from([3, 50]))
 def test_against_a_list_of_prefixes(
     requests: list[Request], spare_pages: int, step_tokens: int

@@ -60,7 +60,7 @@ def assert_probabilities(event: TokenEvent, request: Request, vocab_size: int) -
         assert [token for token, _ in told.top] == best[:wanted]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     max_tokens=st.integers(0, 9),

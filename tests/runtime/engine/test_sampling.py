@@ -1,5 +1,6 @@
 """What a request's sampler remembers, edits and refuses."""
 
+from dataclasses import replace
 from math import log, sqrt
 
 import numpy as np
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engine.candidates import Float32
-from runtime.engine.request import Request, SamplingParams
+from runtime.engine.request import Request, RequestError, SamplingParams
 from runtime.engine.sampling import Draw, RowSampler
+from runtime.engine.validate import check_sampling
 
 VOCAB = 8
 VALUES = st.lists(st.floats(-9, 9, width=16), min_size=VOCAB, max_size=VOCAB)
@@ -169,3 +171,50 @@ def test_frequencies_over_seeds(params: dict[str, float]) -> None:
         drawn[choice.token_id] += 1
     assert np.abs(drawn / number - expected).max() < sqrt(log(2 / 1e-9) / (2 * number))
     assert not drawn[kept:].any()
+
+
+@given(
+    rows=st.lists(VALUES, min_size=1, max_size=8),
+    allowed=st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=3),
+    words=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3), max_size=2),
+)
+def test_words_and_tokens_that_may_not_be_chosen_are_not(
+    rows: list[list[float]], allowed: set[int] | None, words: list[list[int]]
+) -> None:
+    """Greedy, against trying every token from the best down."""
+    params = SamplingParams(
+        temperature=0,
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+        bad_words=tuple(map(tuple, words)),
+    )
+    sampler = sampler_for(params)
+    answer: list[int] = []
+    for values in rows:
+        row = np.array(values, np.float32)
+        best = next(
+            (
+                token
+                for token in sorted(range(VOCAB), key=lambda token: (-row[token], token))
+                if (allowed is None or token in allowed)
+                and not any([*answer, token][-len(word) :] == word for word in words)
+            ),
+            None,
+        )
+        found = draw(sampler, row, len(answer))
+        assert found.token_id == best
+        if best is None:
+            break
+        sampler.note(best)
+        answer.append(best)
+
+
+def test_words_and_tokens_are_checked() -> None:
+    for name, value in (
+        ("allowed_token_ids", ()),
+        ("allowed_token_ids", (VOCAB,)),
+        ("bad_words", ((1, -1),)),
+        ("bad_words", ((),)),
+    ):
+        with pytest.raises(RequestError) as refused:
+            check_sampling(replace(SamplingParams(), **{name: value}), VOCAB)  # type: ignore[arg-type]
+        assert refused.value.param == name

@@ -115,7 +115,7 @@ def asked(draw: st.DrawFn) -> list[Request]:
 DRAFTS: list[Callable[..., FakeExecutor] | None] = [None, FakeExecutor, Looping, Contrary, Refusing]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     requests=asked(),
     target=st.sampled_from([FakeExecutor, Looping]),
