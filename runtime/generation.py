@@ -29,6 +29,7 @@ class GenerationParams:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    bad_words: tuple[str, ...] = ()
     include_stop: bool = False
     min_tokens: int = 0
     ignore_eos: bool = False

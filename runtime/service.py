@@ -80,6 +80,12 @@ class GenerationService:
         tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return tokens if keep_last is None else tokens[-keep_last:]
 
+    def _tokens_of_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """How each word is written, at the beginning of a text and after a space."""
+        texts = [text for word in words for text in (word.lstrip(), f" {word.lstrip()}")]
+        found = (self.tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        return tuple(dict.fromkeys(tuple(tokens) for tokens in found if tokens))
+
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -121,6 +127,9 @@ class GenerationService:
                 "max_tokens",
                 "context_length_exceeded",
             )
+        sampling = params.sampling
+        if params.bad_words:
+            sampling = replace(sampling, bad_words=self._tokens_of_words(params.bad_words))
         endings = self.tokenizer.ending_ids
         if params.ignore_eos and params.constraint is None:
             endings = frozenset()
@@ -128,7 +137,7 @@ class GenerationService:
             request_id=uuid4().hex,
             prompt_tokens=tuple(prompt_tokens),
             max_tokens=room if params.max_tokens is None else params.max_tokens,
-            sampling=params.sampling,
+            sampling=sampling,
             stop_token_ids=endings | params.stop_token_ids,
             min_tokens=params.min_tokens,
             priority=params.priority,

@@ -43,6 +43,9 @@ class SamplingParams:
     `presence` and `frequency` the answer only. `logprobs` asks for that many alternatives (0 asks
     for the chosen token's alone); they are of the raw logits, before penalties and temperature.
     `prompt_logprobs` asks the same of every token of the prompt but the first.
+
+    allowed_token_ids: no other token is chosen; None allows all. bad_words: sequences of tokens
+    that the answer does not hold; the last token of one is not chosen after all its others.
     """
 
     temperature: float = 1.0
@@ -56,6 +59,8 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Choosing the next token of each row; what a request keeps between its draws."""
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +53,19 @@ class RowSampler:
         self._min_tokens = request.min_tokens
         self._ending_ids = [i for i in request.stop_token_ids if 0 <= i < vocab_size]
         self._matcher = matcher
+        self._forbidden: npt.NDArray[np.bool_] | None = None
+        if params.allowed_token_ids is not None:
+            self._forbidden = np.ones(vocab_size, np.bool_)
+            self._forbidden[list(params.allowed_token_ids)] = False
+        self._answer_end: deque[int] = deque(
+            maxlen=max((len(word) - 1 for word in params.bad_words), default=0)
+        )
         self._always_edits = (
-            self._seen is not None or self._answer_counts is not None or self._bias_ids.size > 0
+            self._seen is not None
+            or self._answer_counts is not None
+            or self._forbidden is not None
+            or self._bias_ids.size > 0
+            or bool(params.bad_words)
         )
 
     @property
@@ -67,6 +79,7 @@ class RowSampler:
             self._seen[token_id] = True
         if self._answer_counts is not None:
             self._answer_counts[token_id] += 1
+        self._answer_end.append(token_id)
         if self._matcher is not None:
             self._matcher.accept(token_id)
 
@@ -99,7 +112,7 @@ class RowSampler:
         return Draw(token_id, log_probabilities(row, token_id, self._params.logprobs))
 
     def _edit(self, row: Float32, without_ending: bool) -> Float32:
-        """Penalties, then bias, then the ban on ending, on a copy."""
+        """Penalties, then bias, then what may not be chosen, on a copy."""
         params = self._params
         edited = row.copy()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -113,7 +126,20 @@ class RowSampler:
             edited[self._bias_ids] += self._bias
         if without_ending and self._matcher is None:
             edited[self._ending_ids] = -np.inf
+        if self._forbidden is not None:
+            edited[self._forbidden] = -np.inf
+        if params.bad_words:
+            edited[self._word_ends()] = -np.inf
         return edited
+
+    def _word_ends(self) -> list[int]:
+        """Tokens that would complete a bad word."""
+        end = tuple(self._answer_end)
+        return [
+            word[-1]
+            for word in self._params.bad_words
+            if len(word) == 1 or end[1 - len(word) :] == word[:-1]
+        ]
 
     def _held(
         self, matcher: Matcher, logits: Float32, without_ending: bool

@@ -111,6 +111,7 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
     for name, holds, wanted in rules:
         if not holds:
             raise RequestError(f"{name} must be {wanted}, not {getattr(params, name)}", name)
+    _check_words(params, vocab_size)
     for token_id, bias in params.logit_bias.items():
         if not 0 <= token_id < vocab_size:
             raise RequestError(
@@ -119,6 +120,20 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
             )
         if not isfinite(bias):
             raise RequestError(f"logit_bias of token {token_id} is not finite", "logit_bias")
+
+
+def _check_words(params: SamplingParams, vocab_size: int) -> None:
+    allowed, words = params.allowed_token_ids, params.bad_words
+    if allowed is not None and not allowed:
+        raise RequestError("allowed_token_ids allows no token", "allowed_token_ids")
+    for name, ids in (("allowed_token_ids", [allowed or ()]), ("bad_words", words)):
+        for found in ids:
+            if not all(0 <= token_id < vocab_size for token_id in found):
+                raise RequestError(
+                    f"{name} names a token outside the vocabulary of {vocab_size} tokens", name
+                )
+    if not all(words):
+        raise RequestError("bad_words holds a word without a token", "bad_words")
 
 
 def queue_full(num_waiting: int, max_waiting: int, wait_seconds: float = 0.0) -> RequestError:

@@ -16,6 +16,7 @@ from runtime.server.tool_calls import ToolFields
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 MAX_N = 16
+MAX_BAD_WORDS = 128
 MAX_TOP_LOGPROBS = 20
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -146,6 +147,8 @@ class GenerationBody(BaseModel):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     logit_bias: dict[str, Any] | None = None
     """Checked by `bias_of`, which stops at the first entry that is wrong."""
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
+    allowed_token_ids: list[int] | None = Field(None, min_length=1, max_length=2**18)
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     """Only so many of the prompt's last tokens are used; -1 for what the context leaves."""
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

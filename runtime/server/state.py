@@ -78,6 +78,7 @@ def generation_params(
         sampling=sampling,
         stop=tuple(stop),
         stop_token_ids=frozenset(body.stop_token_ids or ()),
+        bad_words=tuple(body.bad_words or ()),
         include_stop=bool(body.include_stop_str_in_output),
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
@@ -113,7 +114,13 @@ def _sampling(
     chosen = {**defaults, **asked}
     # vLLM's clients write -1 for "all tokens".
     chosen["top_k"] = max(0, chosen.get("top_k", 0))
-    return SamplingParams(**chosen, logit_bias=bias_of(body.logit_bias), logprobs=logprobs)
+    allowed = body.allowed_token_ids
+    return SamplingParams(
+        **chosen,
+        logit_bias=bias_of(body.logit_bias),
+        logprobs=logprobs,
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+    )
 
 
 def kept_tokens(

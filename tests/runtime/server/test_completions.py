@@ -126,3 +126,17 @@ def test_timings_are_given_where_asked_for(client: OpenAI) -> None:
     )
     counts = [chunk.model_dump()["timings"]["predicted_n"] for chunk in chunks]
     assert counts == sorted(counts) and counts[-1] == 4
+
+
+def test_words_that_may_not_come_and_tokens_that_may(client: OpenAI) -> None:
+    whole = expected(1, 12)
+    word = whole.split()[1]
+    answer = client.completions.create(
+        model=MODEL, prompt=[5], max_tokens=12, extra_body={"bad_words": [word]}, temperature=0
+    )
+    assert word in whole and word not in answer.choices[0].text
+    letters = tiny_tokenizer().encode("ab")
+    answer = client.completions.create(
+        model=MODEL, prompt=[5], max_tokens=9, extra_body={"allowed_token_ids": letters}
+    )
+    assert set(answer.choices[0].text) <= set("ab")
