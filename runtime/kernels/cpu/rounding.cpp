@@ -69,6 +69,8 @@ inline float largest_of(const float* x, int n) {
   return float_of_bits(max_lane_bits(most));
 }
 
+inline bool is_nan(float a) { return a != a; }
+
 // The nearest e4m3 to a positive number, at most the largest.
 inline float round_to_e4m3(float a) {
   float lanes[kLanes];
@@ -171,11 +173,17 @@ void quantize_row(const float* x, int n, const Rounding& rounding, std::int8_t* 
   for_groups(x, n, rounding, [&](int k, int count, float scale) {
     const Vec divisor = splat(scale);
     for_vectors(count, [&](int i, int lanes) {
-      const Vec rounded = round_to(Levels::int8, div(load_some(x + k + i, lanes), divisor));
+      const Vec found = round_to(Levels::int8, div(load_some(x + k + i, lanes), divisor));
+      const Vec rounded = max(found, splat(-128.0F));  // the operands' order lets no NaN through
       store_codes(codes + k + i, rounded, lanes);
       sums[(k + i) / kSumRun] += sum_whole_lanes(rounded);
     });
-    for (int i = 0; i < count; i += kRun) scales[(k + i) / kRun] = scale;
+    for (int i = 0; i < count; i += kRun) {
+      const int run = count - i < kRun ? count - i : kRun;
+      // Codes know no NaN: where a scale that is given meets one, it is the scale that tells.
+      const bool lost = rounding.fixed != 0.0F && is_nan(largest_of(x + k + i, run));
+      scales[(k + i) / kRun] = lost ? __builtin_nanf("") : scale;
+    }
   });
 }
 

@@ -233,9 +233,13 @@ def test_what_can_be_handed_over_as_int8(rounding: InputRounding | None, fits: b
     assert rounds_to_int8(rounding) == fits
 
 
-def test_what_is_not_a_number_stays_none() -> None:
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_not_a_number_stays_none(isa: str) -> None:
+    """Under a scale that is given, infinity is the largest code."""
     x = random_floats((2, 64), 0)
     x[0, 5] = np.nan
     x[1, 5] = np.inf
     weight = quantized(4, 64, group_size=32)
-    assert np.isnan(run_rows(x, product(pack_quads(weight)), ISAS[0])).all()
+    assert np.isnan(run_rows(x, product(pack_quads(weight)), isa)).all()
+    found = run_rows(x, product(pack_quads(weight, FIXED)), isa)
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
