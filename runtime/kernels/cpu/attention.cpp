@@ -22,11 +22,15 @@ constexpr bool kScaled = false;
 template <>
 constexpr bool kScaled<Int8> = true;
 
-// One head's keys and values of a page, and their scales where they are integers.
+// One head's keys and values of a page, and their scales where they are integers. What lies in the
+// same places of the page that is read next is asked for as these are read: few lines at a time can
+// be on their way, and asking for many at once would halt whoever asks.
 template <class Stored>
 struct Cached {
   const Stored* keys;
   const Stored* values;
+  const Stored* next_keys;  // of the same page where there is no next
+  const Stored* next_values;
   const float* key_scales;
   const float* value_scales;
 };
@@ -36,10 +40,12 @@ template <int rows, int vecs, class Stored>
 inline void score_tile(const AttentionView& view, const QueryRow* queries,
                        const Cached<Stored>& page, int j, float* scores) {
   const Stored* keys = page.keys;
+  const Stored* next = page.next_keys;
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
-  for (int d = 0; d < view.head_dim; ++d, keys += view.key_stride) {
+  for (int d = 0; d < view.head_dim; ++d, keys += view.key_stride, next += view.key_stride) {
+    prefetch(next + j, sizeof(Stored) * vecs * kLanes);
     Vec key[vecs];
     for (int v = 0; v < vecs; ++v) key[v] = load_floats(keys + j + v * kLanes);
     for (int r = 0; r < rows; ++r) {
@@ -98,16 +104,17 @@ inline Vec weigh_page(float* scores, int from, int to, const float* value_scales
 
 // What earlier pages left is in `mixed`; values [from, to) join it.
 template <int rows, int vecs, class Stored>
-inline void mix_tile(const AttentionView& view, const Stored* values, const float* weights, int from,
-                     int to, float* mixed) {
+inline void mix_tile(const AttentionView& view, const Cached<Stored>& page, int d,
+                     const float* weights, int from, int to, float* mixed) {
   const std::size_t part = part_size(view.value_stride);
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v) sums[r][v] = load(mixed + r * part + v * kLanes);
   for (int j = from; j < to; ++j) {
     Vec value[vecs];
-    for (int v = 0; v < vecs; ++v)
-      value[v] = load_floats(values + static_cast<std::size_t>(j) * view.value_stride + v * kLanes);
+    const std::size_t at = static_cast<std::size_t>(j) * view.value_stride + d;
+    prefetch(page.next_values + at, sizeof(Stored) * vecs * kLanes);
+    for (int v = 0; v < vecs; ++v) value[v] = load_floats(page.values + at + v * kLanes);
     for (int r = 0; r < rows; ++r) {
       const Vec weight = splat(weights[r * view.key_stride + j]);
       for (int v = 0; v < vecs; ++v) sums[r][v] = fma(value[v], weight, sums[r][v]);
@@ -118,14 +125,14 @@ inline void mix_tile(const AttentionView& view, const Stored* values, const floa
 }
 
 template <int rows, class Stored>
-inline void mix_rows(const AttentionView& view, const Stored* values, const float* weights, int from,
-                     int to, float* mixed) {
+inline void mix_rows(const AttentionView& view, const Cached<Stored>& page, const float* weights,
+                     int from, int to, float* mixed) {
   if (from >= to) return;
   int d = 0;
   for (; d + kValueVecs * kLanes <= view.value_stride; d += kValueVecs * kLanes)
-    mix_tile<rows, kValueVecs>(view, values + d, weights, from, to, mixed + d);
+    mix_tile<rows, kValueVecs>(view, page, d, weights, from, to, mixed + d);
   for (; d < view.value_stride; d += kLanes)
-    mix_tile<rows, 1>(view, values + d, weights, from, to, mixed + d);
+    mix_tile<rows, 1>(view, page, d, weights, from, to, mixed + d);
 }
 
 struct Span {
@@ -164,11 +171,11 @@ void attend_page(const AttentionView& view, const QueryRow* queries, int base,
     if (spans[r].from == spans[r].to) continue;
     const Vec keep = weigh_page(weights, spans[r].from, spans[r].to, page.value_scales, states[r]);
     for (int d = 0; d < view.value_stride; d += kLanes) store(row + d, mul(load(row + d), keep));
-    mix_rows<1>(view, page.values, weights, spans[r].from, smaller(all.from, spans[r].to), row);
+    mix_rows<1>(view, page, weights, spans[r].from, smaller(all.from, spans[r].to), row);
   }
-  mix_rows<rows>(view, page.values, scores, all.from, all.to, mixed);
+  mix_rows<rows>(view, page, scores, all.from, all.to, mixed);
   for (int r = 0; r < rows; ++r)
-    mix_rows<1>(view, page.values, scores + r * view.key_stride, larger(all.to, spans[r].from),
+    mix_rows<1>(view, page, scores + r * view.key_stride, larger(all.to, spans[r].from),
                 spans[r].to, mixed + r * part);
 }
 
@@ -184,14 +191,20 @@ inline void attend_rows(const AttentionView& view, const QueryRow* queries, int 
   run(view, queries, base, page, scores, mixed, states);
 }
 
-// The keys and values of one head of a page.
+// The keys and values of one head of a page; head and next: (page, head) counted through.
 template <class Stored>
-inline Cached<Stored> cached(const AttentionView& view, std::size_t head) {
-  const std::size_t at = head * view.key_stride;
-  return {static_cast<const Stored*>(view.keys) + at * view.head_dim,
-          static_cast<const Stored*>(view.values) + head * view.page_size * view.value_stride,
-          kScaled<Stored> ? view.key_scales + at : nullptr,
-          kScaled<Stored> ? view.value_scales + at : nullptr};
+inline Cached<Stored> cached(const AttentionView& view, std::size_t head, std::size_t next) {
+  const Stored* keys = static_cast<const Stored*>(view.keys);
+  const Stored* values = static_cast<const Stored*>(view.values);
+  const std::size_t key_size = static_cast<std::size_t>(view.head_dim) * view.key_stride;
+  const std::size_t value_size = static_cast<std::size_t>(view.page_size) * view.value_stride;
+  const std::size_t scale = head * view.key_stride;
+  return {keys + head * key_size,
+          values + head * value_size,
+          keys + next * key_size,
+          values + next * value_size,
+          kScaled<Stored> ? view.key_scales + scale : nullptr,
+          kScaled<Stored> ? view.value_scales + scale : nullptr};
 }
 
 template <class Stored>
@@ -208,18 +221,18 @@ void attend_stored(const AttentionView& view, const QueryRow* queries, int count
     begin = smaller(begin, queries[r].begin);
     end = larger(end, queries[r].end);
   }
-  end = smaller(end, (stretch + 1) * length * view.page_size);
-  for (int page = larger(begin / view.page_size, stretch * length); page * view.page_size < end;
-       ++page) {
+  const int last = (end - 1) / view.page_size;
+  const int stop = smaller(last + 1, (stretch + 1) * length);
+  for (int page = larger(begin / view.page_size, stretch * length); page < stop; ++page) {
     const auto head_of = [&](int p) {
       return static_cast<std::size_t>(pages[p]) * view.kv_heads + kv_head;
     };
-    if ((page + 1) * view.page_size < end) {
-      const Cached<Stored> next = cached<Stored>(view, head_of(page + 1));
-      prefetch(next.keys, sizeof(Stored) * view.head_dim * view.key_stride);
-      prefetch(next.values, sizeof(Stored) * view.page_size * view.value_stride);
+    const std::size_t next = head_of(smaller(page + 1, last));
+    const Cached<Stored> current = cached<Stored>(view, head_of(page), next);
+    if constexpr (kScaled<Stored>) {
+      prefetch(view.key_scales + next * view.key_stride, sizeof(float) * view.key_stride);
+      prefetch(view.value_scales + next * view.key_stride, sizeof(float) * view.key_stride);
     }
-    const Cached<Stored> current = cached<Stored>(view, head_of(page));
     for (int r = 0; r < count; r += kRows)
       attend_rows(view, queries + r, smaller(kRows, count - r), page * view.page_size, current,
                   scores + r * view.key_stride, parts + r * part, states + r);
