@@ -1,5 +1,6 @@
 # make demo: press a real model from checkpoint to an answered request.
 # make test: lint, types and tests.  Both make .venv first; the second run skips that.
+# make test-sanitized: the tests of native code once more, under AddressSanitizer and UBSan.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,14 @@ TORCH  := torch==2.13.0
 
 NATIVE := CMakeLists.txt $(shell find runtime/kernels/cpu quant/kernels quant/format/native -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
 
-.PHONY: demo test test-clients test-gpu test-peers lint clean
+# Native modules built with sanitizers, whose runtime must be loaded before everything else; Python
+# itself leaks by design.
+SANITIZED := build/sanitized
+SANITIZER := $(foreach name,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
+KERNEL_TESTS := $(wildcard tests/runtime/kernels/test_native_*.py) tests/quant/format/test_ggml_native.py \
+  tests/quant/test_rounding_kernels.py tests/quant/test_products.py
+
+.PHONY: demo test test-clients test-gpu test-sanitized test-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/coldpress demo
@@ -24,6 +32,10 @@ test-clients: $(VENV)-clients/installed
 test-gpu:
 	$(PYTHON) -m pytest tests/runtime/kernels/triton tests/runtime/executors/test_cuda_executor.py \
 		tests/runtime/executors/test_cuda_served.py tests/benchmarks/test_gpu_models.py
+
+test-sanitized: $(SANITIZED)/installed
+	LD_PRELOAD="$(SANITIZER)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  COLDPRESS_NATIVE=$(SANITIZED) $(BIN)/python -m pytest -p tests.other_natives --capture=sys $(KERNEL_TESTS)
 
 test-peers: $(VENV)/peers-installed
 	$(BIN)/python -m pytest
@@ -53,6 +65,13 @@ $(VENV)-clients/installed: pyproject.toml $(NATIVE)
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-clients/bin/python -m pip install --quiet --progress-bar off '$(TORCH)'
 	$(VENV)-clients/bin/python -m pip install --quiet --progress-bar off '$(TORCH)' --editable '.[dev,quantize,clients]'
+	@touch $@
+
+$(SANITIZED)/installed: $(VENV)/installed $(NATIVE)
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps --upgrade --target $(SANITIZED) . \
+	  --config-settings=build-dir=build/sanitized-objects --config-settings=install.strip=false \
+	  --config-settings=cmake.build-type=Debug --config-settings=cmake.define.CMAKE_CXX_FLAGS_DEBUG='-O1 -g1' \
+	  --config-settings=cmake.define.COLDPRESS_SANITIZE=ON
 	@touch $@
 
 clean:
