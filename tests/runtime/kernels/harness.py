@@ -14,7 +14,7 @@ Build = Callable[[Plan, int], int]
 ISAS = instruction_sets()
 UNIT = 2.0**-24
 """Largest relative error of one float32 rounding."""
-POOLS = {threads: ThreadPool(threads) for threads in (1, 2)}
+POOLS = {threads: ThreadPool(threads) for threads in (1, 2, 5)}
 
 
 def gamma(roundings: int) -> float:

@@ -190,6 +190,17 @@ def test_a_row_has_the_same_bits_in_any_company(isa: str, kind: str, num_bits: i
             np.testing.assert_array_equal(alone, together[start : start + tokens])
 
 
+@pytest.mark.parametrize("rows", [1, 64, 130, 700])
+@pytest.mark.parametrize("tokens", [1, 7, 205])
+def test_shares_of_any_size_are_worked_off(rows: int, tokens: int) -> None:
+    """Fewer pieces than threads, as many, and more; again and again, as threads meet otherwise."""
+    build = product(pack_quads(quantized(rows, 96)))
+    x = random_floats((tokens, 96), 1)
+    alone = run_rows(x, build, ISAS[0])
+    for _ in range(20):
+        np.testing.assert_array_equal(run_rows(x, build, ISAS[0], threads=5), alone)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_bits", [4, 8])
 def test_the_largest_codes_do_not_overflow(isa: str, num_bits: int) -> None:
