@@ -5,48 +5,21 @@ Everything here runs on the event loop's thread, so that nothing needs a lock.
 
 import time
 from collections.abc import Collection
-from typing import get_args
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from runtime.engine.request import FinishReason
 from runtime.generation import Generation, TextDelta
-from runtime.server.metrics_histogram import (
-    FINE_ITL_BOUNDS,
-    FINE_REQUEST_BOUNDS,
-    TTFT_BOUNDS,
-    Histogram,
-    token_bounds,
-)
+from runtime.server.metrics_answers import AnswerMetrics
+from runtime.server.metrics_families import OwnFamilies
+from runtime.server.metrics_vllm import VllmFamilies
 from runtime.server.registry import Registry
 from runtime.service import GenerationService
-
-_LONGEST_CONTEXT = 10_000_000
 
 
 def add_routes(app: FastAPI) -> None:
     app.add_api_route("/metrics", show_metrics, methods=["GET"])
-
-
-class AnswerMetrics:
-    """Of one model's answers. `finished` counts ends; the other figures are of answers that had
-    at least one token."""
-
-    def __init__(self) -> None:
-        self.time_to_first_token = Histogram(TTFT_BOUNDS)
-        self.inter_token_latency = Histogram(FINE_ITL_BOUNDS)
-        self.time_per_output_token = Histogram(FINE_ITL_BOUNDS)
-        self.request_latency = Histogram(FINE_REQUEST_BOUNDS)
-        self.queue_time = Histogram(FINE_REQUEST_BOUNDS)
-        self.prefill_time = Histogram(FINE_REQUEST_BOUNDS)
-        self.inference_time = Histogram(FINE_REQUEST_BOUNDS)
-        self.decode_time = Histogram(FINE_REQUEST_BOUNDS)
-        self.prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
-        self.computed_prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
-        self.answer_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
-        self.max_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
-        self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
 
 
 class Metrics:
@@ -54,9 +27,6 @@ class Metrics:
     process. `compat`: other servers' names to give them under as well; "vllm" is known."""
 
     def __init__(self, models: Registry, compat: Collection[str] = ()) -> None:
-        from runtime.server.metrics_families import OwnFamilies
-        from runtime.server.metrics_vllm import VllmFamilies
-
         self.models = models
         self._answers: dict[str, AnswerMetrics] = {}
         self.http_active = 0

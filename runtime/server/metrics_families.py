@@ -15,15 +15,16 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from runtime.engine.stats import EngineStats
+from runtime.server.metrics_answers import AnswerMetrics
 from runtime.server.metrics_grammar import grammar_families
 from runtime.server.metrics_histogram import Histogram
 from runtime.server.registry_models import ModelState, ServedModel
 
 if TYPE_CHECKING:
-    from runtime.server.metrics import AnswerMetrics, Metrics
+    from runtime.server.metrics import Metrics
 
 EngineFigure = Callable[[EngineStats], float]
-AnswerFigure = Callable[["AnswerMetrics"], Histogram]
+AnswerFigure = Callable[[AnswerMetrics], Histogram]
 
 GAUGES: tuple[tuple[str, str, EngineFigure], ...] = (
     ("num_running", "Requests in the batch.", lambda s: s.num_running),
@@ -158,7 +159,7 @@ def saturation_of(stats: EngineStats) -> float:
     return max(min(1.0, used / total) if total else 0.0 for used, total in shares)
 
 
-def _answer_families(answers: Mapping[str, "AnswerMetrics"]) -> Iterator[Metric]:
+def _answer_families(answers: Mapping[str, AnswerMetrics]) -> Iterator[Metric]:
     ends = CounterMetricFamily(
         "coldpress_answers", "Answers by end.", labels=["model_name", "finish_reason"]
     )

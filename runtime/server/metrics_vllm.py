@@ -5,7 +5,7 @@ Only figures that exist here are given. Of vLLM's names those for sleep, LoRA, i
 caches are left out, since there is nothing to tell.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import (
@@ -17,6 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from runtime.engine.stats import EngineStats
+from runtime.server.metrics_answers import AnswerMetrics
 from runtime.server.metrics_families import AnswerFigure
 from runtime.server.metrics_histogram import (
     ITL_BOUNDS,
@@ -26,7 +27,7 @@ from runtime.server.metrics_histogram import (
 )
 
 if TYPE_CHECKING:
-    from runtime.server.metrics import AnswerMetrics, Metrics
+    from runtime.server.metrics import Metrics
 
 _LABELS = ["model_name", "engine"]
 _ENGINE = "0"
@@ -185,7 +186,7 @@ class VllmFamilies(Collector):
             yield _histogram(name, text, answers, counts, sizes)
 
 
-def _waiting(engines: "dict[str, EngineStats]") -> Metric:
+def _waiting(engines: dict[str, EngineStats]) -> Metric:
     """Requests that wait for the engine's grammars or for anything else are not told apart: all
     wait for a place."""
     family = GaugeMetricFamily(
@@ -199,7 +200,7 @@ def _waiting(engines: "dict[str, EngineStats]") -> Metric:
     return family
 
 
-def _ends(answers: "dict[str, AnswerMetrics]") -> Metric:
+def _ends(answers: dict[str, AnswerMetrics]) -> Metric:
     family = CounterMetricFamily(
         "vllm:request_success",
         "Count of successfully processed requests.",
@@ -207,7 +208,7 @@ def _ends(answers: "dict[str, AnswerMetrics]") -> Metric:
     )
     for model_name, one in answers.items():
         # An end that vLLM does not know is given under the one that it would have there.
-        ends = dict.fromkeys(("stop", "length", "abort", "error", "repetition"), 0)
+        ends: dict[str, int] = dict.fromkeys(("stop", "length", "abort", "error", "repetition"), 0)
         for reason, count in one.finished.items():
             ends[reason if reason in ends else "abort"] += count
         for reason, count in ends.items():
@@ -218,9 +219,9 @@ def _ends(answers: "dict[str, AnswerMetrics]") -> Metric:
 def _histogram(
     name: str,
     text: str,
-    answers: "dict[str, AnswerMetrics]",
+    answers: dict[str, AnswerMetrics],
     figure: AnswerFigure,
-    bounds: "dict[str, Sequence[float]] | dict[str, tuple[float, ...]]",
+    bounds: Mapping[str, Sequence[float]],
 ) -> Metric:
     family = HistogramMetricFamily(f"vllm:{name}", text, labels=_LABELS)
     for model_name, one in answers.items():

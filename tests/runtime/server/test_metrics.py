@@ -1,8 +1,9 @@
 """What /metrics says, read by an independent parser and held to what was answered."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -44,12 +45,12 @@ def samples_of(text: str) -> Samples:
     return found
 
 
-def _check_histogram(samples: list[object]) -> None:
+def _check_histogram(samples: Sequence[Any]) -> None:
     """Buckets rise to +Inf, which is the count."""
     series: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
     counts: dict[tuple[tuple[str, str], ...], float] = {}
     for sample in samples:
-        name, labels, value = sample.name, dict(sample.labels), sample.value  # type: ignore[attr-defined]
+        name, labels, value = sample.name, dict(sample.labels), sample.value
         bound = labels.pop("le", None)
         key = tuple(sorted(labels.items()))
         if name.endswith("_bucket"):
