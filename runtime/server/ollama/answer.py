@@ -1,5 +1,6 @@
 """Ollama's answer objects; durations in nanoseconds."""
 
+import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -40,6 +41,10 @@ class Answer:
         """The object of one delta of a stream; None for one that brings nothing."""
         is_last = delta.finish_reason is not None
         fields = self._reader.feed(delta)
+        fields.pop("tool_calls", None)
+        if is_last:
+            # Ollama's clients take calls whole.
+            fields["tool_calls"] = self._reader.message().get("tool_calls")
         if not (any(fields.values()) or delta.logprobs or is_last):
             return None
         return self._object(fields, [delta], is_last)
@@ -65,7 +70,8 @@ class Answer:
         text, thoughts = fields.get("content") or "", fields.get("reasoning_content")
         thinking = {"thinking": thoughts} if thoughts else {}
         if self._is_chat:
-            return {"message": {"role": "assistant", "content": text, **thinking}}
+            message = {"role": "assistant", "content": text, **thinking}
+            return {"message": message | _calls_of(fields)}
         return {"response": text, **thinking}
 
     def _logprobs(self, deltas: Sequence[TextDelta]) -> list[dict[str, Any]]:
@@ -83,6 +89,22 @@ class Answer:
             "eval_count": generation.num_answer_tokens,
             "eval_duration": _nanoseconds(now - first),
         }
+
+
+def _calls_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """Whole calls as Ollama writes them, their arguments as objects. One that was cut off is given
+    as text, since nobody should carry it out."""
+    calls, rests = [], [fields.get("content") or ""]
+    for call in fields.get("tool_calls") or ():
+        function = call["function"]
+        try:
+            arguments = json.loads(function["arguments"] or "{}")
+        except ValueError:
+            rests.append(f"{function['name']}{function['arguments']}")
+        else:
+            calls.append({"function": {"name": function["name"], "arguments": arguments}})
+    found: dict[str, Any] = {"tool_calls": calls} if calls else {}
+    return found | ({"content": "".join(rests)} if len(rests) > 1 else {})
 
 
 def _nanoseconds(seconds: float) -> int:

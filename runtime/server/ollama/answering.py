@@ -21,6 +21,7 @@ from runtime.server.ollama.messages import messages_of
 from runtime.server.ollama.options import openai_fields, parse_options
 from runtime.server.ollama.schemas import AskBody, ChatBody, GenerateBody, refuse_unsupported
 from runtime.server.state import ServerState, generation_params, state_of, submit_all
+from runtime.server.tool_calls import ToolFields, ToolUse, tool_use_of
 from runtime.service import GenerationService
 from runtime.text.grammar.check import schema_constraint
 from runtime.text.reasoning import has_reasoning
@@ -45,23 +46,25 @@ async def generate(request: Request) -> Response:
         messages = [*system, {"role": "user", "content": body.prompt}]
         encode = partial(service.encode_chat, messages, _template_variables(service, body))
     prompt = await run_in_threadpool(encode)
-    return await _answer(request, service, body, prompt, arrived, loaded)
+    tools = await tool_use_of(service, ToolFields())
+    return await _answer(request, service, body, prompt, tools, (arrived, loaded))
 
 
 async def chat(request: Request) -> Response:
     """Answer a conversation."""
     arrived, state = time.monotonic(), state_of(request)
     body = await _read(request, state, ChatBody)
-    if body.tools:
-        raise RequestError("'tools' is not supported by this server; leave it out", "tools")
+    if body.tools and body.format:
+        raise RequestError("'tools' and 'format' cannot both hold; leave one out", "format")
     messages = messages_of(body.messages or [])
     service = await state.lease(request, known_name(state, body.model))
     loaded = time.monotonic() - arrived
     if not messages:
         return _loaded(service, {"message": {"role": "assistant", "content": ""}})
-    variables = _template_variables(service, body)
-    prompt = await run_in_threadpool(service.encode_chat, messages, variables)
-    return await _answer(request, service, body, prompt, arrived, loaded)
+    tools = await tool_use_of(service, ToolFields(tools=body.tools))
+    variables = tools.variables(_template_variables(service, body))
+    prompt = await run_in_threadpool(service.encode_chat, tools.messages(messages), variables)
+    return await _answer(request, service, body, prompt, tools, (arrived, loaded))
 
 
 async def _read(request: Request, state: ServerState, kind: type[Body]) -> Body:
@@ -75,10 +78,11 @@ async def _answer(
     service: GenerationService,
     body: AskBody,
     prompt: Sequence[int],
-    arrived: float,
-    load_seconds: float,
+    tools: ToolUse,
+    times: tuple[float, float],
 ) -> Response:
-    constraint = await _constraint(body)
+    """`times`: when the request came, and the seconds until its model was there."""
+    constraint = tools.constraint or await _constraint(body)
     options = parse_options(body.options)
     room = _room(service, options.num_ctx, len(prompt))
     asked = validated(openai.CompletionBody, {**openai_fields(options), "prompt": ""})
@@ -89,11 +93,12 @@ async def _answer(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=constraint,
     )
-    (generation,) = submit_all(service, [prompt], params)
-    # What is constrained is all content, even where the prompt begins a thought.
-    reader = reader_of(service, prompt, "none" if constraint else None)
+    (generation,) = submit_all(service, [prompt], tools.params(params))
+    # What is constrained has no thoughts, even where the prompt begins one.
+    is_bound = constraint is not None and tools.offer is None
+    reader = reader_of(service, prompt, "none" if is_bound else None, tools.reader())
     is_chat = isinstance(body, ChatBody)
-    answer = Answer(service, generation, reader, is_chat, arrived, load_seconds)
+    answer = Answer(service, generation, reader, is_chat, *times)
     metrics = state_of(request).metrics
     if body.stream is not False:
         return line_stream(generation, metrics, answer.line)

@@ -108,7 +108,8 @@ def _family(model: ServedModel) -> str:
 
 def _capabilities(service: GenerationService) -> list[str]:
     thinks = service.template is not None and has_reasoning(service.template.source)
-    return ["completion", "embedding", *(["thinking"] if thinks else [])]
+    tools = ["tools"] if service.template is not None else []
+    return ["completion", "embedding", *tools, *(["thinking"] if thinks else [])]
 
 
 def _parameters(service: GenerationService) -> str:

@@ -12,6 +12,7 @@ from runtime.generation import GenerationParams
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, tiny_tokenizer
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "time"}}
 GREEDY = {"temperature": 0, "num_predict": 8}
 
 
@@ -124,6 +125,7 @@ def test_the_catalogue(client: ollama.Client) -> None:
     assert "im_start" in (shown.template or "") and shown.capabilities == [
         "completion",
         "embedding",
+        "tools",
     ]
     assert 256 in dict(shown.modelinfo or {}).values()
 
@@ -153,7 +155,8 @@ def test_asking_for_nothing_says_that_the_model_is_loaded(client: ollama.Client)
         ("chat", {"messages": [{"role": "user", "content": "a", "images": ["aGk="]}]}, "images"),
         ("chat", {"messages": [{"content": "a"}]}, "messages[0]"),
         ("chat", {"messages": [{"role": "user", "content": ["a"]}]}, "messages[0]"),
-        ("chat", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
+        ("chat", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools[0]"),
+        ("chat", {"messages": MESSAGES, "tools": [TOOL], "format": "json"}, "format"),
         ("chat", {"messages": MESSAGES, "format": "yaml"}, "format"),
         ("chat", {"messages": MESSAGES, "stream": 1}, "stream"),
         ("show", {}, "model"),

@@ -38,7 +38,7 @@ class Embedder(ScriptedExecutor):
 
 
 def client_of(server: Running) -> ollama.Client:
-    return ollama.Client(host=server.url, timeout=20)
+    return ollama.Client(host=server.url, timeout=60)
 
 
 def test_format_is_kept_to() -> None:
@@ -73,7 +73,41 @@ def test_thoughts_are_told_from_the_answer() -> None:
         assert "".join(part.response or "" for part in parts).startswith("Hi there.")
         with pytest.raises(ollama.ResponseError, match="think"):
             client.chat(MODEL, MESSAGES, think="high")
-        assert client.show(MODEL).capabilities == ["completion", "embedding", "thinking"]
+        assert client.show(MODEL).capabilities == ["completion", "embedding", "tools", "thinking"]
+        client._client.close()
+
+
+def weather(city: str) -> str:
+    """What it is like outside.
+
+    Args:
+        city: Where.
+    """
+    return f"Rain in {city}"
+
+
+def test_tools_are_offered_and_called() -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    script = tiny_tokenizer().encode(call, add_special_tokens=False)
+    executor = ScriptedExecutor(script, max_positions=2000, num_pages=600)
+    with running(executor) as server:
+        client = client_of(server)
+
+        def ask(num_predict: int, **fields: Any) -> Any:
+            options = {"temperature": 0, "num_predict": num_predict}
+            return client.chat(MODEL, MESSAGES, tools=[weather], options=options, **fields)
+
+        first = ask(1).prompt_eval_count - 1
+        executor.script = [script[(i - first) % len(script)] for i in range(len(script))]
+        (found,) = ask(len(script)).message.tool_calls
+        assert found.function.name == "weather" and weather(**found.function.arguments)
+        parts = [*ask(len(script), stream=True)]
+        (streamed,) = [call for part in parts for call in part.message.tool_calls or ()]
+        assert streamed.function.arguments == {"city": "Oslo"} and parts[-1].done
+        cut = ask(len(script) - 18).message
+        assert not cut.tool_calls and "weather" in (cut.content or "")
+        told = [*MESSAGES, cut, {"role": "tool", "tool_name": "weather", "content": "Rain"}]
+        assert client.chat(MODEL, told, options={"num_predict": 1}).done
         client._client.close()
 
 
