@@ -9,6 +9,9 @@ from runtime.engine.batch import Executor, StepBatch
 from runtime.engine.pages import PagePool
 from runtime.engine.sequence import SequenceState
 
+_FRESH_TOKENS = 4
+"""More than so many new tokens are not what the last step brought."""
+
 
 @dataclass(eq=False, slots=True)
 class _Draft:
@@ -33,10 +36,13 @@ class DraftModel:
         self._max_step_tokens = max_step_tokens
         self.pool = PagePool(executor.num_pages, executor.page_size)
         self._drafts: dict[SequenceState, _Draft] = {}
+        self.was_reading = False
+        """Whether the last guesses took time to read a text first."""
 
     def propose(self, wanted: Mapping[SequenceState, int]) -> dict[SequenceState, list[int]]:
         """Up to so many guesses for each; none for a text that is not read to its end yet."""
         budget = self._max_step_tokens
+        self.was_reading = False
         asked = {}
         for sequence, count in wanted.items():
             draft = self._drafts.pop(sequence, None) or _Draft()
@@ -51,6 +57,7 @@ class DraftModel:
             ):
                 continue
             budget -= taken
+            self.was_reading |= taken > _FRESH_TOKENS
             draft.num_true = len(draft.tokens) + taken
             asked[sequence] = (taken, count)
         found: dict[SequenceState, list[int]] = {sequence: [] for sequence in asked}

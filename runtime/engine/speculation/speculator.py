@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _LEAST_PROBABILITY = 0.1
 """Guesses below it are not made, even while nobody knows what they cost."""
 
+_WEIGHT, _FADING = 0.25, 0.98
+"""Of the model's latest guess in what is remembered, and what is left of it when none is asked."""
+
 INDEXED_TOKENS = 4096
 """Of a prompt in one step: a few milliseconds."""
 
@@ -70,7 +73,8 @@ class Speculator:
         self._clock = clock
         self._answers: dict[SequenceState, _Answer] = {}
         self._costs = StepCosts()
-        self._guess_costs = StepCosts()
+        self._guess_seconds = 0.0
+        """What one more guess of the model takes."""
 
     def guess(self, sequences: Sequence[SequenceState], max_tokens: int) -> None:
         """Set the `drafts` of these sequences, which need their next token and share a step of
@@ -94,11 +98,14 @@ class Speculator:
                 sequence.drafts = drafts
                 left -= len(drafts)
             elif self._model is not None:
-                count = bill.count(answer.model, most, self._guess_costs.line()[1])
+                count = bill.count(answer.model, most, self._guess_seconds)
                 asked[sequence] = count
                 left -= count
         if any(asked.values()):
             self._ask_model(asked)
+        elif asked:
+            # An opinion that nobody tries fades, or a single slow guess would be the last.
+            self._guess_seconds *= _FADING
 
     def note(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
         """A step has checked the guesses."""
@@ -161,8 +168,10 @@ class Speculator:
                 sequence.drafts = drafts
                 self._answers[sequence].source = self._answers[sequence].model
         longest = max(map(len, found.values()), default=0)
-        if longest and all(found.values()):
-            self._guess_costs.note(longest, self._clock() - started)
+        if longest and not self._model.was_reading:
+            each = (self._clock() - started) / longest
+            moved = self._guess_seconds + _WEIGHT * (each - self._guess_seconds)
+            self._guess_seconds = moved if self._guess_seconds else each
 
 
 class Bill:

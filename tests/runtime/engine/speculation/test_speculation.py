@@ -301,6 +301,24 @@ def test_what_wins_is_kept(fixed: float, each: float, gain: float) -> None:
     assert with_model * gain < without
 
 
+def test_a_slow_beginning_is_not_held_against_a_model() -> None:
+    machine = Counted(3.0, 0.1)
+    twin = Looping(**LARGE)
+    without = seconds(machine, Looping(**LARGE), EngineOptions())
+    slow = iter([20.0, 20.0, 20.0])
+
+    def spend(batch: StepBatch) -> None:
+        machine.now += next(slow, 0.05)
+
+    executor = Looping(**LARGE)
+    executor.before_step, twin.before_step = machine.spend, spend
+    engine = Engine(executor, clock=machine.clock, draft_executor=twin)
+    engine.add(Request("a", (1, 2, 3, 1, 2), 400, GREEDY))
+    started = machine.now
+    run_to_end(engine)
+    assert (machine.now - started - 60) * 1.5 < without
+
+
 def test_a_full_batch_guesses_only_what_is_nearly_sure() -> None:
     """Where rows cost more than the step itself, sixteen streams leave chance alone."""
     machine = Counted(3.0, 1.0)
