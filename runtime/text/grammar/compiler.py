@@ -35,6 +35,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._source = tokenizer
         self._tokenizer: LLTokenizer | None = None
+        self._no_ending = -1
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
@@ -48,7 +49,10 @@ class GrammarCompiler:
                 if len(self._kept) > MAX_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(constraint)
-            return TokenMatcher(known.deep_copy(), self._num_words, self._vocab_size)
+            return self._over(known.deep_copy())
+
+    def _over(self, matcher: LLMatcher) -> "TokenMatcher":
+        return TokenMatcher(matcher, self._num_words, self._vocab_size, self._no_ending)
 
     def _compiled(self, constraint: Constraint) -> LLMatcher:
         matcher = LLMatcher(self._prepared(), grammar_of(constraint), log_level=0, limits=limits())
@@ -60,7 +64,7 @@ class GrammarCompiler:
         """Walk along some text, so that the states on its way are there in every copy. What fails
         here will fail for the answer that gets there, which is told of it then."""
         copy = matcher.deep_copy()
-        walker = TokenMatcher(matcher, self._num_words, self._vocab_size)
+        walker = self._over(matcher)
         deadline = time.monotonic() + _WARM_SECONDS
         with contextlib.suppress(ConstraintError):
             for step in range(_WARM_STEPS):
@@ -74,12 +78,13 @@ class GrammarCompiler:
     def _prepared(self) -> LLTokenizer:
         if self._tokenizer is None:
             source = self._source
+            endings = sorted(source.ending_ids)
+            if not endings:
+                # Something must stand for "it may end here". It is never drawn.
+                self._no_ending = max(source.special_ids, default=source.vocab_size - 1)
             size = max(self._vocab_size, source.vocab_size)
-            # A model without ending tokens still needs one for "here it may end": one that the
-            # model has no row for.
-            endings = sorted(source.ending_ids) or [size]
             self._tokenizer = LLTokenizer(
-                source.to_json(), n_vocab=max(size, endings[-1] + 1), eos_token=endings
+                source.to_json(), n_vocab=size, eos_token=endings or [self._no_ending]
             )
         return self._tokenizer
 
@@ -89,9 +94,15 @@ class GrammarCompiler:
 
 
 class TokenMatcher:
-    """Where one answer stands; see `runtime.engine.constraint.Matcher`."""
+    """Where one answer stands; see `runtime.engine.constraint.Matcher`.
 
-    def __init__(self, matcher: LLMatcher, num_words: int, vocab_size: int) -> None:
+    never: a token that is never allowed; -1 for none.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, num_words: int, vocab_size: int, never: int = -1
+    ) -> None:
+        self._never = never
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._words = np.zeros(num_words, np.uint32)
@@ -116,6 +127,8 @@ class TokenMatcher:
             raise ConstraintError(f"The answer cannot be held to its constraint: {reason}")
         if time.thread_time() - start > MAX_MASK_SECONDS:
             raise ConstraintError("The answer's grammar is too complex to be followed in time.")
+        if self._never >= 0:
+            self._bytes[self._never >> 3] &= ~(1 << (self._never & 7)) & 0xFF
 
     def permits(self, token_id: int) -> bool:
         return bool(self._bytes[token_id >> 3] >> (token_id & 7) & 1)
