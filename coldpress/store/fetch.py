@@ -55,8 +55,7 @@ def open_url(
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise HttpError(
-            f"{parts.netloc} cannot be reached ({reason}); check the network and run again: what "
-            "has arrived is kept"
+            f"{parts.netloc} cannot be reached ({reason}); check the network and run again"
         ) from error
     if response.headers.get("Content-Encoding", "identity") != "identity":
         response.close()

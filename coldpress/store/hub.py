@@ -92,7 +92,7 @@ def _model_info(
     except Exception as error:  # whatever the hub's client and its HTTP library raise
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise InputError(
-            f"{where}: {urlsplit(endpoint).netloc} cannot be asked ({reason})"
+            f"{where}: {urlsplit(endpoint).netloc} cannot be asked ({reason}); check the network"
         ) from error
     if not info.sha:
         raise InputError(f"{where}: the hub names no commit; refused")

@@ -105,12 +105,15 @@ class Store:
             write_file_atomically(path, f"{text}\n".encode())
         return entry
 
+    def known(self) -> str:
+        """All names, for a sentence."""
+        return ", ".join(str(entry.name) for entry in self.entries()) or "nothing"
+
     def get(self, name: ModelName) -> Entry:
         """InputError if there is no such model."""
         entry = self.find(name)
         if entry is None:
-            known = ", ".join(str(one.name) for one in self.entries()) or "nothing"
-            raise InputError(f"the store has no '{name}'; it has: {known}")
+            raise InputError(f"the store has no '{name}'; it has: {self.known()}")
         return entry
 
     def remove(self, name: ModelName) -> None:

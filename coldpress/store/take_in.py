@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import mkstemp
 from typing import IO
@@ -15,6 +15,7 @@ from coldpress.store.files import ENGINES, PICKLES, TEXT, WEIGHTS, check_paths, 
 from coldpress.store.local import Entry, Store, StoredFile
 from coldpress.store.names import ModelName, parse_name
 from coldpress.store.pull import SPARE_BYTES, OnProgress
+from compile.manifest import MANIFEST, read_manifest
 from quant.format.errors import InputError
 from quant.format.staging import disk_errors, free_bytes, is_staging
 
@@ -71,33 +72,45 @@ def take_in(
 
 def _files(path: Path) -> dict[str, Path]:
     """Files to take by their names in the store; links are followed, since caches consist of them.
-    Of a directory, what is hidden, pickled or of no use to us stays behind."""
+    Of an artifact, what its manifest lists; of other directories, what is hidden, pickled, in a
+    folder or of no use to us stays behind."""
     if not path.is_dir():
         _check_regular(path)
         check_weights([path.name], str(path))
         return {path.name: path}
-    wanted = (*WEIGHTS, *ENGINES, *TEXT)
-    found = {}
-    for file in sorted(path.rglob("*")):
-        relative = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if file.is_dir() or hidden or not file.name.lower().endswith((*wanted, *PICKLES)):
-            continue
+    listed = _promised(path)
+    if listed:
+        files = {name: path / name for name in (*listed, MANIFEST)}
+    else:
+        wanted = (*WEIGHTS, *ENGINES, *TEXT, *PICKLES)
+        files = {
+            file.name: file
+            for file in sorted(path.iterdir())
+            if not file.is_dir() and not file.name.startswith(".")
+            if file.name.lower().endswith(wanted)
+        }
+    check_weights(files, str(path))
+    for file in files.values():
         _check_regular(file)
-        found[relative.as_posix()] = file
-    check_weights(found, str(path))
-    return {name: file for name, file in found.items() if not name.lower().endswith(PICKLES)}
+    _check_lone(files, path)
+    return {name: file for name, file in files.items() if not name.lower().endswith(PICKLES)}
+
+
+def _check_lone(files: Iterable[str], path: Path) -> None:
+    names = [name for name in files if name.lower().endswith((*WEIGHTS, *ENGINES))]
+    if len(names) > 1 and all(name.lower().endswith(".gguf") for name in names):
+        raise InputError(f"{path}: holds several models; name one of {', '.join(sorted(names))}")
 
 
 def _check_regular(file: Path) -> None:
+    if not file.exists():
+        raise InputError(f"{file}: is missing; the artifact is not whole")
     if not stat.S_ISREG(file.stat().st_mode):
         raise InputError(f"{file}: is not a regular file; refused")
 
 
 def _promised(path: Path) -> Mapping[str, str]:
     """Digests by file name, as an artifact's manifest has them."""
-    from compile.manifest import MANIFEST, read_manifest
-
     if not (path / MANIFEST).is_file():
         return {}
     return {name: entry.sha256 for name, entry in read_manifest(path).files.items()}

@@ -101,7 +101,9 @@ def test_arguments_name_models(tmp_path: Path) -> None:
     assert named(f"a={tmp_path / 'x=y.gguf'}") == ("a", tmp_path / "x=y.gguf")
     assert named("org/m:q4") == ("org/m:q4", stored)
     assert named("a=org/m:q4") == ("a", stored)
-    assert named("missing") == ("missing", Path("missing"))
+    assert named("./missing.gguf") == ("missing.gguf", Path("missing.gguf"))
+    with pytest.raises(InputError, match=r"missing: no such file .* it has: org/m:q4 \(coldpress"):
+        named("missing")
 
 
 def test_mistakes_are_told_before_anything_is_loaded(

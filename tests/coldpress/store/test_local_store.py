@@ -114,14 +114,26 @@ def test_what_cannot_be_taken_is_refused(store: Store, tmp_path: Path, model: Pa
     os.mkfifo(model / "model.safetensors")
     with pytest.raises(InputError, match=r"model\.safetensors: is not a regular file"):
         pull(str(model), store=store)
+    (model / "model.safetensors").unlink()
+    (model / "folder").mkdir()
+    (model / "folder" / "model.safetensors").write_bytes(b"another model")
+    with pytest.raises(InputError, match="holds no weights"):
+        pull(str(model), store=store)
+    for name in ("a.gguf", "b.gguf"):
+        (model / name).write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"holds several models; name one of a\.gguf, b\.gguf"):
+        pull(str(model), store=store)
     assert store.entries() == []
 
 
 def test_an_artifact_must_be_what_its_manifest_says(store: Store, model: Path) -> None:
     write_manifest(model, "checkpoint")
-    assert len(pull(str(model), store=store).files) == 3
+    assert len(pull(str(model), store=store).files) == 4, "with what else the manifest lists"
     (model / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json: is not what the artifact's manifest says"):
+        pull(str(model), "changed", store=store)
+    (model / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json: is missing; the artifact is not whole"):
         pull(str(model), "changed", store=store)
     assert store.find(ModelName("changed")) is None
 
@@ -170,7 +182,9 @@ def test_a_pull_that_is_killed_leaves_nothing_that_loads(store: Store, model: Pa
     done = subprocess.run(command, cwd=Path(__file__).parents[3], timeout=60)
     assert done.returncode == -9
     assert len(blobs(store)) == 2, "it was killed when all but the reference was there"
-    assert store.entries() == [] and resolve("model", store)[1] == Path("model")
+    assert store.entries() == []
+    with pytest.raises(InputError, match="model: no such file or directory, and the store has no"):
+        resolve("model", store)
     assert store.collect() == 7002
     assert pull(str(model), store=store).bytes == 7002
 

@@ -13,6 +13,7 @@ from coldpress.store.local import Store
 from coldpress.store.names import ModelName
 from coldpress.store.pull import pull
 from coldpress.store.registry import FILE_TYPE, TITLE, parse_registry_source, push
+from compile.manifest import write_manifest
 from quant.format.errors import InputError
 from tests.coldpress.store.fake_registry import FakeRegistry
 from tests.coldpress.store.http_server import Host, http_host
@@ -32,6 +33,7 @@ def model(tmp_path: Path) -> Path:
     (directory / "config.json").write_text("{}")
     (directory / "model.safetensors").write_bytes(b"weights" * 1000)
     (directory / "more" / "notes.json").write_text("[]")
+    write_manifest(directory, "checkpoint")
     return directory
 
 
