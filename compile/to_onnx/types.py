@@ -117,9 +117,8 @@ def _rounded(asked: str, shape: tuple[int, ...], role: Role) -> Form:
         reason = "rounded to 8 bits, a scale for each row, as asked"
         return Form("int8", reason, 0, gathered=role == "table", rounded=True)
     group = next((size for size in NEW_GROUPS if shape[1] % size == 0), 0)
-    return Form(
-        "int4", f"rounded to 4 bits, groups of {group or shape[1]}, as asked", group, rounded=True
-    )
+    reason = f"rounded to 4 bits with zero points, groups of {group or shape[1]}, as asked"
+    return Form("int4", reason, group, zero_points=True, rounded=True)
 
 
 def _bits(asked: str, role: Role) -> int:

@@ -53,7 +53,7 @@ def test_integers_that_do_not_fit_are_rounded_and_told(tmp_path: Path) -> None:
     assert set(found.values()) == {"equal", "requantized"}
     (note,) = plan_model(model, "int4", VERSION).notes
     assert "from int8-sym-channel to int4" in note and "14 of the weights" in note
-    assert open_model(tmp_path).weights.scheme(LINEAR) == IntScheme(4, True, PerGroup(32))
+    assert open_model(tmp_path).weights.scheme(LINEAR) == IntScheme(4, False, PerGroup(32))
 
 
 def test_auto_rounds_nothing(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_all_matrices_of_a_float_model_but_routers_are_rounded(tied: bool, tmp_p
     assert {n for n, kind in kinds.items() if kind == "int8-sym-channel"} == tables
     kept = {name for name, state in found.items() if state == "equal"}
     assert kept and all("norm" in name or "mlp.gate.weight" in name for name in kept)
-    assert {kinds[n] for n in found.keys() - kept - tables} == {"int4-sym-g32"}
+    assert {kinds[n] for n in found.keys() - kept - tables} == {"int4-asym-g32"}
 
 
 def test_floats_beside_integers_stay(tmp_path: Path) -> None:
@@ -114,6 +114,20 @@ def test_searched_scales_lose_less_than_plain_ones(dtype: str, group: int, half:
         assert (error <= plain * (1 + 1e-5)).all()
     assert error.sum() < (0.9 if dtype == "int4" else 1.0) * plain.sum()
     assert (stored.scale > 0).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])
+def test_zero_points_never_lose_and_gain_where_a_group_leans_to_one_side(shift: float) -> None:
+    random = np.random.default_rng(2)
+    values = (random.standard_normal((48, 96)) + shift).astype(np.float32)
+    errors = []
+    for zero_points in (False, True):
+        stored = requantize("w", values, Form("int4", "", 32, zero_points, rounded=True))
+        assert (stored.zero_point is not None) == zero_points
+        errors.append(np.square(stored.dequantize() - values).reshape(48, 3, 32).sum(-1))
+    symmetric, asymmetric = errors
+    assert (asymmetric <= symmetric * (1 + 1e-5)).all()
+    assert asymmetric.sum() < (0.9 if shift else 0.97) * symmetric.sum()
 
 
 def test_groups_of_zeros_have_a_scale_and_columns_choose_the_groups() -> None:
