@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from runtime.server.bodies import read_fields, validated
 from runtime.server.errors import generation_failed
 from runtime.server.schemas import Prompts, prompts_of
 from runtime.server.state import state_of
+from runtime.server.wakeups import wakeups
 from runtime.service import GenerationService
 
 MAX_INPUTS = 2048
@@ -96,19 +96,14 @@ async def embedded(
 async def _embed_one(
     service: GenerationService, tokens: Sequence[int], pooling: Pooling
 ) -> TokenEvent:
-    loop = asyncio.get_running_loop()
-    end: asyncio.Future[TokenEvent] = loop.create_future()
+    end: asyncio.Future[TokenEvent] = asyncio.get_running_loop().create_future()
+    wake = wakeups().call_soon
 
     def settle(event: TokenEvent) -> None:
         if not end.done():
             end.set_result(event)
 
-    def on_end(event: TokenEvent) -> None:
-        # A loop that is closed has nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, event)
-
-    name = service.embed(tokens, pooling, on_end)
+    name = service.embed(tokens, pooling, lambda event: wake(partial(settle, event)))
     try:
         event = await end
     finally:
