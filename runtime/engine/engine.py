@@ -262,7 +262,7 @@ class Engine:
             self._speculator.note(sequence, len(chunk.drafts), outcome.num_valid - 1)
         if outcome.reason is not None:
             self._counters.corrupted_requests += outcome.corrupted
-            self._finish(sequence, outcome.reason)
+            self._finish(sequence, outcome.reason, distrusted=outcome.corrupted)
         return outcome.events
 
     def _note_prompt(self, sequence: SequenceState) -> None:
@@ -285,13 +285,15 @@ class Engine:
         expired, self._expired = self._expired, []
         return expired
 
-    def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
+    def _finish(
+        self, sequence: SequenceState, reason: FinishReason, *, distrusted: bool = False
+    ) -> None:
         if self._speculator is not None:
             self._speculator.drop(sequence)
         self._times.end(sequence)
         del self._sequences[sequence.request.request_id]
         self._counters.finished[reason] += 1
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(sequence, distrusted=distrusted)
 
     def _new_scheduler(self) -> Scheduler:
         pool = PagePool(self._executor.num_pages, self._executor.page_size)

@@ -82,6 +82,20 @@ class PagePool:
         assert self._references[page] > 0, f"page {page} is kept but nobody owns it"
         self._kept[page] = True
 
+    def is_sole_owner(self, page: int) -> bool:
+        """Whether the page has one reference."""
+        return self._references[page] == 1
+
+    def drop_kept(self, page: int) -> None:
+        """An owned page is kept no longer than its owners need it; `on_evict` is told."""
+        assert self._references[page] > 0 and self._kept[page], f"page {page} is not kept"
+        self._kept[page] = False
+        self.on_evict(page)
+
+    def evict_all(self) -> None:
+        """Every page without an owner is free."""
+        self._evict(len(self._evictable))
+
     def free(self, pages: Sequence[int]) -> None:
         """Drop one reference to each, the last page first; a page without references can be
         allocated again."""

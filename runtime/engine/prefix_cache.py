@@ -90,6 +90,15 @@ class PrefixCache:
             sequence.chain = self._serial_of[page]
             sequence.num_shared_pages += 1
 
+    def distrust(self, sequence: SequenceState) -> None:
+        """The sequence, which ends now, came to numbers that are not finite: nobody is to begin
+        with what it has computed. What others share with it is theirs; what nobody owns goes too,
+        because it may continue pages that go."""
+        self._pool.evict_all()
+        for page in sequence.pages[: sequence.num_shared_pages]:
+            if self._pool.is_sole_owner(page):
+                self._pool.drop_kept(page)
+
     def check_integrity(self, live: Iterable[SequenceState]) -> None:
         """Every page lies where its key says, can be reached, and holds what the live sequences
         that share it have computed; AssertionError names what does not."""

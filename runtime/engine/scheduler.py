@@ -92,8 +92,11 @@ class Scheduler:
                 self._release(sequence)
                 self.enqueue(sequence)
 
-    def remove(self, sequence: SequenceState) -> None:
-        """The sequence has ended, wherever it was; what only it owned is free, or kept."""
+    def remove(self, sequence: SequenceState, *, distrusted: bool = False) -> None:
+        """The sequence has ended, wherever it was; what only it owned is free, or kept unless its
+        numbers are distrusted."""
+        if distrusted and self.cache is not None:
+            self.cache.distrust(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
         else:

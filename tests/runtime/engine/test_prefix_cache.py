@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.engine.batch import StepBatch
 from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams, TokenEvent
@@ -212,6 +215,43 @@ def test_a_scored_prompt_is_computed_and_leaves_its_pages_to_others() -> None:
     assert cached_tokens(engine, executor, plain) == 0
     assert cached_tokens(engine, executor, scored) == 0
     assert cached_tokens(engine, executor, plain) == 12
+
+
+class Feverish(FakeExecutor):
+    """Produces what are no numbers, for prompts that hold token 22, while it is ill."""
+
+    ill = True
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        logits = super().step(batch)
+        for row, token in enumerate(batch.logit_rows):
+            sequence = int(np.searchsorted(batch.query_starts, token, side="right")) - 1
+            first = batch.query_starts[sequence]
+            if self.ill and 22 in batch.token_ids[first : token + 1]:
+                logits[row] = np.nan
+        return logits
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_nobody_begins_with_what_led_to_broken_numbers(others: int) -> None:
+    """What a sound request shares with the broken one stays: it is that one's own as well."""
+    executor = Feverish()
+    engine = Engine(executor, check=True)
+    cached_tokens(engine, executor, asking("old", (5,) * 9))
+    sound = asking("sound", range(14), 30)
+    if others:
+        engine.add(sound)
+        engine.step()
+    broken = asking("broken", (*range(13), 22, 1, 2, 3, 4, 5), 3)
+    engine.add(broken)
+    while "broken" in engine._sequences:
+        engine.step()
+    assert engine.stats.corrupted_requests == 1 and engine.stats.pages_evictable == 0
+    executor.ill = False
+    engine.add(replace(broken, request_id="again"))
+    transcript = run_to_end(engine)
+    assert transcript.tokens["again"] == greedy_answer(broken, executor)
+    assert transcript.ends["again"].num_cached_tokens == others * 12
 
 
 def test_switched_off_nothing_is_kept() -> None:
