@@ -46,3 +46,11 @@ def test_without_one_nothing_is_opened(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "large")
     executor = load_executor(open_model(tmp_path / "large"), num_pages=9, threads=1)
     assert load_draft(EngineOptions(), executor) is None
+
+
+def test_its_pages_are_bounded_by_who_may_run(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "large")
+    executor = load_executor(open_model(tmp_path / "large"), num_pages=999, threads=1)
+    options = EngineOptions(draft_model=str(tmp_path / "large"), max_running=2)
+    draft = load_draft(options, executor, threads=1)
+    assert draft is not None and draft.num_pages == 2 * 1024 // 32 + 2
