@@ -1,13 +1,15 @@
-"""What a worker opens of a model: the executor at once, the text side only for grammars."""
+"""What a worker opens of a model: the executor, and the text side only for grammars."""
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine.constraint import Constraint, Grammars, Matcher
+from runtime.engine.constraint import Constraint, ConstraintError, Matcher
 from runtime.worker.spec import ModelSpec
 
 if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
+    from runtime.text.grammar.compiler import GrammarCompiler
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,38 @@ def load_model(spec: ModelSpec) -> Opened:
     return Opened(executor, "" if budget is None else budget.sentence(), draft)
 
 
-class LazyGrammars:
-    """The `Grammars` of a model whose tokenizer is read when the first constraint comes: most
-    servers never meet one, and none should start later for it."""
+class EarlyGrammars:
+    """The `Grammars` of a model, prepared on a thread while its weights are loaded: that holds the
+    interpreter, and later on every answer would wait for it.
 
-    def __init__(self, spec: ModelSpec, vocab_size: int) -> None:
+    vocab_size: of the executor; known and set once that is loaded.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.vocab_size = 0
         self._spec = spec
-        self._vocab_size = vocab_size
-        self._grammars: Grammars | None = None
+        self._grammars: GrammarCompiler | None = None
+        self._failure = ""
+        self._thread = threading.Thread(target=self._read, name="coldpress-words", daemon=True)
+        self._thread.start()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """See `Grammars`. Two threads at once may read the tokenizer twice, no more."""
+        """See `Grammars`."""
+        self._thread.join()
         if self._grammars is None:
-            self._grammars = self._read()
+            raise ConstraintError(f"the model's tokenizer cannot be read: {self._failure}")
+        self._grammars.vocab_size = self.vocab_size
         return self._grammars.matcher(constraint)
 
-    def _read(self) -> Grammars:
+    def _read(self) -> None:
         from compile.open_model import open_model
         from runtime.text.grammar.compiler import GrammarCompiler
         from runtime.text.tokenizer import load_tokenizer
 
-        return GrammarCompiler(load_tokenizer(open_model(self._spec.path)), self._vocab_size)
+        try:
+            tokenizer = load_tokenizer(open_model(self._spec.path))
+            grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size)
+            grammars.prepare()
+            self._grammars = grammars
+        except Exception as error:
+            self._failure = str(error)

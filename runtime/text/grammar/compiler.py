@@ -26,13 +26,14 @@ MAX_KEPT = 16
 
 
 class GrammarCompiler:
-    """The `Grammars` of one model. Its vocabulary is prepared when it is first needed.
+    """The `Grammars` of one model. Its vocabulary is prepared when it is first needed, or with
+    `prepare`, which holds the interpreter for up to a second.
 
     vocab_size: rows of the model's output; may differ from the tokenizer's number of tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._source = tokenizer
         self._tokenizer: LLTokenizer | None = None
         self._no_ending = -1
@@ -52,7 +53,13 @@ class GrammarCompiler:
             return self._over(known.deep_copy())
 
     def _over(self, matcher: LLMatcher) -> "TokenMatcher":
-        return TokenMatcher(matcher, self._num_words, self._vocab_size, self._no_ending)
+        num_words = -(-self._prepared().vocab_size // 32)
+        return TokenMatcher(matcher, num_words, self.vocab_size, self._no_ending)
+
+    def prepare(self) -> None:
+        """Do now what the first matcher would wait for."""
+        with self._lock:
+            self._prepared()
 
     def _compiled(self, constraint: Constraint) -> LLMatcher:
         matcher = LLMatcher(self._prepared(), grammar_of(constraint), log_level=0, limits=limits())
@@ -82,21 +89,15 @@ class GrammarCompiler:
             if not endings:
                 # Something must stand for "it may end here". It is never drawn.
                 self._no_ending = max(source.special_ids, default=source.vocab_size - 1)
-            size = max(self._vocab_size, source.vocab_size)
-            self._tokenizer = LLTokenizer(
-                source.to_json(), n_vocab=size, eos_token=endings or [self._no_ending]
-            )
+            self._tokenizer = LLTokenizer(source.to_json(), eos_token=endings or [self._no_ending])
         return self._tokenizer
-
-    @property
-    def _num_words(self) -> int:
-        return -(-self._prepared().vocab_size // 32)
 
 
 class TokenMatcher:
     """Where one answer stands; see `runtime.engine.constraint.Matcher`.
 
-    never: a token that is never allowed; -1 for none.
+    num_words: of the mask over the tokenizer's tokens; further rows of the model's output are never
+    allowed. never: a token that is never allowed; -1 for none.
     """
 
     def __init__(
@@ -105,7 +106,8 @@ class TokenMatcher:
         self._never = never
         self._matcher = matcher
         self._vocab_size = vocab_size
-        self._words = np.zeros(num_words, np.uint32)
+        self._words = np.zeros(max(num_words, -(-vocab_size // 32)), np.uint32)
+        self._mask_bytes = num_words * 4
         self._bytes = self._words.view(np.uint8)
         self._address = self._words.ctypes.data
         self.finished = False
@@ -113,7 +115,7 @@ class TokenMatcher:
     def compute(self) -> None:
         start = time.thread_time()
         try:
-            self._matcher.unsafe_compute_mask_ptr(self._address, self._words.nbytes)
+            self._matcher.unsafe_compute_mask_ptr(self._address, self._mask_bytes)
         except BaseException as failure:
             # Native code that panics raises what is no Exception; nobody else may suffer from it.
             if isinstance(failure, KeyboardInterrupt | SystemExit):
