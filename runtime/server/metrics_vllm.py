@@ -211,8 +211,8 @@ def _ends(answers: dict[str, AnswerMetrics]) -> Metric:
         ends: dict[str, int] = dict.fromkeys(("stop", "length", "abort", "error", "repetition"), 0)
         for reason, count in one.finished.items():
             ends[reason if reason in ends else "abort"] += count
-        for reason, count in ends.items():
-            family.add_metric([model_name, _ENGINE, reason], count)
+        for name, count in ends.items():
+            family.add_metric([model_name, _ENGINE, name], count)
     return family
 
 
