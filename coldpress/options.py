@@ -23,10 +23,11 @@ PATH = click.Path(path_type=Path)
 
 
 def artifact(text: str) -> Path:
-    """A path that exists, or the directory of the model of that name in the store."""
-    from coldpress.store.resolve import resolve
+    """A path, or where the model of that name in the store lies. What is neither is told later,
+    after mistakes in options."""
+    from coldpress.store.resolve import path_of
 
-    return resolve(text)[1]
+    return path_of(text)
 
 
 ARTIFACT = artifact

@@ -24,3 +24,11 @@ def resolve(text: str, store: Store | None = None) -> tuple[str, Path]:
             f"{store.known()} (coldpress pull brings one)"
         )
     return str(name), store.directory(entry)
+
+
+def path_of(text: str) -> Path:
+    """As `resolve`, but a name that nothing has comes back as the path that it would be."""
+    name = find_name(text)
+    if Path(text).exists() or name is None or Store().find(name) is None:
+        return Path(text)
+    return resolve(text)[1]
