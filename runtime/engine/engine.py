@@ -198,7 +198,7 @@ class Engine:
                 raise
             ids = tuple(chunk.sequence.request.request_id for chunk in chunks)
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
-        num_prompt_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.num_certain > 1)
+        num_prompt_tokens = sum([c.num_tokens for c in chunks if c.num_tokens - len(c.drafts) > 1])
         events = self._take_expired() + self._commit(chunks, hidden, logits)
         now = self._clock()
         self._times.budget.note(num_prompt_tokens, now - started)

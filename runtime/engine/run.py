@@ -16,7 +16,9 @@ def run_chunks(executor: Executor, chunks: Sequence[Chunk]) -> tuple[Float32, Fl
     """
     size = executor.page_size
     pooled = [chunk for chunk in chunks if chunk.sequence.request.pooling is not None]
-    others = [chunk for chunk in chunks if chunk.sequence.request.pooling is None]
+    others = chunks
+    if pooled:
+        others = [chunk for chunk in chunks if chunk.sequence.request.pooling is None]
     hidden = logits = np.empty((0, executor.vocab_size), np.float32)
     if pooled and isinstance(executor, GivesHidden):
         # The next call of the executor overwrites them.

@@ -78,7 +78,9 @@ class Scheduler:
             if spare > 0:
                 self.pool.free(sequence.pages[-spare:])
                 del sequence.pages[-spare:]
-        if self.cache is not None:
+        size = self.pool.page_size
+        filled = sequence.num_computed_tokens >= (sequence.num_shared_pages + 1) * size
+        if filled and self.cache is not None:
             self.cache.note(sequence)
 
     def roll_back(self, chunks: Sequence[Chunk]) -> None:

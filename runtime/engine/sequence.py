@@ -104,8 +104,9 @@ class SequenceState:
 
     def advance(self, num_tokens: int) -> None:
         """So many more tokens are computed."""
-        self.num_computed_tokens += num_tokens
-        self.num_reached_tokens = max(self.num_reached_tokens, self.num_computed_tokens)
+        self.num_computed_tokens = computed = self.num_computed_tokens + num_tokens
+        if computed > self.num_reached_tokens:
+            self.num_reached_tokens = computed
 
     def skip_to(self, num_tokens: int) -> None:
         """The first `num_tokens` were found computed."""
