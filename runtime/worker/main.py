@@ -28,7 +28,7 @@ from runtime.worker.messages import (
     command_of,
     frame_of,
 )
-from runtime.worker.opening import EarlyGrammars, Opened, load_model
+from runtime.worker.opening import IdleGrammars, Opened, load_model
 from runtime.worker.spec import ModelSpec, WorkerFacts
 
 _log = logging.getLogger(__name__)
@@ -73,10 +73,9 @@ class _Worker:
     def load(self, open_executor: OpenExecutor) -> bool:
         """Tell the front of the model, or why there is none; whether there is one."""
         try:
-            grammars = EarlyGrammars(self._spec)
             opened = open_executor(self._spec)
             executor = opened.executor
-            grammars.vocab_size = executor.vocab_size
+            grammars = IdleGrammars(self._spec, executor.vocab_size)
             options = self._options()
             engine = Engine(
                 executor,
@@ -90,6 +89,7 @@ class _Worker:
             self._send(described(error))
             return False
         self._thread = EngineThread(engine, after_turn=self._after_turn)
+        grammars.begin(lambda: not engine.has_work)
         self._send(Loaded(_facts_of(opened)))
         return True
 

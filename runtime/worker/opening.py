@@ -1,6 +1,7 @@
 """What a worker opens of a model: the executor, and the text side only for grammars."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from runtime.worker.spec import ModelSpec
 if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
     from runtime.text.grammar.compiler import GrammarCompiler
+
+_IDLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,28 +47,36 @@ def load_model(spec: ModelSpec) -> Opened:
     return Opened(executor, "" if budget is None else budget.sentence(), draft)
 
 
-class EarlyGrammars:
-    """The `Grammars` of a model, prepared on a thread while its weights are loaded: that holds the
-    interpreter, and later on every answer would wait for it.
+class IdleGrammars:
+    """The `Grammars` of a model, prepared on a thread once the engine has nothing to do, or when
+    the first constraint comes: preparing holds the interpreter for a quarter of a second and more,
+    for which neither the start nor, where it can be helped, an answer should wait."""
 
-    vocab_size: of the executor; known and set once that is loaded.
-    """
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.vocab_size = 0
+    def __init__(self, spec: ModelSpec, vocab_size: int) -> None:
         self._spec = spec
+        self._vocab_size = vocab_size
         self._grammars: GrammarCompiler | None = None
         self._failure = ""
-        self._thread = threading.Thread(target=self._read, name="coldpress-words", daemon=True)
-        self._thread.start()
+        self._wanted = threading.Event()
+        self._ready = threading.Event()
+
+    def begin(self, is_idle: Callable[[], bool]) -> None:
+        """Start the thread; `is_idle` is asked once a second."""
+        threading.Thread(target=self._wait, args=(is_idle,), daemon=True).start()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """See `Grammars`."""
-        self._thread.join()
+        """See `Grammars`; after `begin`."""
+        self._wanted.set()
+        self._ready.wait()
         if self._grammars is None:
             raise ConstraintError(f"the model's tokenizer cannot be read: {self._failure}")
-        self._grammars.vocab_size = self.vocab_size
         return self._grammars.matcher(constraint)
+
+    def _wait(self, is_idle: Callable[[], bool]) -> None:
+        while not self._wanted.wait(_IDLE_SECONDS) and not is_idle():
+            pass
+        self._read()
+        self._ready.set()
 
     def _read(self) -> None:
         from compile.open_model import open_model
@@ -74,7 +85,7 @@ class EarlyGrammars:
 
         try:
             tokenizer = load_tokenizer(open_model(self._spec.path))
-            grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size)
+            grammars = GrammarCompiler(tokenizer, self._vocab_size)
             grammars.prepare()
             self._grammars = grammars
         except Exception as error:
