@@ -5,12 +5,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from quant.format.errors import InputError
 from runtime.server.app import create_app
+from runtime.server.connections import BoundedHttp
 from runtime.server.limits import Limits
 from runtime.server.registry import Registry
 from runtime.service import GenerationService
@@ -46,7 +48,7 @@ class HttpServer:
             self.app,
             host=host,
             port=self.port,
-            http="h11",
+            http=_protocol(limits or Limits()),
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -55,7 +57,9 @@ class HttpServer:
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_graceful_shutdown=int(drain_seconds) + _AFTER_DRAIN_SECONDS,
         )
-        self._server = _DrainingServer(config, self._start_draining)
+        self._server = _DrainingServer(
+            config, self._start_draining, partial(self._registry.start_draining, 0.0)
+        )
 
     @property
     def url(self) -> str:
@@ -109,10 +113,17 @@ def serve(
 class _DrainingServer(uvicorn.Server):
     """uvicorn's server, which ends with exit code 0 after a signal instead of raising it again."""
 
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_drain: Callable[[], None],
+        on_abort: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self.on_ready: Callable[[], None] | None = None
         self._on_drain = on_drain
+        self._on_abort = on_abort
+        self._is_aborting = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -136,8 +147,19 @@ class _DrainingServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        """The first drains. The second ends the answers, which then end their connections; the
+        third does not wait for that."""
+        self.force_exit = self._is_aborting
+        self._is_aborting = self.should_exit
+        if self._is_aborting and not self.force_exit:
+            # A handler may have interrupted whoever holds the locks that this needs.
+            threading.Thread(target=self._on_abort, daemon=True).start()
         self.should_exit = True
+
+
+def _protocol(limits: Limits) -> type[BoundedHttp]:
+    """uvicorn makes its protocols itself, so what is to be known to them is on their class."""
+    return type("Http", (BoundedHttp,), {"header_seconds": limits.header_seconds})
 
 
 def _bind(host: str, port: int) -> socket.socket:
