@@ -53,13 +53,14 @@ async function loadModels() {
 
 async function showModel() {
   const name = find("model").value;
-  const { max_model_len: length, state } = models.get(name) ?? {};
+  const { max_model_len: length, state, error, root } = models.get(name) ?? {};
   find("title").textContent = name;
   document.title = name ? `${name} · coldpress` : "coldpress";
   const context = length ? `${length.toLocaleString("en")} tokens of context` : "";
-  const idle = state && state !== "ready" ? `${state}, loaded by the first message` : "";
-  find("model-note").textContent = [context, idle].filter(Boolean).join(" · ");
-  live.watch(name);
+  const others = { unloaded: "loaded by the first message", loading: "being loaded", failed: error };
+  find("model-note").textContent = [context, others[state]].filter(Boolean).join(" · ");
+  // Figures are kept by model; an alias shows those of its first.
+  live.watch(root ?? name);
   showContext();
   showState();
   await showDefaults(name);
