@@ -1,0 +1,41 @@
+"""Constraints cross to a worker, which makes their grammars from the artifact's own tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coldpress.loading import open_served
+from runtime.engine.constraint import Constraint, ConstraintError
+from runtime.engine.request import SamplingParams
+from runtime.generation import GenerationParams
+from runtime.worker.opening import IdleGrammars
+from runtime.worker.spec import ModelSpec
+from tests.tiny import tiny_checkpoint, write_tokenizer
+
+
+def test_an_answer_from_a_worker_is_held_to_its_schema(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path)
+    write_tokenizer(tmp_path)
+    service, close = open_served(ModelSpec(tmp_path, "tiny", kv_cache_bytes=1 << 22))
+    try:
+        schema = {"type": "array", "items": {"enum": ["é", 2]}, "minItems": 2, "maxItems": 3}
+        params = GenerationParams(
+            max_tokens=100,
+            sampling=SamplingParams(seed=1),
+            constraint=Constraint("json_schema", json.dumps(schema)),
+        )
+        deltas = list(service.submit(service.encode("List:"), params))
+        assert deltas[-1].finish_reason == "stop", deltas[-1]
+        found = json.loads("".join(delta.text for delta in deltas))
+        assert 2 <= len(found) <= 3 and set(found) <= {"é", 2}
+    finally:
+        close()
+
+
+def test_a_tokenizer_that_cannot_be_read_fails_constraints_alone(tmp_path: Path) -> None:
+    grammars = IdleGrammars(ModelSpec(tmp_path, "nothing here"), 384)
+    grammars.begin(lambda: False)
+    for _ in range(2):
+        with pytest.raises(ConstraintError, match="tokenizer cannot be read"):
+            grammars.matcher(Constraint("regex", "a"))
