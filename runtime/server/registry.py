@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 
 from runtime.server import registry_errors as errors
@@ -292,19 +292,3 @@ class Registry:
             for model in self.idle_models():
                 if self._clock() - model.last_used >= self._idle_seconds:
                     self.unload_idle(model)
-
-
-class ReadyServices(Mapping[str, GenerationService]):
-    """A live view: the services that answer at the moment somebody looks."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def __getitem__(self, name: str) -> GenerationService:
-        return self._registry.ready_services()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._registry.ready_services())
-
-    def __len__(self) -> int:
-        return len(self._registry.ready_services())

@@ -14,7 +14,7 @@ from runtime.server.bodies import fields_of
 from runtime.server.leases import lease, sticky_key
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
-from runtime.server.registry import ReadyServices, Registry
+from runtime.server.registry import Registry
 from runtime.server.registry_errors import not_loaded
 from runtime.server.schemas import GenerationBody, bias_of
 from runtime.service import GenerationService
@@ -35,7 +35,7 @@ class ServerState:
     @property
     def services(self) -> Mapping[str, GenerationService]:
         """The services that answer at the moment somebody looks, by name."""
-        return ReadyServices(self.registry)
+        return self.registry.ready_services()
 
     async def lease(self, request: Request, model: str | None) -> GenerationService:
         """The service that answers `request`, whose body has been read; without a name, the first.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quant.format.errors import InputError
 from runtime.server import registry as registry_module
 from runtime.server.errors import ApiError
-from runtime.server.registry import ReadyServices, Registry
+from runtime.server.registry import Registry
 from tests.runtime.server.fake_models import FakeModel, use
 
 
@@ -30,9 +30,9 @@ def eventually(holds: Callable[[], bool], seconds: float = 5) -> None:
 def test_the_first_request_loads_a_model_and_the_next_one_finds_it() -> None:
     a, b = FakeModel("a"), FakeModel("b")
     registry = registry_of(a, b)
-    assert dict(ReadyServices(registry)) == {}
+    assert registry.ready_services() == {}
     assert use(registry, "b").model_name == "b"
-    assert use(registry, "b") is ReadyServices(registry)["b"]
+    assert use(registry, "b") is registry.ready_services()["b"]
     assert (a.num_loads, b.num_loads) == (0, 1)
     assert registry.models["b"].in_use == 2
 
