@@ -62,7 +62,7 @@ class EngineAlone:
         self._template = load_template(model)
         machine = Machine(threads=threads)
         executor = load_executor(model, threads=machine.threads, context_tokens=streams * 1024)
-        self._engine = Engine(executor, EngineOptions(max_running=streams, prefix_cache=False))
+        self._engine = Engine(executor, EngineOptions(max_running=streams))
 
     def round(self, texts: list[str], output: int) -> float:
         from runtime.engine.request import Request, SamplingParams

@@ -39,7 +39,7 @@ class GenerationParams:
     constraint: Constraint | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TextDelta:
     """What one token brought. `text` may be empty; the last delta has a finish_reason.
 

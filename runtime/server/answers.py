@@ -37,14 +37,21 @@ async def deltas_of(
     for generation in generations:
         generation.on_news(wake)
     try:
-        while any(generation.finish_reason is None for generation in generations):
+        live = sum(generation.finish_reason is None for generation in generations)
+        while live:
             await news.wait()
             news.clear()
-            ready = [(i, delta) for i, one in enumerate(generations) for delta in one.poll()]
-            for index, delta in ready:
-                watches[index].token(delta)
-            failed = next((d for _, d in ready if d.finish_reason in _FAILURES), None)
-            yield [(index, delta) for index, delta in ready if delta is not failed]
+            ready: list[tuple[int, TextDelta]] = []
+            failed: TextDelta | None = None
+            for index, generation in enumerate(generations):
+                for delta in generation.poll():
+                    watches[index].token(delta)
+                    live -= delta.finish_reason is not None
+                    if delta.finish_reason in _FAILURES:
+                        failed = failed or delta
+                    else:
+                        ready.append((index, delta))
+            yield ready
             if failed is not None:
                 timeout = failed.finish_reason == "timeout"
                 raise (timed_out if timeout else generation_failed)(failed.error)

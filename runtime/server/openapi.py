@@ -77,7 +77,7 @@ def document() -> Json:
     references, definitions = models_json_schema(
         [(model, "validation") for model in ordered], ref_template=_REFERENCES
     )
-    schemas = {model: schema for (model, _), schema in references.items()}
+    schemas: dict[type[Any], Json] = {model: found for (model, _), found in references.items()}
     paths: dict[str, Json] = {}
     for operation in OPERATIONS:
         described = _described(operation, schemas)
@@ -94,7 +94,7 @@ def document() -> Json:
     }
 
 
-def _described(operation: Operation, schemas: Mapping[type[BaseModel], Json]) -> Json:
+def _described(operation: Operation, schemas: Mapping[type[Any], Json]) -> Json:
     answer: Json = {} if operation.answer is None else schemas[operation.answer]
     content: Json = {"application/json": {"schema": answer}}
     if operation.streams:

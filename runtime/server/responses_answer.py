@@ -99,7 +99,7 @@ class ResponseAnswer:
         item, part = self._items[-1], self._items[-1]["content"][0]
         part["text"] += text
         place = {"item_id": item["id"], **self._place()}
-        extra = {"logprobs": []} if field == "content" else {}
+        extra: Event = {"logprobs": []} if field == "content" else {}
         yield self._event(f"response.{part['type']}.delta", **place, delta=text, **extra)
 
     def _open(self, field: str) -> Iterator[Event]:
@@ -126,7 +126,7 @@ class ResponseAnswer:
         part = item["content"][0]
         item["status"] = "completed" if self._reader.finish_reason != "length" else "incomplete"
         place = {"item_id": item["id"], **self._place()}
-        extra = {"logprobs": []} if self._is_open() else {}
+        extra: Event = {"logprobs": []} if self._is_open() else {}
         self._field = ""
         yield self._event(f"response.{part['type']}.done", **place, text=part["text"], **extra)
         yield self._event("response.content_part.done", **place, part=dict(part))

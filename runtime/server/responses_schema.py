@@ -103,7 +103,7 @@ def _item(index: int, item: object) -> dict[str, Any]:
 def _text(index: int, content: object) -> str:
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [content]
+    parts: list[Any] = content if isinstance(content, list) else [content]
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
