@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quant.format.errors import FileFormatError
+from runtime.confined.pool import Busy
 from runtime.engine.request import RequestError
 from runtime.text import template as template_module
 from runtime.text.template import MAX_TEMPLATE_CHARACTERS, ChatTemplate, render_pool
@@ -67,7 +68,7 @@ def test_a_busy_pool_asks_clients_to_come_back(monkeypatch: pytest.MonkeyPatch) 
 
     class Full:
         def call(self, *_: object) -> str:
-            raise template_module.Busy("every process was busy")
+            raise Busy("every process was busy")
 
     monkeypatch.setattr(template_module, "render_pool", Full)
     with pytest.raises(RequestError) as caught:
