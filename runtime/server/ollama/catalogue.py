@@ -26,9 +26,14 @@ def known_name(state: ServerState, name: str) -> str:
 
 
 async def list_models(request: Request) -> dict[str, Any]:
-    """Every model, loaded or not."""
+    """Every model, loaded or not, then every alias, as its first model."""
     state = state_of(request)
-    return {"models": [_entry(state, model) for model in state.registry.models.values()]}
+    models = state.registry.models
+    aliases = [
+        {**_entry(state, models[alias.targets[0][0]]), "name": alias.name, "model": alias.name}
+        for alias in state.registry.aliases.values()
+    ]
+    return {"models": [*(_entry(state, model) for model in models.values()), *aliases]}
 
 
 async def list_loaded(request: Request) -> dict[str, Any]:
@@ -53,9 +58,8 @@ async def show_model(request: Request) -> dict[str, Any]:
     name = body.model or body.name
     if not name:
         raise RequestError("model is missing", "model")
-    known = known_name(state, name)
-    service = await state.lease(request, known)
-    model = state.registry.model(known)
+    service = await state.lease(request, known_name(state, name))
+    model = state.registry.model(service.model_name)
     return {
         "modelfile": "",
         "parameters": _parameters(service),
@@ -85,7 +89,8 @@ def _entry(state: ServerState, model: ServedModel) -> dict[str, Any]:
         "modified_at": _started(state),
         "details": _details(model),
     }
-    known = {key: model.settings.card.get(key) for key in ("size", "digest")}
+    card = model.settings.card
+    known = {"size": card.get("weight_bytes"), "digest": card.get("digest")}
     return entry | {key: value for key, value in known.items() if value is not None}
 
 

@@ -9,14 +9,19 @@ import ollama
 import pytest
 
 from runtime.engine.batch import StepBatch
+from runtime.server.registry import Registry
+from runtime.server.registry_models import Loaded, ModelSettings
+from runtime.server.registry_names import parse_alias
 from runtime.text.template import ChatTemplate
 from tests.runtime.server.harness import (
     MODEL,
     Running,
     ScriptedExecutor,
+    make_service,
     running,
     tiny_tokenizer,
 )
+from tests.runtime.server.test_several_models import serving
 from tests.runtime.text.grammar.harness import RandomModel
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -139,4 +144,23 @@ def test_embeddings_are_unit_rows_of_each_input() -> None:
             with pytest.raises(ollama.ResponseError) as caught:
                 client.embed(MODEL, given, **fields)
             assert caught.value.status_code == 400
+        client._client.close()
+
+
+def test_aliases_are_listed_and_answer() -> None:
+    def load() -> Loaded:
+        return Loaded(make_service(ScriptedExecutor())[0])
+
+    card = {"family": "llama", "weight_bytes": 1000}
+    registry = Registry([ModelSettings(MODEL, load, card=card)], [parse_alias(f"prod={MODEL}")])
+    with serving(registry) as http:
+        client = ollama.Client(host=str(http.base_url), timeout=60)
+        assert [one.model for one in client.list().models] == [MODEL, "prod"]
+        assert client.ps().models == [], "nothing is loaded before it is asked for"
+        assert client.generate("prod:latest").model == MODEL
+        shown = client.show("prod")
+        assert (shown.modelinfo or {})["llama.context_length"] == 256
+        (loaded,) = client.ps().models
+        assert loaded.size == 1000 and loaded.details is not None
+        assert loaded.details.family == "llama"
         client._client.close()
