@@ -1,18 +1,21 @@
 """Answers held to tool calls: where one is demanded, or where arguments must be exact."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError
-from runtime.text.grammar.check import checked, schema_constraint
+from runtime.text.grammar.check import CODE, MAX_BYTES, checked, schema_constraint
 from runtime.text.grammar.options import inline_schema
 from runtime.text.tools.definitions import Tool, ToolOffer
 from runtime.text.tools.formats import ToolFormat
 
 Mark = Callable[[str], str]
 _TEXT = "/(.|\\n)*/"
+_SECONDS = 4.0
+"""For the parameters of all tools together; one alone takes milliseconds."""
 
 
 def call_constraint(
@@ -24,7 +27,15 @@ def call_constraint(
     """
     if offer.choice == "auto" and not any(tool.strict for tool in offer.tools):
         return None
-    schemas = {tool.name: _checked_parameters(tool) for tool in offer.callable}
+    size = sum(len(json.dumps(tool.parameters)) for tool in offer.callable)
+    if size > MAX_BYTES:
+        raise RequestError(f"the tools' parameters take more than {MAX_BYTES} bytes", "tools", CODE)
+    deadline = time.monotonic() + _SECONDS
+    schemas: dict[str, Mapping[str, Any]] = {}
+    for tool in offer.callable:
+        schemas[tool.name] = _checked_parameters(tool)
+        if time.monotonic() > deadline:
+            raise RequestError("the tools' parameters take too long to compile", "tools", CODE)
     # Compiled aside with marks as texts, since only the engine's tokenizer knows them as tokens.
     checked("lark", _grammar(offer, format_, schemas, json.dumps), "tools")
 

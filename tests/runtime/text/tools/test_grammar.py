@@ -115,6 +115,20 @@ def test_parameters_that_cannot_be_enforced_name_their_tool() -> None:
         call_constraint(found, HERMES, lambda _: None)
 
 
+def test_all_tools_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {"type": "object", "properties": {"a": {"enum": ["x" * 40_000]}}}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": large}} for i in range(2)
+    ]
+    found = offer_of(tools, "required", None)
+    assert found is not None
+    with pytest.raises(RequestError, match="more than 65536 bytes"):
+        call_constraint(found, HERMES, lambda _: None)
+    monkeypatch.setattr("runtime.text.tools.grammar._SECONDS", 0.0)
+    with pytest.raises(RequestError, match="too long to compile"):
+        call_constraint(offer("required"), HERMES, lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
