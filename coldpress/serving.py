@@ -147,6 +147,7 @@ def _card(plan: ModelPlan, model: "Model") -> Mapping[str, Any]:
     return {
         "max_model_len": plan.context or model.program.sizes.max_positions,
         "format": model.kind,
+        "family": model.program.family,
         "weight_bytes": payload_bytes(plan.path),
         "evaluation": evaluation,
     }
