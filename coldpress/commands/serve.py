@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coldpress.access_options import AccessPlan, access_options
 from coldpress.console import Console
 from coldpress.engine_options import engine_options
 from coldpress.loading import Machine
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Give /metrics under another server's names as well.",
 )
+@access_options
 @machine_options("int8")
 @json_option
 @pass_console
@@ -96,6 +98,7 @@ def command(
     kv_cache: int | None,
     options: "EngineOptions",
     metrics_compat: tuple[str, ...],
+    access: AccessPlan,
     machine: Machine,
 ) -> None:
     """Serve models over HTTP until a signal; /v1/chat/completions, /v1/completions, /metrics.
@@ -118,6 +121,7 @@ def command(
         make_room,
     )
     plan = _with_config(config, asked, defaults)
+    guarded, tls = access.open()
     registry = open_registry(plan, console.note)
     try:
         serve(
@@ -126,6 +130,8 @@ def command(
             port,
             lambda url: _tell(console, registry, plan, url),
             metrics_compat=metrics_compat,
+            access=guarded,
+            tls=tls,
         )
     finally:
         registry.close()

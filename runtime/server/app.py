@@ -24,7 +24,7 @@ from runtime.server import (
     responses,
     tokens,
 )
-from runtime.server.auth import RequireKey
+from runtime.server.access import Access, add_access
 from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
@@ -56,19 +56,20 @@ _ROOMS = (
 def create_app(
     served: Registry | Sequence[GenerationService],
     limits: Limits | None = None,
-    api_key: str | None = None,
+    access: Access | None = None,
     metrics_compat: Collection[str] = (),
 ) -> FastAPI:
     """An OpenAI-compatible app over one or several models; the first answers unnamed requests.
 
-    api_key: what clients must send as their bearer token; None lets everyone in.
+    access: who may ask, and what is told of it; None lets everyone in and tells nothing.
     metrics_compat: see Metrics.
     """
+    access = access or Access()
     registry = served if isinstance(served, Registry) else Registry.of(served)
     app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
     observed = Metrics(registry, metrics_compat)
     app.state.server = ServerState(
-        registry, limits or Limits(), observed, has_key=api_key is not None
+        registry, limits or Limits(), observed, has_key=access.keys is not None
     )
     copies = Shadows(registry)
     observed.registry.register(ShadowFamilies(copies))
@@ -79,7 +80,6 @@ def create_app(
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_bug)
     app.add_middleware(ReleaseLeases, registry=registry, shadows=copies)
-    if api_key is not None:
-        app.add_middleware(RequireKey, key=api_key)
+    add_access(app, access, observed)
     app.add_middleware(CountRequests, metrics=observed)
     return app

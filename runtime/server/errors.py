@@ -14,6 +14,7 @@ _MAX_MESSAGE = 1000
 _MAX_FIELD = 200
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     503: "overloaded",

@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 
 from quant.format.errors import InputError
+from runtime.server.access import Access, Tls
 from runtime.server.app import create_app
 from runtime.server.connections import BoundedHttp
 from runtime.server.limits import Limits
@@ -35,7 +36,8 @@ class HttpServer:
         port: int = 0,
         *,
         limits: Limits | None = None,
-        api_key: str | None = None,
+        access: Access | None = None,
+        tls: Tls | None = None,
         drain_seconds: float = 30.0,
         metrics_compat: Collection[str] = (),
     ) -> None:
@@ -43,7 +45,7 @@ class HttpServer:
         self._drain_seconds = drain_seconds
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
-        self.app = create_app(self._registry, limits, api_key, metrics_compat)
+        self.app = create_app(self._registry, limits, access, metrics_compat)
         config = uvicorn.Config(
             self.app,
             host=host,
@@ -56,7 +58,10 @@ class HttpServer:
             server_header=False,
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_graceful_shutdown=int(drain_seconds) + _AFTER_DRAIN_SECONDS,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
         )
+        self._scheme = "http" if tls is None else "https"
         self._server = _DrainingServer(
             config, self._start_draining, partial(self._registry.start_draining, 0.0)
         )
@@ -64,7 +69,7 @@ class HttpServer:
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self._scheme}://{host}:{self.port}"
 
     def run(self, on_ready: Callable[[str], None] | None = None) -> None:
         """Serve; `on_ready(url)` is called once requests are accepted. After the first SIGINT or
@@ -93,7 +98,8 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     *,
     limits: Limits | None = None,
-    api_key: str | None = None,
+    access: Access | None = None,
+    tls: Tls | None = None,
     drain_seconds: float = 30.0,
     metrics_compat: Collection[str] = (),
 ) -> None:
@@ -103,7 +109,8 @@ def serve(
         host,
         port,
         limits=limits,
-        api_key=api_key,
+        access=access,
+        tls=tls,
         drain_seconds=drain_seconds,
         metrics_compat=metrics_compat,
     )

@@ -14,6 +14,7 @@ from runtime.server.bodies import fields_of
 from runtime.server.leases import lease, sticky_key
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
+from runtime.server.record import note_generations, salted
 from runtime.server.registry import Registry
 from runtime.server.registry_errors import not_loaded
 from runtime.server.schemas import GenerationBody, bias_of
@@ -84,7 +85,7 @@ def generation_params(
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=body.skip_special_tokens is not False,
         priority=body.priority or 0,
-        cache_salt=body.cache_salt or "",
+        cache_salt=salted(body.cache_salt),
         constraint=constraint,
     )
     seed = sampling.seed
@@ -154,6 +155,7 @@ def submit_all(
     except BaseException:
         cancel_all(started)
         raise
+    note_generations(started, len(params))
     return started
 
 

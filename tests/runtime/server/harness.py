@@ -19,6 +19,7 @@ from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request
 from runtime.engine.thread import EngineThread, Listener
+from runtime.server.access import Access, Tls
 from runtime.server.limits import Limits
 from runtime.server.main import HttpServer
 from runtime.service import GenerationService, usable_positions
@@ -147,7 +148,8 @@ def running(
     max_waiting: int = 64,
     max_running: int = 16,
     drain_seconds: float = 30.0,
-    api_key: str | None = None,
+    access: Access | None = None,
+    tls: Tls | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """A server on a free port, in a thread; drained at the end. `options` are further ones of the
@@ -155,7 +157,9 @@ def running(
     service, engine, engine_thread = make_service(
         executor, max_waiting=max_waiting, max_running=max_running, **options
     )
-    server = HttpServer([service], limits=limits, api_key=api_key, drain_seconds=drain_seconds)
+    server = HttpServer(
+        [service], limits=limits, access=access, tls=tls, drain_seconds=drain_seconds
+    )
     ready = threading.Event()
     thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
     thread.start()

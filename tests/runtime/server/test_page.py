@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from runtime.server.access import Access
+from runtime.server.keys import KeyRing
 from runtime.server.page import assets
 from tests.runtime.server.browser import Page, browsing, chromium
 from tests.runtime.server.harness import Running, ScriptedExecutor, running, tiny_tokenizer
@@ -42,7 +44,7 @@ def test_a_part_that_the_browser_has_is_not_sent_again(http: httpx.Client) -> No
 
 
 def test_the_page_is_open_where_the_server_asks_for_a_key() -> None:
-    with running(ScriptedExecutor(), api_key="secret") as server:
+    with running(ScriptedExecutor(), access=Access(KeyRing.of("secret"))) as server:
         assert httpx.get(server.url).status_code == 200
         assert httpx.get(f"{server.url}/page/app.js").status_code == 200
         assert httpx.get(f"{server.url}/metrics").status_code == 401
@@ -134,7 +136,7 @@ def test_a_failure_is_told_where_it_happened(page: Page) -> None:
 
 
 def test_a_key_is_asked_for_and_used(page: Page) -> None:
-    with running(ScriptedExecutor(), api_key="secret") as server:
+    with running(ScriptedExecutor(), access=Access(KeyRing.of("secret"))) as server:
         page.open(server.url)
         page.wait_for("document.getElementById('key-dialog').open")
         page.value("document.getElementById('key-input').value = 'secret'")

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from runtime.server.access import Access
+from runtime.server.keys import KeyRing
 from runtime.server.limits import Limits
 from runtime.server.schemas import REFUSED, ChatBody
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
@@ -366,7 +368,7 @@ def test_images_are_refused_and_nothing_is_fetched(http: httpx.Client) -> None:
 
 def test_a_wrong_key_is_turned_away() -> None:
     with (
-        running(ScriptedExecutor(), api_key="clé") as server,
+        running(ScriptedExecutor(), access=Access(KeyRing.of("clé"))) as server,
         httpx.Client(base_url=server.url) as http,
     ):
 

@@ -1,0 +1,66 @@
+"""Who may use a server and what is told of it: keys, origins, logs and traces."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from quant.format.errors import InputError
+from runtime.server.access_log import AccessLog, LogRequests
+from runtime.server.auth import RequireKey
+from runtime.server.key_limits import KeyFamilies, KeyLimits
+from runtime.server.keys import KeyRing
+from runtime.server.metrics import Metrics
+from runtime.server.record import BeginRecord
+from runtime.server.tracing import TraceRequests
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+
+@dataclass(frozen=True)
+class Access:
+    """keys: None lets everyone in. origins: of pages in browsers that may ask, "*" for all; none by
+    default. log: None writes no lines. tracer: None sends no spans."""
+
+    keys: KeyRing | None = None
+    origins: tuple[str, ...] = ()
+    log: AccessLog | None = None
+    tracer: "Tracer | None" = None
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM form. Raises InputError for one that is not there."""
+
+    certificate: Path
+    key: Path
+
+    def __post_init__(self) -> None:
+        for path in (self.certificate, self.key):
+            if not path.is_file():
+                raise InputError(
+                    f"{path}: there is no such file; TLS needs a certificate and its key"
+                )
+
+
+def add_access(app: FastAPI, access: Access, metrics: Metrics) -> None:
+    """Wraps the app; what is added last is outermost."""
+    if access.keys is not None:
+        limits = KeyLimits(access.keys)
+        metrics.registry.register(KeyFamilies(limits))
+        app.add_middleware(RequireKey, ring=access.keys, limits=limits)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    if access.tracer is not None:
+        app.add_middleware(TraceRequests, tracer=access.tracer)
+    if access.log is not None:
+        app.add_middleware(LogRequests, log=access.log)
+    app.add_middleware(BeginRecord)

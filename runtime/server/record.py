@@ -1,0 +1,85 @@
+"""What is known of the request that is being answered, for limits, logs and traces; no prompt."""
+
+import re
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.generation import Generation
+from runtime.server.keys import ApiKey
+
+_HEADER = "x-request-id"
+_FIT = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+"""What is repeated of a client's own id: no line breaks, nothing long."""
+
+
+@dataclass(eq=False)
+class RequestRecord:
+    """One HTTP request. request_id: the client's own where it is fit to be repeated. key: None
+    where the server has none. generations: all answers that were started for it."""
+
+    request_id: str
+    key: ApiKey | None = None
+    started: float = field(default_factory=time.monotonic)
+    generations: list[Generation] = field(default_factory=list)
+    choices: int = 1
+    """Answers to each prompt."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt counted once."""
+        return sum(each.num_prompt_tokens for each in self.generations[:: self.choices])
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(each.num_answer_tokens for each in self.generations)
+
+
+_current: ContextVar[RequestRecord | None] = ContextVar("request_record", default=None)
+
+
+def current_record() -> RequestRecord | None:
+    """That of the request which this task or thread works for."""
+    return _current.get()
+
+
+def note_generations(generations: Sequence[Generation], choices: int) -> None:
+    """These answers belong to the request in progress."""
+    record = _current.get()
+    if record is not None:
+        record.generations += generations
+        record.choices = choices
+
+
+def salted(salt: str | None) -> str:
+    """The salt of the prefix cache: keys share no pages, whatever their clients ask for."""
+    record = _current.get()
+    owner = "" if record is None or record.key is None else record.key.name
+    return f"{owner}\0{salt or ''}" if owner else salt or ""
+
+
+class BeginRecord:
+    """Every request gets a record, and every response says its id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(_HEADER.encode(), b"")
+        own = given.decode() if _FIT.fullmatch(given) else uuid4().hex
+        _current.set(RequestRecord(own))
+
+        async def named_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[_HEADER] = own
+            await send(message)
+
+        await self._app(scope, receive, named_send)

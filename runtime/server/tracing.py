@@ -1,0 +1,88 @@
+"""OpenTelemetry spans of requests, with the names of the gen_ai conventions; never any text.
+
+Needs the extra `telemetry`. Where spans go is OpenTelemetry's own configuration, such as
+OTEL_EXPORTER_OTLP_ENDPOINT.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quant.format.errors import MissingExtraError
+from runtime.server.record import RequestRecord, current_record
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+
+def open_tracer() -> "Tracer":
+    """A tracer whose spans are sent in batches. MissingExtraError without the packages."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise MissingExtraError("--trace", "opentelemetry", "telemetry") from error
+    provider = TracerProvider(resource=Resource.create({"service.name": "coldpress"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider.get_tracer("coldpress")
+
+
+class TraceRequests:
+    """A span for each request, the child of the client's where it sent a traceparent."""
+
+    def __init__(self, app: ASGIApp, tracer: "Tracer") -> None:
+        self._app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        name = f"{scope['method'][:16]} {scope['path'][:200]}"
+        with self._tracer.start_as_current_span(
+            name, context=extract(headers), kind=SpanKind.SERVER
+        ) as span:
+
+            async def watching_send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        span.set_status(Status(StatusCode.ERROR))
+                await send(message)
+
+            await self._app(scope, receive, watching_send)
+            record = current_record()
+            if record is not None:
+                span.set_attributes(_attributes(record))
+
+
+def _attributes(record: RequestRecord) -> Mapping[str, Any]:
+    """Counts and times in seconds; usage under its old names and its new ones."""
+    found: dict[str, Any] = {"gen_ai.request.id": record.request_id}
+    if not record.generations:
+        return found
+    first = record.generations[0]
+    found |= {
+        "gen_ai.request.n": record.choices,
+        "gen_ai.request.max_tokens": first.max_tokens,
+        "gen_ai.response.model": first.model_name,
+        "gen_ai.usage.num_sequences": len(record.generations),
+        "gen_ai.latency.time_in_queue": first.queue_seconds,
+    }
+    for names, count in (
+        (("prompt_tokens", "input_tokens"), record.prompt_tokens),
+        (("completion_tokens", "output_tokens"), record.answer_tokens),
+    ):
+        found |= {f"gen_ai.usage.{name}": count for name in names}
+    if first.first_token is not None:
+        found["gen_ai.latency.time_to_first_token"] = first.first_token - first.started
+    return found
