@@ -91,6 +91,7 @@ class _Worker:
         self._thread = EngineThread(engine, after_turn=self._after_turn)
         grammars.begin(lambda: not engine.has_work)
         self._send(Loaded(_facts_of(opened)))
+        self._send(Turn([], self._thread.stats()))
         return True
 
     def obey(self, commands: Iterator[ToWorker]) -> None:
