@@ -101,6 +101,12 @@ def oracle(request: Request) -> list[int]:
     return greedy_answer(request, FakeExecutor())
 
 
+def test_the_sizes_are_known_before_anything_is_asked() -> None:
+    with started(spec("fresh", max_running=3)) as engine:
+        eventually(lambda: engine.stats().pages_total > 0)
+        assert engine.stats().max_running == 3 and engine.stats().requests == 0
+
+
 def test_answers_are_those_of_the_engine(engine: EngineProcess) -> None:
     requests = [request_for(str(index), *range(1, 3 + index)) for index in range(4)]
     answers = [ask(engine, request) for request in requests]
