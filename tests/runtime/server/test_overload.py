@@ -14,7 +14,7 @@ from runtime.engine.request import Request, RequestError, SamplingParams, TokenE
 from runtime.engine.thread import EngineThread
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
 
-CROWD = 100
+CROWD = 500
 """Leave amid their prompts, and as many amid their answers; without HTTP the scheduler's own test
 has ten thousand."""
 
