@@ -140,6 +140,7 @@ void Plan::add_softcap(BufferId x, float cap) {
 }
 
 void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
+  give_back_freed();  // weights are packed by now
   num_pages_ = num_pages;
   page_size_ = page_size;
   vocab_size_ = vocab_size;
