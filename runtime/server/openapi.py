@@ -98,7 +98,7 @@ def _described(operation: Operation, schemas: Mapping[type[Any], Json]) -> Json:
     answer: Json = {} if operation.answer is None else schemas[operation.answer]
     content: Json = {"application/json": {"schema": answer}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
     failure = {"application/json": {"schema": schemas[answers.ErrorAnswer]}}
     described: Json = {
         "operationId": operation.path.removeprefix("/v1").strip("/").replace("/", "_"),

@@ -7,6 +7,8 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from runtime.server.access import Access
+from runtime.server.keys import KeyRing
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
@@ -27,7 +29,7 @@ def test_refusals_are_typed(server: Running) -> None:
 
 
 def test_a_wrong_key_is_an_authentication_error() -> None:
-    with running(ScriptedExecutor(), api_key="right") as server:
+    with running(ScriptedExecutor(), access=Access(KeyRing.of("right"))) as server:
         with (
             OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
             pytest.raises(openai.AuthenticationError) as refused,
