@@ -1,5 +1,6 @@
 """What one step hands to an executor, and what an executor is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -60,6 +61,35 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the weights and the pool; the executor cannot be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainDraw:
+    """How one row's next token is drawn where nothing but these numbers decides. temperature 0 is
+    greedy, top_k 0 keeps all; uniform, in [0, 1), is the request's own random number."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    uniform: float
+
+
+NO_TOKEN = -1
+"""In place of a token, where a row's logits are not finite numbers."""
+
+
+@runtime_checkable
+class ChoosesTokens(Protocol):
+    """What an executor has besides, where logits are too much to be handed over."""
+
+    @property
+    def page_size(self) -> int: ...
+
+    def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> Int32:
+        """The next token of each logit row, int32 [R], or NO_TOKEN; the step's keys and values are
+        written as by `step`."""
         ...
 
 

@@ -1,14 +1,15 @@
 """The step loop: requests in, tokens out. Not thread-safe; `EngineThread` is."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from runtime.engine.batch import Executor, GivesHidden
+from runtime.engine.batch import ChoosesTokens, Executor, GivesHidden
 from runtime.engine.candidates import Float32
+from runtime.engine.choosing import chosen_outcomes
 from runtime.engine.constraint import ConstraintError, Grammars, Matcher
 from runtime.engine.options import EngineOptions
-from runtime.engine.outcome import outcome_of
+from runtime.engine.outcome import Outcome, outcome_of
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk
 from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
@@ -60,6 +61,7 @@ class Engine:
             raise ValueError("draft_model is named, but its executor is missing")
         self.options = options
         self._executor = executor
+        self._chooser = executor if isinstance(executor, ChoosesTokens) else None
         self._check = check
         self._on_step = on_step
         self._grammars = grammars
@@ -189,7 +191,9 @@ class Engine:
             self._on_step([chunk.sequence.request.request_id for chunk in chunks])
         ran = self._clock()
         try:
-            hidden, logits = run_chunks(self._executor, chunks)
+            outcomes: Iterable[Outcome] | None = self._chosen(chunks)
+            if outcomes is None:
+                hidden, logits = run_chunks(self._executor, chunks)
         except BaseException as cause:
             self._scheduler.roll_back(chunks)
             self._counters.failed_steps += 1
@@ -199,7 +203,9 @@ class Engine:
             ids = tuple(chunk.sequence.request.request_id for chunk in chunks)
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
         num_prompt_tokens = sum([c.num_tokens for c in chunks if c.num_tokens - len(c.drafts) > 1])
-        events = self._take_expired() + self._commit(chunks, hidden, logits)
+        if outcomes is None:
+            outcomes = self._outcomes(chunks, hidden, logits)
+        events = self._take_expired() + self._commit(chunks, outcomes)
         now = self._clock()
         self._times.budget.note(num_prompt_tokens, now - started)
         if self._speculator is not None and num_prompt_tokens == 0:
@@ -229,31 +235,37 @@ class Engine:
             "a request vanished without an end"
         )
 
-    def _commit(
+    def _chosen(self, chunks: Sequence[Chunk]) -> Iterable[Outcome] | None:
+        """Where the executor chooses tokens itself; None where it cannot."""
+        return None if self._chooser is None else chosen_outcomes(self._chooser, chunks)
+
+    def _outcomes(
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
-    ) -> list[TokenEvent]:
-        counters = self._counters
-        counters.steps += 1
+    ) -> Iterator[Outcome]:
+        """One after the other, so that each is committed before the next is drawn."""
         best = logits.argmax(axis=1).tolist() if len(logits) else []
-        events: list[TokenEvent] = []
         row = hidden_row = 0
         for chunk in chunks:
-            counters.computed_tokens += chunk.num_tokens
             if chunk.sequence.request.pooling is not None:
                 hidden_row += chunk.num_logits
-                rows = hidden[hidden_row - chunk.num_logits : hidden_row]
-                events += self._advance(chunk, rows, ())
+                yield outcome_of(chunk, hidden[hidden_row - chunk.num_logits : hidden_row], ())
             else:
                 row += chunk.num_logits
                 first = row - chunk.num_logits
-                events += self._advance(chunk, logits[first:row], best[first:row])
+                yield outcome_of(chunk, logits[first:row], best[first:row])
+
+    def _commit(self, chunks: Sequence[Chunk], outcomes: Iterable[Outcome]) -> list[TokenEvent]:
+        self._counters.steps += 1
+        events: list[TokenEvent] = []
+        for chunk, outcome in zip(chunks, outcomes, strict=True):
+            self._counters.computed_tokens += chunk.num_tokens
+            events += self._advance(chunk, outcome)
         return events
 
-    def _advance(self, chunk: Chunk, rows: Float32, best: Sequence[int]) -> list[TokenEvent]:
+    def _advance(self, chunk: Chunk, outcome: Outcome) -> list[TokenEvent]:
         """What the rows of a chunk's last tokens bring becomes true."""
         sequence = chunk.sequence
-        begins = sequence.num_answer_tokens == 0 and chunk.reaches_end
-        outcome = outcome_of(chunk, rows, best)
+        begins = sequence.num_answer_tokens == outcome.num_drawn and chunk.reaches_end
         self._scheduler.commit(chunk, outcome.num_valid)
         self._counters.generated_tokens += outcome.num_drawn
         if begins:

@@ -62,6 +62,13 @@ def outcome_of(chunk: Chunk, rows: Float32, best: Sequence[int]) -> Outcome:
     return outcome
 
 
+def drawn(chunk: Chunk, draw: Draw) -> Outcome:
+    """Of a chunk whose one token was chosen elsewhere; the sequence gains it."""
+    outcome = Outcome(chunk.num_certain)
+    _tell(outcome, chunk.sequence, draw)
+    return outcome
+
+
 def _draw(sequence: SequenceState, row: Float32, best: int) -> Draw:
     if sequence.request.max_tokens == 0:
         return Draw(None)

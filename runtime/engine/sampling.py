@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from runtime.engine.batch import PlainDraw
 from runtime.engine.candidates import Float32, draw_token, log_probabilities
 from runtime.engine.constraint import ConstraintError, Matcher
 from runtime.engine.request import Request, TokenLogprobs
@@ -72,6 +73,20 @@ class RowSampler:
     def finished(self) -> bool:
         """A constraint leaves nothing that could follow."""
         return self._matcher is not None and self._matcher.finished
+
+    def is_plain(self, num_answer_tokens: int) -> bool:
+        """Whether the next draw needs nothing of the row but a token: the row is not edited, not
+        constrained, and nobody asks about it."""
+        params = self._params
+        ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
+        edited = ending or self._always_edits or self._matcher is not None
+        return not edited and params.logprobs is None and params.prompt_logprobs is None
+
+    def take_plain_draw(self) -> PlainDraw:
+        """The next draw, with a random number that is thereby used."""
+        params = self._params
+        uniform = 0.0 if self._generator is None else float(self._generator.random())
+        return PlainDraw(params.temperature, params.top_k, params.top_p, params.min_p, uniform)
 
     def note(self, token_id: int) -> None:
         """The token now belongs to the answer."""

@@ -1,5 +1,6 @@
 """CudaExecutor: Triton kernels over device memory; decode steps are replayed as CUDA graphs."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,13 +13,14 @@ from compile.program import Attend
 from quant.format.errors import InputError
 from quant.format.kv_cache import KvCacheScheme, KvScales
 from quant.format.tensor import WeightSource
-from runtime.engine.batch import StepBatch
+from runtime.engine.batch import PlainDraw, StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import lower
 from runtime.executors.cuda.values import HIDDEN, Run, SumOverRanks
 from runtime.executors.cuda.weights import DeviceWeights, Placement
 from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
+from runtime.kernels.triton.sampling import Choices, choose
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -89,9 +91,13 @@ class CudaExecutor:
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
         with torch.inference_mode():
-            if self._graphs is not None and is_decode(batch) and self._graphs.holds(batch):
-                return _on_host(self._graphs.run(batch))
-            return _on_host(self._all(self._arrays(batch)))
+            return _on_host(self._run(batch))
+
+    def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> npt.NDArray[np.int32]:
+        """The next token of each logit row, int32 [R]: all that is copied to the host."""
+        with torch.inference_mode():
+            tokens = choose(self._run(batch), _choices(draws, self._device))
+            return np.asarray(tokens.cpu().numpy(), np.int32)
 
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]."""
@@ -104,6 +110,12 @@ class CudaExecutor:
     def close(self) -> None:
         """Free the weights, the pool and the graphs."""
         self._actions, self._caches, self._graphs = [], [], None
+
+    def _run(self, batch: StepBatch) -> Tensor:
+        """Logits on the device, float32 [R, vocab_size]."""
+        if self._graphs is not None and is_decode(batch) and self._graphs.holds(batch):
+            return self._graphs.run(batch)
+        return self._all(self._arrays(batch))
 
     def _arrays(self, batch: StepBatch) -> StepArrays:
         return step_arrays(batch, self.page_size, *self._heads, self._device)
@@ -131,6 +143,19 @@ def _cache(
     scales = source.kv_scales(layer)
     stored = None if scales is None else (scales.keys, scales.values)
     return make_cache(scheme.numbers, shape, device, stored)
+
+
+def _choices(draws: Sequence[PlainDraw], device: torch.device) -> Choices:
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(draw, name) for draw in draws], dtype=dtype, device=device)
+
+    return Choices(
+        column("temperature", torch.float32),
+        column("top_k", torch.int32),
+        column("top_p", torch.float32),
+        column("min_p", torch.float32),
+        column("uniform", torch.float32),
+    )
 
 
 def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ from quant.format.scheme import (
     PerGroup,
 )
 from quant.format.tensor import QuantizedTensor, Weight
-from runtime.engine.batch import StepBatch
+from runtime.engine.batch import PlainDraw, StepBatch
 from runtime.executors.torch import TorchExecutor
 from tests.runtime.gpu import COMPILED, DEVICE
 from tests.runtime.kernels.weights import quantized
@@ -261,10 +261,21 @@ def test_a_checkpoint_says_what_its_cache_is_rounded_to() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(model.weights, name)
 
-    stored = replace(model, weights=Stored())  # type: ignore[arg-type]
+    stored = replace(model, weights=Stored())
     floats, rounded = executor_of(model), executor_of(stored)
     assert rounded.cache_bytes == floats.cache_bytes // 4 + 2 * 4
     assert executor_of(stored, cache="float32").cache_bytes == floats.cache_bytes
     batch = steps()[0]
     expected, found = floats.step(batch), rounded.step(batch)
     assert 0 < np.abs(found - expected).max() <= np.abs(expected).max() / 4
+
+
+def test_tokens_are_chosen_without_handing_over_logits() -> None:
+    model = tiny_model("llama", layers=1)
+    executor, plain = executor_of(model, recorder=EagerRecorder()), executor_of(model)
+    batch = steps()[0]
+    greedy = PlainDraw(0.0, 0, 1.0, 0.0, 0.5)
+    found = executor.choose(batch, [greedy] * len(batch.logit_rows))
+    assert found.tolist() == plain.step(batch).argmax(axis=1).tolist()
+    likely = executor.choose(batch, [PlainDraw(1.0, 1, 1.0, 0.0, 0.9)] * len(batch.logit_rows))
+    assert likely.tolist() == found.tolist()
