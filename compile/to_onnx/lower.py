@@ -161,7 +161,7 @@ class _Lowering:
                 return self._widths[op.gate]
             case Add():
                 return self._widths[op.a]
-            case RmsNorm() | Rope() | SelectRows():
+            case RmsNorm() | Rope() | SumRanks() | SelectRows():
                 return self._widths[op.x]
 
     def _embed(self, op: Embed) -> None:

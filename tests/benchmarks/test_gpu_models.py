@@ -11,6 +11,7 @@ from benchmarks.on_gpu import models  # isort: skip
 from benchmarks.on_gpu.limits import Limits  # isort: skip
 from benchmarks.on_gpu.table import Row, as_json, as_markdown  # isort: skip
 from runtime.executors.cuda import CudaExecutor  # isort: skip
+from runtime.executors.cuda.memory import weights_on_device  # isort: skip
 
 TINY = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1,
@@ -35,7 +36,7 @@ def test_random_models_run(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_four_bits_are_counted_as_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "SHAPES", {"tiny": TINY})
     bytes_of = {
-        scheme: models.weights_on_device(models.random_model("tiny", scheme).program)
+        scheme: weights_on_device(models.random_model("tiny", scheme).program)
         for scheme in models.SCHEMES
     }
     linears = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 256

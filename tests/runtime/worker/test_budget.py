@@ -19,7 +19,9 @@ SPEC = ModelSpec(Path("m"), "m", engine=EngineOptions())
 WEIGHTS = sum(held_bytes(MODEL, name) for name in MODEL.weights.names())
 
 
-@pytest.mark.parametrize("scheme", [None, IntScheme(4, True, PerGroup(32)), IntScheme(8, True, PerChannel())])
+@pytest.mark.parametrize(
+    "scheme", [None, IntScheme(4, True, PerGroup(32)), IntScheme(8, True, PerChannel())]
+)
 def test_weights_are_foreseen(scheme: IntScheme | None) -> None:
     """Never by more than a quarter off what the executor then holds, or pads."""
     model = tiny_model(scheme=scheme, hidden_size=256, intermediate=512, vocab=512)
