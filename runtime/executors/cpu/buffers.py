@@ -4,29 +4,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from compile.program import Add, Attend, Embed, GatedAct, Moe, Op, Program, SelectRows, Value
+from compile.dataflow import inputs
+from compile.program import Op, Program, SelectRows, Value
 from runtime.kernels.cpu._native import Plan
 
 Rows = Literal["tokens", "selected", "routed"]
 """How many rows a buffer has: one for each token, for each row that needs logits, or for each token
 that is sent to the expert whose turn it is."""
-
-
-def inputs(op: Op) -> tuple[Value, ...]:
-    """The values that an op reads."""
-    match op:
-        case Embed():
-            return ()
-        case Attend():
-            return (op.q, op.k, op.v)
-        case GatedAct():
-            return (op.gate, op.up)
-        case Add():
-            return (op.a, op.b)
-        case Moe():
-            return (op.x, op.logits)
-        case _:
-            return (op.x,)
 
 
 def selected_values(program: Program) -> frozenset[Value]:

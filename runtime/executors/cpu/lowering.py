@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from compile.dataflow import together
 from compile.input_rounding import InputRounding
 from compile.program import (
     Add,
@@ -61,23 +62,6 @@ def lower(program: Program, weights: Weights, plan: Plan, cache_number: KvCacheT
     hidden, hidden_ops = lowering.buffers[logits.x], plan.ops
     lowering.add(last)
     return Results(lowering.buffers[logits.out], hidden, hidden_ops)
-
-
-def together(ops: Sequence[Op]) -> Iterator[list[Op]]:
-    """Neighbouring linears of the same input form one run; every other op stands alone."""
-    run: list[Op] = []
-    for op in ops:
-        joins = isinstance(op, Linear) and bool(run) and _reads(run[-1]) == op.x
-        if run and not joins:
-            yield run
-            run = []
-        run.append(op)
-    if run:
-        yield run
-
-
-def _reads(op: Op) -> Value | None:
-    return op.x if isinstance(op, Linear) else None
 
 
 def frequencies(spec: RopeSpec) -> list[float]:
