@@ -206,9 +206,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("artifact")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--load", type=float, default=0.7)
+    parser.add_argument(
+        "--kv-cache", default="128MB", help="small, so that it fills before the end"
+    )
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     serve = [sys.executable, "-m", "coldpress", "serve", options.artifact, "--port", "0", "--json"]
+    serve += ["--kv-cache", options.kv_cache]
     process = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
