@@ -121,8 +121,9 @@ def _cuda(
 ) -> LoadedExecutor:
     """Its pages lie in the GPU's memory as well. number: None is what the checkpoint holds scales
     for, else the executor's own."""
-    from runtime.executors.cuda import CudaExecutor, CudaRecorder, pages_that_fit
+    from runtime.executors.cuda import CudaExecutor, CudaRecorder, pages_that_fit, require_gpu
 
+    require_gpu()
     if pages is None and tokens is not None:
         pages = -(-tokens // page_size) + 1
     if pages is None:

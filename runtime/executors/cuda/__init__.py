@@ -10,6 +10,6 @@ except ImportError as error:
 
 from runtime.executors.cuda.executor import CudaExecutor
 from runtime.executors.cuda.graphs import CudaRecorder
-from runtime.executors.cuda.memory import pages_that_fit
+from runtime.executors.cuda.memory import pages_that_fit, require_gpu
 
-__all__ = ["CudaExecutor", "CudaRecorder", "pages_that_fit"]
+__all__ = ["CudaExecutor", "CudaRecorder", "pages_that_fit", "require_gpu"]

@@ -17,6 +17,7 @@ from runtime.engine.batch import PlainDraw, StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import lower
+from runtime.executors.cuda.memory import require_gpu
 from runtime.executors.cuda.values import HIDDEN, Run, SumOverRanks
 from runtime.executors.cuda.weights import DeviceWeights, Placement
 from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
@@ -164,8 +165,6 @@ def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 def _device(name: str) -> torch.device:
     """Raises InputError where there is no GPU."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(
-            "no NVIDIA GPU can be used here; leave out --backend cuda, or install torch with CUDA"
-        )
+    if name.startswith("cuda"):
+        require_gpu()
     return torch.device(name)

@@ -14,6 +14,14 @@ _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "e4m3": 1}
 _SCALE_BYTES = 4
 
 
+def require_gpu() -> None:
+    """Raises InputError where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise InputError(
+            "no NVIDIA GPU can be used here; leave out --backend cuda, or install torch with CUDA"
+        )
+
+
 def page_bytes(program: Program, page_size: int, number: CacheNumber) -> int:
     """Bytes of one page over all layers."""
     total = 0

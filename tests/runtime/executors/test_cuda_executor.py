@@ -22,6 +22,7 @@ from quant.format.scheme import (
 from quant.format.tensor import QuantizedTensor, Weight
 from runtime.engine.batch import PlainDraw, StepBatch
 from runtime.executors.torch import TorchExecutor
+from runtime.loading import load_executor
 from tests.runtime.gpu import COMPILED, DEVICE
 from tests.runtime.kernels.weights import quantized
 from tests.tiny import tiny_config, tiny_model, tiny_shapes
@@ -244,6 +245,9 @@ def test_experts_are_refused_and_so_are_odd_pages() -> None:
 def test_without_a_gpu_the_backend_is_refused_in_one_sentence() -> None:
     with pytest.raises(InputError, match="no NVIDIA GPU"):
         CudaExecutor(tiny_model("llama"), num_pages=4)
+    for pages in (None, 4):
+        with pytest.raises(InputError, match="no NVIDIA GPU"):
+            load_executor(tiny_model("llama"), backend="cuda", num_pages=pages)
 
 
 def test_a_checkpoint_says_what_its_cache_is_rounded_to() -> None:
