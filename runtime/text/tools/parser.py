@@ -152,6 +152,8 @@ class ToolCallParser:
             self._begin_call()
             return True
         if end and rest.startswith(end):
+            if self._raw:
+                return self._not_a_call(found)
             self._held = rest[len(end) :]
             self._raw, self._state, self._skips_space = "", "text", self.num_calls > 0
             return True

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.text.tools.formats import (
@@ -140,6 +140,7 @@ def test_arguments_are_given_out_as_they_come() -> None:
         max_size=30,
     ),
 )
+@example(HERMES, ["<tool_call>", "</tool_call>"])
 def test_any_text_is_read_alike_in_pieces(format_: ToolFormat, parts: list[str]) -> None:
     text = "".join(parts)
     whole = read(format_, [text])
