@@ -299,6 +299,7 @@ def test_a_client_that_leaves_its_stream_gives_its_model_back() -> None:
     with serving(registry) as http:
         body = {"model": "a", "prompt": [5], "max_tokens": 200, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as answer:
-            next(answer.iter_raw())
+            pieces = answer.iter_raw()  # held: a dropped iterator closes the connection
+            next(pieces)
             assert registry.models["a"].in_use == 1
         eventually(lambda: registry.models["a"].in_use == 0)
