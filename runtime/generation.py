@@ -133,7 +133,6 @@ class Generation:
             self._abort(self.request_id)
 
     def _delta(self, event: TokenEvent) -> TextDelta:
-        self.num_cached_tokens = event.num_cached_tokens
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = event.prompt_logprobs
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
