@@ -218,6 +218,7 @@ class Engine:
         ids = tuple(self._sequences)
         self._counters.finished["error"] += len(ids)
         self._sequences.clear()
+        self._times.end_all()
         self._scheduler = self._new_scheduler()
         self._speculator = self._new_speculator()
         return ids
@@ -286,7 +287,7 @@ class Engine:
 
     def _end_expired(self, now: float) -> None:
         """Their events stay here until a step has gone well."""
-        for sequence, sentence in self._times.expired(now, self._sequences.values()):
+        for sequence, sentence in self._times.expired(now):
             self._finish(sequence, "timeout")
             name, cached = sequence.request.request_id, sequence.num_cached_tokens
             self._expired.append(

@@ -1,6 +1,6 @@
 """All that the engine knows of time: how long steps and requests take, and whose time is over."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from runtime.engine.budget import StepBudget
 from runtime.engine.deadlines import Deadlines
@@ -32,16 +32,17 @@ class Timekeeper:
                 chunk.sequence.started, chunk.sequence.started_at = True, now
 
     def end(self, sequence: SequenceState) -> None:
+        self._deadlines.end(sequence)
         if sequence.started:
             self._rate.note(self.clock() - sequence.started_at)
 
-    def expired(
-        self, now: float, live: Collection[SequenceState]
-    ) -> list[tuple[SequenceState, str]]:
+    def end_all(self) -> None:
+        """Nothing is learned from how long they took."""
+        self._deadlines.clear()
+
+    def expired(self, now: float) -> list[tuple[SequenceState, str]]:
         """Whose time is over, with a sentence that says why."""
-        if not self._deadlines.passed(now):
-            return []
-        return self._deadlines.expired(now, set(live))
+        return self._deadlines.expired(now)
 
     def expected_wait(self, running: Sequence[SequenceState], num_ahead: int) -> float:
         """Seconds until a request behind `num_ahead` waiting ones is likely to start."""

@@ -1,5 +1,6 @@
 """Requests end when their time is over, and those who are refused are told when to come back."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -95,14 +96,25 @@ def test_an_end_is_told_even_if_the_step_after_it_fails() -> None:
     assert not timed.engine.has_work
 
 
-def test_ended_requests_do_not_pile_up() -> None:
-    timed = Timed()
+def test_ended_requests_are_let_go_long_before_their_time() -> None:
+    """A server's limits are minutes; what it has answered meanwhile may not stay in memory."""
+    timed = Timed(queue_seconds=1e6, deadline_seconds=1e6)
+    ended: list[weakref.ref[Request]] = []
     for index in range(600):
-        timed.engine.add(asking(str(index), 1, deadline_seconds=1e6 + index))
+        request = asking(str(index), 1)
+        ended.append(weakref.ref(request))
+        timed.engine.add(request)
         timed.engine.step()
-    timed.now = 1e6
-    timed.engine.step()
-    assert len(timed.engine._times._deadlines._heap) <= 100
+    del request
+    assert sum(reference() is not None for reference in ended) <= 40
+
+
+def test_a_reset_ends_every_time() -> None:
+    timed = Timed(deadline_seconds=2.0)
+    timed.engine.add(asking("lost", 9))
+    timed.engine.reset()
+    timed.now = 10.0
+    assert timed.engine.step() == [] and not timed.engine.has_work
 
 
 def refusal(engine: Engine) -> RequestError:
