@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from coldpress.option_groups import option_group
 from coldpress.options import PATH
 from quant.format.errors import InputError
 
@@ -21,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 class AccessPlan:
     """As on the command line; nothing has been read yet."""
 
-    keys: Path | None
-    origins: tuple[str, ...]
-    certificate: Path | None
+    api_keys: Path | None
+    cors_origins: tuple[str, ...]
+    tls_cert: Path | None
     tls_key: Path | None
-    log: str | None
+    access_log: str | None
     trace: bool
 
     def open(self) -> "tuple[Access, Tls | None]":
@@ -35,39 +35,17 @@ class AccessPlan:
         from runtime.server.keys import read_keys
         from runtime.server.tracing import open_tracer
 
-        if (self.certificate is None) != (self.tls_key is None):
+        if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls-cert and --tls-key belong together; give both")
         tls = None
-        if self.certificate is not None and self.tls_key is not None:
-            tls = Tls(self.certificate, self.tls_key)
-        keys = None if self.keys is None else read_keys(self.keys)
-        log = AccessLog("json" if self.log == "json" else "text") if self.log else None
+        if self.tls_cert is not None and self.tls_key is not None:
+            tls = Tls(self.tls_cert, self.tls_key)
+        keys = None if self.api_keys is None else read_keys(self.api_keys)
+        log = (
+            AccessLog("json" if self.access_log == "json" else "text") if self.access_log else None
+        )
         tracer = open_tracer() if self.trace else None
-        return Access(keys, self.origins, log, tracer), tls
-
-
-def access_options(function: F) -> F:
-    """`--api-keys`, `--cors-origin`, `--tls-cert`, `--tls-key`, `--access-log` and `--trace`; the
-    command gets them as one `access`."""
-
-    @wraps(function)
-    def with_access(
-        *args: Any,
-        api_keys: Path | None,
-        cors_origins: tuple[str, ...],
-        tls_cert: Path | None,
-        tls_key: Path | None,
-        access_log: str | None,
-        trace: bool,
-        **kwargs: Any,
-    ) -> Any:
-        plan = AccessPlan(api_keys, cors_origins, tls_cert, tls_key, access_log, trace)
-        return function(*args, access=plan, **kwargs)
-
-    wrapped: Callable[..., Any] = with_access
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
+        return Access(keys, self.cors_origins, log, tracer), tls
 
 
 _OPTIONS = (
@@ -95,3 +73,9 @@ _OPTIONS = (
         "--trace", is_flag=True, help="Send OpenTelemetry spans (extra telemetry); no text in them."
     ),
 )
+
+
+def access_options(function: F) -> F:
+    """`--api-keys`, `--cors-origin`, `--tls-cert`, `--tls-key`, `--access-log` and `--trace`; the
+    command gets them as one `access`."""
+    return option_group("access", _OPTIONS, AccessPlan)(function)

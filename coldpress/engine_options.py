@@ -1,12 +1,12 @@
 """The options of `coldpress serve` that become the engine's."""
 
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
+from coldpress.option_groups import option_group
 from coldpress.options import PATH, parse_duration
 from runtime.engine.options import EngineOptions, QueueOrder
 
@@ -14,44 +14,32 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS = EngineOptions()
 
 
-def engine_options(function: F) -> F:
-    """All options below; the command gets them as one `options`."""
-
-    @wraps(function)
-    def with_options(
-        *args: Any,
-        max_running: int,
-        max_waiting: int,
-        max_step_tokens: int,
-        step_target: float | None,
-        prefix_cache: bool,
-        no_evict: bool,
-        queue_order: QueueOrder,
-        prompt_lookup: bool,
-        draft_model: Path | None,
-        queue_timeout: float | None,
-        deadline: float | None,
-        **kwargs: Any,
-    ) -> Any:
-        options = EngineOptions(
-            max_running=max_running,
-            max_waiting=max_waiting,
-            max_step_tokens=max_step_tokens,
-            target_step_seconds=step_target,
-            prefix_cache=prefix_cache,
-            reserve_answers=no_evict,
-            queue_order=queue_order,
-            prompt_lookup=prompt_lookup,
-            draft_model=None if draft_model is None else str(draft_model),
-            queue_seconds=queue_timeout,
-            deadline_seconds=deadline,
-        )
-        return function(*args, options=options, **kwargs)
-
-    wrapped: Callable[..., Any] = with_options
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
+def _made(
+    max_running: int,
+    max_waiting: int,
+    max_step_tokens: int,
+    step_target: float | None,
+    prefix_cache: bool,
+    no_evict: bool,
+    queue_order: QueueOrder,
+    prompt_lookup: bool,
+    draft_model: Path | None,
+    queue_timeout: float | None,
+    deadline: float | None,
+) -> EngineOptions:
+    return EngineOptions(
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
+        target_step_seconds=step_target,
+        prefix_cache=prefix_cache,
+        reserve_answers=no_evict,
+        queue_order=queue_order,
+        prompt_lookup=prompt_lookup,
+        draft_model=None if draft_model is None else str(draft_model),
+        queue_seconds=queue_timeout,
+        deadline_seconds=deadline,
+    )
 
 
 _OPTIONS = (
@@ -129,3 +117,8 @@ _OPTIONS = (
         help="End requests that have taken so long.",
     ),
 )
+
+
+def engine_options(function: F) -> F:
+    """All options above; the command gets them as one `options`."""
+    return option_group("options", _OPTIONS, _made)(function)

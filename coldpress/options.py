@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from coldpress.console import Console
 from coldpress.loading import Activations, Machine
+from coldpress.option_groups import option_group
 from runtime.kv_cache import KvCacheChoice
 
 if TYPE_CHECKING:
@@ -124,34 +124,14 @@ def gate_text_option(function: F) -> F:
 def machine_options(activations: Activations) -> Callable[[F], F]:
     """`--backend`, `--threads`, `--kv-cache-type`, `--tensor-parallel` and `--activations`, which
     is `activations` unless given; the command gets them as one `machine`."""
-
-    def decorate(function: F) -> F:
-        @wraps(function)
-        def with_machine(
-            *args: Any,
-            backend: str,
-            threads: int | None,
-            activations: str,
-            kv_cache_type: str,
-            tensor_parallel: int,
-            **kwargs: Any,
-        ) -> Any:
-            machine = Machine.of(backend, threads, activations, kv_cache_type, tensor_parallel)
-            return function(*args, machine=machine, **kwargs)
-
-        options = (
-            _backend_option,
-            _threads_option,
-            _activations_option(activations),
-            kv_cache_type_option,
-            _tensor_parallel_option,
-        )
-        wrapped: Callable[..., Any] = with_machine
-        for option in reversed(options):
-            wrapped = option(wrapped)
-        return cast(F, wrapped)
-
-    return decorate
+    options = (
+        _backend_option,
+        _threads_option,
+        _activations_option(activations),
+        kv_cache_type_option,
+        _tensor_parallel_option,
+    )
+    return option_group("machine", options, Machine.of)
 
 
 _backend_option = click.option(
@@ -194,31 +174,30 @@ def _activations_option(default: Activations) -> Callable[[F], F]:
     )
 
 
-def cache_options(function: F) -> F:
-    """`--no-cache` and `--cache-size`; the command gets `cache`, which is None without one."""
-
-    @wraps(function)
-    def with_cache(*args: Any, no_cache: bool, cache_size: int | None, **kwargs: Any) -> Any:
-        return function(*args, cache=_cache(no_cache, cache_size), **kwargs)
-
-    decorate = click.option(
-        "--no-cache",
-        is_flag=True,
-        help="Run the baseline even if its predictions are kept, and keep none.",
-    )
-    more = click.option(
-        "--cache-size",
-        metavar="SIZE",
-        callback=parse_size,
-        help="Disk for predictions of baselines, all together; 20GB by default.",
-    )
-    return cast(F, decorate(more(with_cache)))
-
-
-def _cache(no_cache: bool, size: int | None) -> "BaselineCache | None":
+def _cache(no_cache: bool, cache_size: int | None) -> "BaselineCache | None":
     from coldpress.baseline_cache import CACHE_BYTES, BaselineCache
 
     if no_cache:
         return None
     note = click.get_current_context().ensure_object(Console).note
-    return BaselineCache(limit_bytes=CACHE_BYTES if size is None else size, note=note)
+    return BaselineCache(limit_bytes=CACHE_BYTES if cache_size is None else cache_size, note=note)
+
+
+_CACHE_OPTIONS = (
+    click.option(
+        "--no-cache",
+        is_flag=True,
+        help="Run the baseline even if its predictions are kept, and keep none.",
+    ),
+    click.option(
+        "--cache-size",
+        metavar="SIZE",
+        callback=parse_size,
+        help="Disk for predictions of baselines, all together; 20GB by default.",
+    ),
+)
+
+
+def cache_options(function: F) -> F:
+    """`--no-cache` and `--cache-size`; the command gets `cache`, which is None without one."""
+    return option_group("cache", _CACHE_OPTIONS, _cache)(function)
