@@ -31,15 +31,9 @@ from tests.runtime.server.harness import (
     running,
     tiny_tokenizer,
 )
+from tests.waiting import eventually
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def idle(server: Running) -> bool:

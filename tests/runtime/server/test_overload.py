@@ -13,17 +13,11 @@ from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, RequestError, SamplingParams, TokenEvent
 from runtime.engine.thread import EngineThread
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
+from tests.waiting import eventually
 
 CROWD = 500
 """Leave amid their prompts, and as many amid their answers; without HTTP the scheduler's own test
 has ten thousand."""
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 async def leave_in_crowds(server: Running, prompt_tokens: int, to_come: Callable[[], bool]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,17 +13,11 @@ from runtime.server import registry as registry_module
 from runtime.server.errors import ApiError
 from runtime.server.registry import Registry
 from tests.runtime.server.fake_models import FakeModel, use
+from tests.waiting import eventually
 
 
 def registry_of(*models: FakeModel, idle_seconds: float | None = None) -> Registry:
     return Registry([model.settings for model in models], idle_seconds=idle_seconds)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def test_the_first_request_loads_a_model_and_the_next_one_finds_it() -> None:

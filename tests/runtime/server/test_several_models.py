@@ -21,13 +21,7 @@ from runtime.server.registry_memory import MemoryBudget
 from runtime.server.registry_models import Loaded, ModelSettings
 from runtime.server.registry_names import parse_alias, parse_shadow
 from tests.runtime.server.harness import ScriptedExecutor, make_service, tiny_tokenizer
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+from tests.waiting import eventually
 
 
 def scripted(name: str, text: str, hold: Callable[[], object] = lambda: None) -> ModelSettings:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from runtime.worker.engine_process import EngineProcess
 from runtime.worker.spec import ModelSpec
 from tests.runtime.server.harness import MODEL, tiny_tokenizer
 from tests.runtime.worker.fake_worker import KILL, command
+from tests.waiting import eventually
 
 WAIT = 60.0
 LONG = {"model": MODEL, "prompt": [5, 6], "max_tokens": 400, "stream": True, "ignore_eos": True}
@@ -65,13 +66,6 @@ class Stream:
                 self.first.set()
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def status(http: httpx.Client, path: str) -> int:
     return http.get(path).status_code
 
@@ -105,7 +99,8 @@ def test_a_hung_worker_turns_liveness_off_until_it_is_replaced() -> None:
         start = time.monotonic()
         os.kill(engine.worker_pid, signal.SIGSTOP)
         eventually(lambda: status(http, "/health") == 503)
-        assert time.monotonic() - start >= 1.0, "a second without a step is no reason yet"
+        # The last step may have ended somewhat before the signal.
+        assert time.monotonic() - start >= 0.5, "half a second without a step is no reason yet"
         assert "process ended" in error_at_end(stream.end())
         eventually(lambda: status(http, "/health") == status(http, "/ready") == 200)
 

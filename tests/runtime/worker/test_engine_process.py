@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
@@ -21,6 +20,7 @@ from runtime.worker.failures import WorkerDied
 from runtime.worker.spec import ModelSpec
 from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer
 from tests.runtime.worker.fake_worker import KILL, RAISE, STOP, command
+from tests.waiting import eventually
 
 GREEDY = SamplingParams(temperature=0)
 WAIT = 60.0
@@ -88,13 +88,6 @@ def ask(engine: EngineProcess, request: Request) -> Answer:
     answer = Answer()
     engine.submit(request, answer)
     return answer
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def oracle(request: Request) -> list[int]:
