@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 
 from runtime.server.errors import ApiError
+from runtime.server.json_values import MAX_VALUES, overfull_field
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -51,6 +52,11 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object, strictly: no NaN or Infinity, no key twice, no half of a surrogate pair."""
+    field = overfull_field(body)
+    if field is not None:
+        what = f"'{field}' makes the body hold" if field else "the body holds"
+        message = f"{what} more than {MAX_VALUES} texts, lists and objects"
+        raise ApiError(400, message, param=field or None)
     try:
         value = json.loads(
             body.decode(),

@@ -199,7 +199,7 @@ ABSURD = (
 def test_absurd_numbers_cost_nothing(
     http: httpx.Client, field: str, path: str, body: bytes
 ) -> None:
-    """A1. The server's answer alone: what a megabyte of JSON takes to parse is the parser's."""
+    """A1: refused before anything is made of it."""
     assert refusal(http, path, body)["param"] == field
     before = resident_bytes()
     seconds = []
@@ -207,10 +207,9 @@ def test_absurd_numbers_cost_nothing(
         start = time.process_time()
         assert http.post(path, content=body).status_code == 400
         seconds.append(time.process_time() - start)
-    # Processor time, since the machine may be busy; a million strings are parsed and hashed too.
+    # Processor time, the client's of sending 5 MB included: the machine may be busy, and slow.
     assert min(seconds) < (0.05 if len(body) < MEBIBYTE else 0.5)
-    # What the parser made of a large body is the allocator's to give back.
-    assert resident_bytes() - before < max(5 * MEBIBYTE, 10 * len(body))
+    assert resident_bytes() - before < 5 * MEBIBYTE
 
 
 def resident_bytes() -> int:
