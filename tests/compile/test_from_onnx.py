@@ -128,10 +128,10 @@ def test_huge_shapes_take_no_memory(artifact: Path) -> None:
 def test_a_graph_larger_than_any_of_ours_is_refused_at_once(artifact: Path) -> None:
     with (artifact / "model.onnx").open("r+b") as file:
         file.truncate((2 << 30) + 1)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(FileFormatError, match="is larger than 268,435,456 bytes without weights"):
         open_model(artifact)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def foreign_domain(model: Any) -> None:

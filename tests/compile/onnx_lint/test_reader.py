@@ -80,10 +80,10 @@ def test_a_file_larger_than_a_protobuf_is_refused_without_reading_it(tmp_path: P
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate((2 << 30) + 1)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(FileFormatError, match=r"larger than a protobuf can be \(2 GB\)"):
         read_onnx(path)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_large_weights_within_a_graph_are_not_loaded(tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_malformed_files_are_refused_at_once(
     make(path)
     if make is many_parts:
         monkeypatch.setattr(wire, "MAX_FIELDS", 1000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(FileFormatError, match=problem) as refusal:
         read_onnx(path)
-    assert time.perf_counter() - begin < 1 and str(path) in str(refusal.value)
+    assert time.process_time() - begin < 1 and str(path) in str(refusal.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

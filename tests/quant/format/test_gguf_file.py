@@ -177,7 +177,7 @@ def test_every_malformed_header_is_refused_by_name(case: str, tmp_path: Path) ->
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with pytest.raises(FileFormatError, match=r"bad\.gguf") as caught:
             GgufFile(path)
@@ -186,7 +186,7 @@ def test_every_malformed_header_is_refused_by_name(case: str, tmp_path: Path) ->
         tracemalloc.stop()
     assert problem in str(caught.value)
     assert peak < 1 << 20
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 OPEN_ALL = """
@@ -196,11 +196,11 @@ from quant.format.errors import FileFormatError
 from quant.format.gguf_file import GgufFile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         GgufFile(path)
     except FileFormatError:
-        assert time.perf_counter() - started < 1, path
+        assert time.process_time() - started < 1, path
     else:
         raise AssertionError(f"{path} was read")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -318,9 +318,9 @@ def test_a_large_vocabulary_is_read_quickly(tmp_path: Path) -> None:
 
 
 def _seconds_to_open(path: Path) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     GgufFile(path)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_the_reference_reader_agrees(tmp_path: Path) -> None:

@@ -136,10 +136,10 @@ def test_a_large_engine_of_other_bytes_is_refused_without_being_read(artifact: M
     manifest.write_text(json.dumps(fields))
     with (artifact.directory / ENGINE_FILE).open("r+b") as file:
         file.truncate(1 << 40)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError, match="build it again with: coldpress build"):
         executor_of(artifact, HostPlatform())
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_an_engine_without_a_manifest_is_refused(artifact: Model) -> None:

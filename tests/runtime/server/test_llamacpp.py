@@ -7,7 +7,7 @@ import httpx
 
 from runtime.generation import GenerationParams
 from tests.runtime.server.harness import MODEL, ScriptedExecutor, running, tiny_tokenizer
-from tests.runtime.server.test_lifecycle import eventually
+from tests.waiting import eventually
 
 
 def test_props_tell_context_slots_and_template(http: httpx.Client) -> None:
