@@ -1,11 +1,13 @@
 """coldpress and its peers in turn, several rounds, as ratios with their spread.
 
-    python -m benchmarks.compare MODEL --peer 'llama.cpp=PYTHON llama_cpp_cells.py FILE' -o DIR
+    python -m benchmarks.compare MODEL -o DIR \
+        --peer 'llama.cpp=LLAMA/bin/python -m benchmarks.speed.llama_cpp_cells FILE'
 
 A peer is any command that prints one JSON line of cells in tokens per second (see
 `benchmarks.speed`), in an environment of its own. Figures drift from hour to hour, so every round
 runs all of them one after another, and what is reported is the median over rounds of the ratio
-within a round. Writes DIR/compare.json and DIR/compare.md.
+within a round. Writes DIR/compare.json and DIR/compare.md after each round, so that a run which is
+cut off leaves its whole rounds.
 """
 
 import argparse
@@ -14,10 +16,13 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from coldpress.progress import ProgressReporter
+from quant.format.staging import write_file_atomically
 
 OURS = "coldpress"
 Cells = Mapping[str, float]
@@ -97,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     made.add_argument("--rounds", type=int, default=5)
-    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--threads", type=int, default=2, help="of coldpress alone")
+    made.add_argument("--kv-cache-type", default="auto", help="of coldpress alone")
     made.add_argument("-o", "--output", type=Path, required=True)
     return made
 
@@ -105,25 +111,47 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        peers = dict(parse_peer(text) for text in args.peer)
-        ours = [sys.executable, "-m", "benchmarks.speed.coldpress_cells", args.model]
-        contenders = {OURS: [*ours, str(args.threads)], **peers}
+        contenders = {OURS: ours(args), **dict(parse_peer(text) for text in args.peer)}
         rounds: list[dict[str, dict[str, float]]] = []
-        for number in range(args.rounds):
-            print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-            rounds.append({name: run_cells(command) for name, command in contenders.items()})
+        for each in run_rounds(contenders, args.rounds):
+            rounds.append(each)
+            write(args.output, rounds, args.threads, args.kv_cache_type)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write(args.output, rounds, args.threads)
     print(markdown(rounds))
     return 0
 
 
-def write(directory: Path, rounds: Rounds, threads: int) -> None:
+def ours(args: argparse.Namespace) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.speed.coldpress_cells", args.model]
+    return [*command, "--threads", str(args.threads), "--kv-cache-type", args.kv_cache_type]
+
+
+def run_rounds(
+    contenders: Mapping[str, Sequence[str]], rounds: int
+) -> Iterator[dict[str, dict[str, float]]]:
+    """The cells of all contenders, round by round. Raises ValueError when one of them fails."""
+    progress = ProgressReporter("compare")
+    total = rounds * len(contenders)
+    try:
+        for number in range(rounds):
+            found = {}
+            for place, (name, command) in enumerate(contenders.items()):
+                done = number * len(contenders) + place
+                progress(done, total, f"{name}, round {number + 1}")
+                found[name] = run_cells(command)
+            yield found
+    finally:
+        progress.close()
+
+
+def write(directory: Path, rounds: Rounds, threads: int, kv_cache_type: str) -> None:
+    """Both files, each replaced as a whole."""
     directory.mkdir(parents=True, exist_ok=True)
     figures = {
         "threads": threads,
+        "kv_cache_type": kv_cache_type,
         "load": os.getloadavg()[0],
         "rounds": rounds,
         "ratios": {
@@ -132,8 +160,10 @@ def write(directory: Path, rounds: Rounds, threads: int) -> None:
             if name != OURS
         },
     }
-    (directory / "compare.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    (directory / "compare.md").write_text(markdown(rounds), "utf-8")
+    write_file_atomically(
+        directory / "compare.json", (json.dumps(figures, indent=1) + "\n").encode()
+    )
+    write_file_atomically(directory / "compare.md", markdown(rounds).encode())
 
 
 if __name__ == "__main__":

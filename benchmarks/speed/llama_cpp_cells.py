@@ -1,4 +1,7 @@
-"""llama.cpp's own loop, without sampling. Usage: python llama_cpp_cells.py MODEL.gguf [THREADS]"""
+"""llama.cpp's own loop, without sampling: python -m benchmarks.speed.llama_cpp_cells FILE [THREADS]
+
+What it leaves out, choosing tokens and planning steps, the others do within their times.
+"""
 
 import ctypes
 import json
@@ -10,9 +13,10 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-STREAMS = {1: 64, 4: 32, 8: 32, 16: 32}
-"""Tokens that each of so many streams makes."""
-CONTEXT, LONGEST = 128, 16384
+from benchmarks.speed.cells import CONTEXT, PROMPT, REQUESTS, ROUNDS, STEP_TOKENS, STREAMS
+
+LONGEST = 16384
+"""Positions of all sequences together."""
 
 
 class Session:
@@ -26,8 +30,8 @@ class Session:
             path.encode(), llama_cpp.llama_model_default_params()
         )
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = LONGEST, 2048, 512
-        params.n_seq_max, params.kv_unified = max(STREAMS), True
+        params.n_ctx, params.n_batch, params.n_ubatch = LONGEST, 4 * STEP_TOKENS, STEP_TOKENS
+        params.n_seq_max, params.kv_unified = REQUESTS, True
         params.n_threads = params.n_threads_batch = threads
         self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
@@ -73,13 +77,31 @@ class Session:
         self.clear()
         return tokens / self.prompt(0, tokens)
 
+    def together(self, streams: int, tokens: int) -> float:
+        """Tokens made per second by so many prompts of `tokens`, and as many tokens behind each.
+
+        A step of its loop has as many rows of prompts as fit, and then one of each stream.
+        """
+        self.clear()
+        start = time.perf_counter()
+        at_once = 4 * STEP_TOKENS // tokens
+        for first in range(0, streams, at_once):
+            some = range(first, min(first + at_once, streams))
+            rows = [sequence for sequence in some for _ in range(tokens)]
+            last = {tokens * (number + 1) - 1 for number in range(len(some))}
+            self.step(rows, [*range(tokens)] * len(some), last)
+        for position in range(tokens, 2 * tokens - 1):
+            self.step(range(streams), [position] * streams, set(range(streams)))
+        return streams * tokens / (time.perf_counter() - start)
+
 
 def main(path: str, threads: int) -> None:
     session = Session(path, threads)
     session.prefill(CONTEXT)
-    found = {"prefill_512": max(session.prefill(512) for _ in range(3))}
+    found = {f"prefill_{PROMPT}": max(session.prefill(PROMPT) for _ in range(ROUNDS + 1))}
     for streams, steps in STREAMS.items():
-        found[f"decode_{streams}"] = max(session.decode(streams, steps) for _ in range(2))
+        found[f"decode_{streams}"] = max(session.decode(streams, steps) for _ in range(ROUNDS))
+    found["in_flight"] = session.together(REQUESTS, CONTEXT)
     print(json.dumps({"model": path, **found}))
 
 

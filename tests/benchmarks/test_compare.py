@@ -1,12 +1,15 @@
 """Ratios are taken within a round; a peer that fails is named."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import compare
 from benchmarks.compare import main, markdown, parse_peer, ratios, run_cells
+from coldpress.loading import Machine
 
 ROUNDS = [
     {"coldpress": {"decode_1": 30.0, "in_flight": 5.0}, "slow": {"decode_1": 10.0}},
@@ -46,6 +49,35 @@ def test_a_missing_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
+def fails_later(directory: Path) -> str:
+    """A command of cells that gives out one round and no second one."""
+    code = (
+        "import pathlib, sys; mark = pathlib.Path(sys.argv[1]); assert not mark.exists(); "
+        "mark.touch(); print('{\"decode_1\": 5}')"
+    )
+    return shlex.join([sys.executable, "-c", code, str(directory / "mark")])
+
+
+def test_a_run_that_is_cut_off_keeps_its_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [sys.executable, "-c", "print('{\"decode_1\": 20}')"]
+    monkeypatch.setattr(compare, "ours", lambda args: here)
+    out = tmp_path / "out"
+    peer = f"frail={fails_later(tmp_path)}"
+    assert main(["m", "-o", str(out), "--peer", peer, "--rounds", "3"]) == 2
+    written = json.loads((out / "compare.json").read_text())
+    assert written["rounds"] == [{"coldpress": {"decode_1": 20.0}, "frail": {"decode_1": 5.0}}]
+    assert written["ratios"]["frail"]["decode_1"]["median"] == 4.0
+    assert "5 (4.00 x, 4.00 to 4.00)" in (out / "compare.md").read_text()
+
+
+def test_our_cells_have_the_cache_that_was_asked_for() -> None:
+    asked = compare.parser().parse_args(["m", "-o", "x", "--kv-cache-type", "int8"])
+    words = compare.ours(asked)
+    assert words[words.index("--kv-cache-type") + 1] == "int8"
+
+
 def test_ours_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.speed import coldpress_cells
     from tests.tiny import tiny_checkpoint
@@ -55,5 +87,6 @@ def test_ours_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coldpress_cells, "REQUESTS", 3)
     printed: list[str] = []
     monkeypatch.setattr("builtins.print", printed.append)
-    coldpress_cells.main(str(tiny_checkpoint(tmp_path, max_position_embeddings=1024)), 1)
+    model = tiny_checkpoint(tmp_path, max_position_embeddings=1024)
+    coldpress_cells.main(model, Machine(threads=1, kv_cache_type="int8"))
     assert {"prefill_512", "decode_2", "in_flight"} <= json.loads(printed[-1]).keys()
