@@ -46,5 +46,15 @@ def kv_bytes_per_page(program: Program, page_size: int, number: KvCacheType) -> 
     return size
 
 
+def check_pages(num_pages: int, page_bytes: int) -> None:
+    """Raises InputError where no sequence fits: page 0 is reserved, and each needs one more."""
+    if num_pages < 2:
+        least = -(-2 * page_bytes // 10**6)
+        raise InputError(
+            f"a KV cache of {num_pages * page_bytes / 1e6:.3g} MB holds no sequence of this model; "
+            f"give it {least} MB at the least"
+        )
+
+
 def _padded(n: int) -> int:
     return -(-n // PAD) * PAD

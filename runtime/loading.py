@@ -6,7 +6,12 @@ from compile.model import Model
 from compile.program import Program
 from quant.format.errors import InputError
 from runtime.engine.batch import Executor
-from runtime.kv_cache import KvCacheType, kv_bytes_per_page, resolve_kv_cache_type
+from runtime.kv_cache import (
+    KvCacheType,
+    check_pages,
+    kv_bytes_per_page,
+    resolve_kv_cache_type,
+)
 from runtime.machine import available_memory_bytes
 from runtime.part_spec import PartSpec
 
@@ -77,11 +82,6 @@ def load_executor(
     if num_pages is None:
         held: KvCacheType = number if backend == "cpu" else "float32"
         num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size, held)
-    if num_pages < 2:
-        raise InputError(
-            f"a pool of {num_pages} pages holds no sequence, because page 0 is reserved; "
-            "give the KV cache more memory"
-        )
     if tensor_parallel > 1:
         return _together(
             model, PartSpec(model.path, backend, num_pages, page_size), tensor_parallel
@@ -173,8 +173,11 @@ def _pages(
     if tokens is not None:
         return -(-tokens // page_size) + 1
     page_bytes = kv_bytes_per_page(program, page_size, number)
-    if size is not None:
-        return size // page_bytes
-    wanted = -(-DEFAULT_CONTEXTS * program.sizes.max_positions // page_size) + 1
+    pages = -(-DEFAULT_CONTEXTS * program.sizes.max_positions // page_size) + 1
     free = available_memory_bytes()
-    return min(wanted, free // DEFAULT_SHARE // page_bytes) if free else wanted
+    if size is not None:
+        pages = size // page_bytes
+    elif free:
+        pages = min(pages, free // DEFAULT_SHARE // page_bytes)
+    check_pages(pages, page_bytes)
+    return pages

@@ -49,6 +49,8 @@ def command(
 
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
+        if not prompt.strip():
+            raise click.UsageError("There is nothing to answer: give a PROMPT, or pipe one in.")
     if prompt is None and console.json:
         raise click.UsageError("--json needs a PROMPT; a chat is not one object.")
     sampling: dict[str, Any] = {

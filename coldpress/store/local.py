@@ -106,14 +106,15 @@ class Store:
         return entry
 
     def known(self) -> str:
-        """All names, for a sentence."""
-        return ", ".join(str(entry.name) for entry in self.entries()) or "nothing"
+        """All names, for a sentence that goes on after "the store"."""
+        names = ", ".join(str(entry.name) for entry in self.entries())
+        return f"has: {names}" if names else "is empty"
 
     def get(self, name: ModelName) -> Entry:
         """InputError if there is no such model."""
         entry = self.find(name)
         if entry is None:
-            raise InputError(f"the store has no '{name}'; it has: {self.known()}")
+            raise InputError(f"the store has no '{name}'; it {self.known()}")
         return entry
 
     def remove(self, name: ModelName) -> None:

@@ -20,7 +20,7 @@ def resolve(text: str, store: Store | None = None) -> tuple[str, Path]:
     entry = store.find(name)
     if entry is None:
         raise InputError(
-            f"{text}: no such file or directory, and the store has no such model; it has: "
+            f"{text}: no such file or directory, and the store has no such model; it "
             f"{store.known()} (coldpress pull brings one)"
         )
     return str(name), store.directory(entry)

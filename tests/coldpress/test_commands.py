@@ -192,6 +192,16 @@ def test_run_reads_its_prompt_from_a_pipe(
     assert run_json("run", tiny_gguf, "--max-tokens", 4)["text"] == given["text"]
 
 
+def test_run_refuses_an_empty_pipe(
+    tiny_gguf: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert run(["run", str(tiny_gguf)]) == 2
+    assert "give a PROMPT" in capsys.readouterr().err
+
+
 def test_run_refuses_a_prompt_longer_than_the_context(tiny: Path, capsys: Capture) -> None:
     assert run(["run", str(tiny), "press " * 400]) == 2
     err = capsys.readouterr().err

@@ -102,3 +102,10 @@ def test_backends_make_executors_of_the_asked_size(backend: str) -> None:
     assert (executor.num_pages, executor.page_size) == (5, 16)
     assert (executor.vocab_size, executor.max_positions) == (384, 256)
     executor.close()
+
+
+def test_a_pool_that_holds_no_sequence_is_refused_with_the_least_that_does() -> None:
+    page_bytes = kv_bytes_per_page(MODEL.program, 32, "float16")
+    with pytest.raises(InputError, match="holds no sequence of this model; give it 1 MB"):
+        pages(kv_cache_bytes=2 * page_bytes - 1)
+    assert pages(kv_cache_bytes=2 * page_bytes) == 2

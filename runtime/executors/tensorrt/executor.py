@@ -14,6 +14,7 @@ from runtime.engine.batch import StepBatch
 from runtime.executors.tensorrt.interface import EngineContext, Platform
 from runtime.executors.tensorrt.memory import HALF_BYTES, Buffer, make_pools, places, runs_of
 from runtime.graph_step import PartOfStep, split
+from runtime.kv_cache import check_pages
 
 OpenPlatform = Callable[[Builder], Platform]
 Rows = npt.NDArray[np.int64]
@@ -85,11 +86,7 @@ class TensorRTExecutor:
             free = self._device.free_bytes()
             wanted = DEFAULT_CONTEXTS * facts.limits.past_pages(self.page_size) + 1
             pages = min(wanted, (free - free // SPARE) // page_bytes, largest)
-        if pages < 2:
-            raise InputError(
-                f"a pool of {pages} pages holds no sequence, because page 0 is reserved; "
-                "give the KV cache more memory"
-            )
+        check_pages(pages, page_bytes)
         return pages
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:

@@ -57,7 +57,7 @@ def test_a_directory_is_pulled_found_and_removed(store: Store, model: Path) -> N
     store.remove(entry.name)
     assert store.collect() == 7002
     assert blobs(store) == set() and not path.exists()
-    with pytest.raises(InputError, match="the store has no 'model'; it has: nothing"):
+    with pytest.raises(InputError, match="the store has no 'model'; it is empty"):
         store.remove(entry.name)
 
 

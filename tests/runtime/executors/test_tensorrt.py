@@ -102,7 +102,7 @@ def test_the_pool_is_as_large_as_it_was_asked_to_be(artifact: Model) -> None:
     assert free.num_pages == 1000, "16 contexts of 64 pages, and the profile takes 1000"
     small = HostPlatform(host=HostDevice(nbytes=80 * page_bytes))
     assert executor_of(artifact, small, num_pages=None).num_pages == 70
-    with pytest.raises(InputError, match="give the KV cache more memory"):
+    with pytest.raises(InputError, match="give it 1 MB at the least"):
         executor_of(artifact, HostPlatform(), num_pages=None, kv_cache_bytes=1)
 
 
