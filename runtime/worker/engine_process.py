@@ -123,7 +123,8 @@ class EngineProcess:
         self._deliver(ended)
 
     def stats(self) -> EngineStats:
-        """As of the last step; counters go on over the lives of workers."""
+        """As of the last end of a request, or a tenth of a second ago; counters go on over the
+        lives of workers."""
         with self._changed:
             return self._roster.stats()
 
@@ -205,7 +206,7 @@ class EngineProcess:
         with self._changed:
             self._last_progress = self._clock()
             if isinstance(message, Turn):
-                news = self._roster.turn(message.events, message.stats)
+                news = self._roster.turn(message)
             elif isinstance(message, Loaded):
                 self._facts, self._failure, self._serving = message.facts, None, True
             elif isinstance(message, LoadFailed):

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from runtime.worker.messages import FrameReader, ToFront, ToWorker, frame_of, news_of
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 _BUFFER_BYTES = 1024 * 1024
 
 
@@ -47,17 +47,18 @@ class Link:
         whenever it has said nothing for `seconds`. ProtocolError for what is no message."""
         frames = FrameReader()
         self._end.settimeout(seconds)
+        buffer = memoryview(bytearray(_READ_BYTES))
         while True:
             try:
-                data = self._end.recv(_READ_BYTES)
+                count = self._end.recv_into(buffer)
             except TimeoutError:
                 on_silence()
                 continue
             except OSError:
                 return
-            if not data:
+            if not count:
                 return
-            yield from map(news_of, frames.feed(data))
+            yield from map(news_of, frames.feed(buffer[:count]))
 
     def hang_up(self) -> None:
         """The worker ends as soon as it notices. From any thread; `news` ends too."""

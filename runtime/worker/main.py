@@ -2,9 +2,11 @@
 
 import logging
 import os
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -22,17 +24,19 @@ from runtime.worker.messages import (
     Loaded,
     Refused,
     Submit,
-    ToFront,
     ToWorker,
     Turn,
     command_of,
-    frame_of,
 )
+from runtime.worker.news import TurnWriter
 from runtime.worker.opening import IdleGrammars, Opened, load_model
+from runtime.worker.outbox import Outbox
 from runtime.worker.spec import ModelSpec, WorkerFacts
 
 _log = logging.getLogger(__name__)
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
+_STATS_SECONDS = 0.1
+"""Counters are told no more often than that while requests only gain tokens."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 OpenExecutor = Callable[[ModelSpec], Opened]
@@ -62,13 +66,14 @@ class _Worker:
     """`obey` runs on a thread that does nothing else, so that the front never waits for a step."""
 
     def __init__(self, front: socket.socket, record_fd: int, spec: ModelSpec) -> None:
-        self._front = front
+        self._front = Outbox(front)
         self._spec = spec
         self._record = FlightRecord(record_fd, spec.engine.max_running)
-        self._numbers: dict[str, int] = {}
+        self._writer = TurnWriter()
         self._events: list[TokenEvent] = []
-        self._sending = threading.Lock()
+        self._engine: Engine | None = None
         self._thread: EngineThread | None = None
+        self._told_stats = 0.0
 
     def load(self, open_executor: OpenExecutor) -> bool:
         """Tell the front of the model, or why there is none; whether there is one."""
@@ -86,12 +91,13 @@ class _Worker:
             )
         except Exception as error:
             _log.debug("the model cannot be loaded", exc_info=True)
-            self._send(described(error))
+            self._front.send(described(error))
             return False
+        self._engine = engine
         self._thread = EngineThread(engine, after_turn=self._after_turn)
         grammars.begin(lambda: not engine.has_work)
-        self._send(Loaded(_facts_of(opened)))
-        self._send(Turn([], self._thread.stats()))
+        self._front.send(Loaded(_facts_of(opened)))
+        self._front.send(Turn(stats=self._thread.stats()))
         return True
 
     def obey(self, commands: Iterator[ToWorker]) -> None:
@@ -111,12 +117,12 @@ class _Worker:
             self._thread.abort(command.request_id)
             return
         request = command.request
-        self._numbers[request.request_id] = command.number
+        self._writer.begin(request.request_id, command.number)
         try:
             self._thread.submit(request, self._events.append)
         except RequestError as error:
-            del self._numbers[request.request_id]
-            self._send(Refused(request.request_id, str(error)))
+            self._writer.forget(request.request_id)
+            self._front.send(Refused(request.request_id, str(error)))
 
     def _options(self) -> EngineOptions:
         """The front keeps the bound of the queue, which it cannot know to the last request here."""
@@ -124,26 +130,27 @@ class _Worker:
         return replace(asked, max_waiting=asked.max_waiting + asked.max_running)
 
     def _before_step(self, request_ids: Sequence[str]) -> None:
-        self._record.write([self._numbers[name] for name in request_ids if name in self._numbers])
+        self._record.write(self._writer.numbers_of(request_ids))
 
     def _after_turn(self) -> None:
         """One frame for the whole step: the front wakes once."""
         self._record.clear()
-        events, self._events[:] = self._events.copy(), ()
-        for event in events:
-            if event.finish_reason is not None:
-                self._numbers.pop(event.request_id, None)
-        assert self._thread is not None
-        self._send(Turn(events, self._thread.stats()))
-
-    def _send(self, message: ToFront) -> None:
-        with self._sending:
-            self._front.sendall(frame_of(message))
+        tokens, events = self._writer.written(self._events)
+        self._events.clear()
+        assert self._thread is not None and self._engine is not None
+        now, is_last, stats = time.monotonic(), not self._engine.has_work, None
+        if events or is_last or now - self._told_stats > _STATS_SECONDS:
+            self._told_stats, stats = now, self._thread.stats()
+        if tokens or stats is not None:
+            self._front.send(Turn(tokens, events, stats), wait=is_last)
 
 
 def _commands(front: socket.socket) -> Iterator[ToWorker]:
     frames = FrameReader()
-    while data := front.recv(_READ_BYTES):
+    # A thread that waits in recv itself is woken by each message that the other side takes.
+    waiting = select.poll()
+    waiting.register(front, select.POLLIN)
+    while waiting.poll() and (data := front.recv(_READ_BYTES)):
         yield from map(command_of, frames.feed(data))
 
 

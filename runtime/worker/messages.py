@@ -51,11 +51,16 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
     filename: str | None = None
 
 
-class Turn(msgspec.Struct, tag="turn", frozen=True):
-    """All that one step gave, and the counters after it."""
+class Turn(msgspec.Struct, tag="turn", frozen=True, omit_defaults=True):
+    """All that one step gave, and now and then the counters after it; see `news`.
 
-    events: list[TokenEvent]
-    stats: EngineStats
+    tokens: pairs of a request's number and a token. In the place of the number 0 comes the next
+    one of `events`, which says what two integers cannot.
+    """
+
+    tokens: list[int] = []
+    events: list[TokenEvent] = []
+    stats: EngineStats | None = None
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -122,7 +127,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytearray]:
+    def feed(self, data: bytes | memoryview) -> Iterator[bytearray]:
         """The payloads that are complete with `data`; ProtocolError for a length no frame has."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:

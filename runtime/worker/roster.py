@@ -1,12 +1,14 @@
 """The requests that the front has accepted, and which of them a worker is given next."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from runtime.engine.request import Request, TokenEvent
 from runtime.engine.stats import EngineStats
 from runtime.worker.ledger import Ledger
+from runtime.worker.messages import Turn
+from runtime.worker.news import read_turn
 from runtime.worker.quarantine import Quarantine
 
 MAX_LOSSES = 3
@@ -22,7 +24,7 @@ Delivery = tuple[Listener, TokenEvent]
 class Live:
     """number: the request's name in the flight record of the worker that has it, None while it
     waits here. spoke: its listener has heard of it. aborted: the worker was told to end it.
-    losses: workers that died while they had it."""
+    losses: workers that died while they had it. num_cached_tokens: as the worker last said."""
 
     request: Request
     listener: Listener
@@ -30,6 +32,11 @@ class Live:
     spoke: bool = False
     aborted: bool = False
     losses: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
 
 
 class Roster:
@@ -45,6 +52,8 @@ class Roster:
         self.quarantine = Quarantine()
         self._ledger = Ledger(max_waiting)
         self._live: dict[str, Live] = {}
+        self._at_worker: dict[int, Live] = {}
+        """Those that it has, by number."""
         self._suspects: deque[Live] = deque()
         self._on_trial: Live | None = None
         self._last_number = 0
@@ -71,6 +80,7 @@ class Roster:
         for live in self._next():
             self._last_number += 1
             live.number = self._last_number
+            self._at_worker[live.number] = live
             yield live.number, live.request
 
     def mute(self, request_id: str) -> None:
@@ -89,9 +99,11 @@ class Roster:
             return True, []
         return False, [self._end(live, TokenEvent(request_id, None, "abort"))]
 
-    def turn(self, events: Iterable[TokenEvent], stats: EngineStats) -> list[Delivery]:
-        """What a step gave, with those who want to hear it."""
-        self._ledger.turn(stats)
+    def turn(self, turn: Turn) -> list[Delivery]:
+        """What a step gave, with those who want to hear it; ProtocolError for what is no turn."""
+        if turn.stats is not None:
+            self._ledger.turn(turn.stats)
+        events = read_turn(turn.tokens, turn.events, self._at_worker)
         return [delivery for event in events if (delivery := self._hear(event)) is not None]
 
     def refused(self, request_id: str, message: str) -> list[Delivery]:
@@ -104,12 +116,9 @@ class Roster:
         """The worker died, amid a step over the requests of these numbers."""
         self._ledger.lost()
         self._on_trial = None
-        return [
-            delivery
-            for live in tuple(self._live.values())
-            if live.number is not None
-            and (delivery := self._after_death(live, live.number in in_flight)) is not None
-        ]
+        had, self._at_worker = self._at_worker, {}
+        ends = [self._after_death(live, number in in_flight) for number, live in had.items()]
+        return [end for end in ends if end is not None]
 
     def end_all(self, error: str) -> list[Delivery]:
         return [
@@ -132,6 +141,7 @@ class Roster:
         if live is None:
             return None
         live.spoke = True
+        live.num_cached_tokens = event.num_cached_tokens
         if live is self._on_trial:
             self._on_trial = None
         return (live.listener, event) if event.finish_reason is None else self._end(live, event)
@@ -139,6 +149,8 @@ class Roster:
     def _end(self, live: Live, event: TokenEvent) -> Delivery:
         assert event.finish_reason is not None
         del self._live[event.request_id]
+        if live.number is not None:
+            self._at_worker.pop(live.number, None)
         self._ledger.finish(event.finish_reason)
         if event.finish_reason in ("stop", "length"):
             self.quarantine.clear(live.request)
