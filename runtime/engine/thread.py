@@ -232,24 +232,28 @@ class EngineThread:
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         """Call listeners outside the lock; one that raises loses its request, nobody else's."""
-        with turn():
-            for event in events:
-                self._tell(event)
-
-    def _tell(self, event: TokenEvent) -> None:
         with self._wake:
-            listener = self._listeners.get(event.request_id)
-            if event.finish_reason is not None:
-                self._forget(event.request_id)
-        try:
-            if listener is not None:
-                listener(event)
-        except Exception:
-            _log.exception("a listener failed; its request is aborted")
-            if event.finish_reason is None:
-                with self._wake:
+            news = [(self._listeners.get(event.request_id), event) for event in events]
+            for event in events:
+                if event.finish_reason is not None:
                     self._forget(event.request_id)
-                self._engine.abort(event.request_id)
+        lost: dict[str, Listener] = {}
+        with turn():
+            for listener, event in news:
+                if listener is None or event.request_id in lost:
+                    continue
+                try:
+                    listener(event)
+                except Exception:
+                    _log.exception("a listener failed; its request is aborted")
+                    lost[event.request_id] = listener
+        for name, listener in lost.items():
+            with self._wake:
+                is_live = self._listeners.get(name) is listener
+                if is_live:
+                    self._forget(name)
+            if is_live:
+                self._engine.abort(name)
 
     def _forget(self, request_id: str) -> None:
         """The id is free again; an abort still on its way must not meet its next owner."""
