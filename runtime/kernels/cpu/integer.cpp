@@ -10,25 +10,36 @@ namespace coldpress::COLDPRESS_ISA {
 
 constexpr int kStripVecs = kStrip / kLanes;
 #if defined(__AVX512F__)
-constexpr int kVecs = 4;  // of channels, in one tile
+// Products and sums of a tile all stay in registers. Storing sums after every run costs as much as
+// a quarter of its products.
 constexpr int kRows = 6;
+constexpr int vecs_of(int rows) { return rows <= 3 ? 4 : 2; }
+constexpr bool keeps_totals(int) { return true; }
 #else
-constexpr int kVecs = 2;
 constexpr int kRows = 4;
+constexpr int vecs_of(int) { return 2; }
+constexpr bool keeps_totals(int rows) { return rows <= 2; }
 #endif
 constexpr std::size_t kQuadRow = static_cast<std::size_t>(kStrip) * 4;
 // How far ahead a stream of weights is asked for, when each is used once or twice: the processor's
 // own guesses end with each page of memory.
 constexpr std::size_t kAhead = 16 * kQuadRow;
+// Steps of columns whose codes and numbers stay in the first-level cache while all rows pass.
+constexpr int kSteps = 32;
+static_assert(2 * kSteps <= kPanel + 1);
 
-// Where the tile's rows and channels begin; numbers: index of the first channel's numbers of group 0.
+// Where the tile's rows and channels begin.
 struct IntegerTile {
   const std::uint8_t* codes;
-  std::size_t numbers;
   RoundedRows x;
   const float* start;  // what the sums begin with
+  std::size_t start_stride;
   float* out;
   std::size_t out_stride;
+  int columns;
+  int bias;
+  const float* scales;  // [steps][kStrip]
+  const float* shifts;  // the same: zero points, or minimums
 };
 
 enum class Shift : std::uint8_t { none, zero_point, minimum };
@@ -48,30 +59,33 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
 #define COLDPRESS_INLINE __attribute__((always_inline))
 
 // Codes are stored as code + bias: what that adds to a sum of products is where the sum starts.
-template <int rows, Shift shift>
-inline COLDPRESS_INLINE void start_products(const MatrixView& m, std::size_t numbers,
+template <int rows, int vecs, Shift shift>
+inline COLDPRESS_INLINE void start_products(int bias, const float* shifts,
                                             const std::int32_t (&sums)[rows],
-                                            Integers (&products)[rows][kVecs]) {
-  unroll<kVecs>([&](auto v) COLDPRESS_INLINE {
-    Integers zero = splat_integer(m.quad_bias);
-    if constexpr (shift == Shift::zero_point)
-      zero = add_integers(zero, load_integers(m.zero_points + numbers + v * kLanes));
-    unroll<rows>([&](auto r) COLDPRESS_INLINE {
-      products[r][v] = shift == Shift::zero_point ? mul_integers(zero, splat_integer(-sums[r]))
-                                                  : splat_integer(-m.quad_bias * sums[r]);
+                                            Integers (&products)[rows][vecs]) {
+  if constexpr (shift == Shift::zero_point) {
+    unroll<vecs>([&](auto v) COLDPRESS_INLINE {
+      const Integers zero = add_integers(to_integers(load(shifts + v * kLanes)), splat_integer(bias));
+      unroll<rows>([&](auto r) COLDPRESS_INLINE {
+        products[r][v] = mul_integers(zero, splat_integer(-sums[r]));
+      });
     });
-  });
+  } else {
+    unroll<rows>([&](auto r) COLDPRESS_INLINE {
+      const Integers first = splat_integer(-bias * sums[r]);
+      unroll<vecs>([&](auto v) COLDPRESS_INLINE { products[r][v] = first; });
+    });
+  }
 }
 
 enum class Half : std::uint8_t { low, high, whole };
 
 // Four columns of every row times the four that the bytes at `codes`, or a half of each, hold.
-template <int rows, Half half>
+template <Half half, int rows, int vecs>
 inline COLDPRESS_INLINE void add_products(const std::uint8_t* codes, const std::int8_t* x,
-                                          std::size_t x_stride,
-                                          Integers (&products)[rows][kVecs]) {
-  Integers quads[kVecs];
-  unroll<kVecs>([&](auto v) COLDPRESS_INLINE {
+                                          std::size_t x_stride, Integers (&products)[rows][vecs]) {
+  Integers quads[vecs];
+  unroll<vecs>([&](auto v) COLDPRESS_INLINE {
     const Integers both = load_quads(codes + v * kLanes * 4);
     quads[v] = half == Half::low    ? low_nibbles(both)
                : half == Half::high ? high_nibbles(both)
@@ -79,67 +93,81 @@ inline COLDPRESS_INLINE void add_products(const std::uint8_t* codes, const std::
   });
   unroll<rows>([&](auto r) COLDPRESS_INLINE {
     const Integers four = splat_quad(x + r * x_stride);
-    unroll<kVecs>([&](auto v) COLDPRESS_INLINE {
+    unroll<vecs>([&](auto v) COLDPRESS_INLINE {
       products[r][v] = half == Half::whole ? dot_bytes(products[r][v], quads[v], four)
                                            : dot_nibbles(products[r][v], quads[v], four);
     });
   });
 }
 
-inline std::int32_t sum_of_codes(const std::int32_t* sums, int step) {
+// All of one step's columns; codes are moved on behind them.
+template <bool nibbles, int step, int rows, int vecs>
+inline COLDPRESS_INLINE void add_step(const std::uint8_t*& codes, const std::int8_t* x,
+                                      std::size_t x_stride, Integers (&products)[rows][vecs]) {
+  for (int k = 0; k < step; k += nibbles ? 8 : 4, codes += kQuadRow) {
+    if constexpr (rows <= 2) prefetch(codes + kAhead, vecs * kLanes * 4);
+    if constexpr (nibbles) {
+      add_products<Half::low>(codes, x + k, x_stride, products);
+      add_products<Half::high>(codes, x + k + 4, x_stride, products);
+    } else {
+      add_products<Half::whole>(codes, x + k, x_stride, products);
+    }
+  }
+  unroll<rows>([&](auto r) COLDPRESS_INLINE {
+    unroll<vecs>([&](auto v) COLDPRESS_INLINE { part_from_loop(products[r][v]); });
+  });
+}
+
+template <int step>
+inline std::int32_t sum_of_codes(const std::int32_t* sums) {
   return step == kRun ? sums[0] + sums[1] : sums[0];
 }
 
-template <bool nibbles, int rows, Shift shift>
-void multiply_tile(const MatrixView& m, const IntegerTile& t) {
-  constexpr bool kKeep = rows <= 2;  // more sums would push the products out of the registers
-  Vec totals[kKeep ? rows : 1][kVecs];
-  const int step = m.quad_step;
+template <bool nibbles, Shift shift, int step, int rows>
+void multiply_tile(const IntegerTile& t) {
+  constexpr int vecs = vecs_of(rows);
+  constexpr bool kKeep = keeps_totals(rows);
+  Vec totals[kKeep ? rows : 1][vecs];
   const std::size_t x_stride = t.x.stride;
+  const std::size_t sums_stride = x_stride / kSumRun;
+  const std::size_t scales_stride = x_stride / kRun;
   const std::size_t out_stride = t.out_stride;
-  const float* const start = t.start;
   float* const out = t.out;
-  const std::uint8_t* codes = t.codes;
-  for (int k = 0, group = 0; k < m.columns; k += step) {
-    while (m.group_starts[group + 1] <= k) ++group;
-    const std::size_t numbers = t.numbers + static_cast<std::size_t>(group) * kStrip;
-    GroupNumbers weights[kVecs];
-    unroll<kVecs>([&](auto v) COLDPRESS_INLINE {
-      weights[v] = group_numbers(m, numbers + v * kLanes);
-    });
-    std::int32_t sums[rows];
-    for (int r = 0; r < rows; ++r)
-      sums[r] = sum_of_codes(t.x.sums + r * (x_stride / kSumRun) + k / kSumRun, step);
-    Integers products[rows][kVecs];
-    start_products<rows, shift>(m, numbers, sums, products);
-    const std::int8_t* x = t.x.codes + k;
-    for (const std::int8_t* end = x + step; x < end; x += nibbles ? 8 : 4, codes += kQuadRow) {
-      if constexpr (kKeep) prefetch(codes + kAhead, kVecs * kLanes * 4);
-      if constexpr (nibbles) {
-        add_products<rows, Half::low>(codes, x, x_stride, products);
-        add_products<rows, Half::high>(codes, x + 4, x_stride, products);
-      } else {
-        add_products<rows, Half::whole>(codes, x, x_stride, products);
-      }
-    }
+  const float* from = t.start;
+  std::size_t from_stride = t.start_stride;
+  if constexpr (kKeep)
     unroll<rows>([&](auto r) COLDPRESS_INLINE {
-      unroll<kVecs>([&](auto v) COLDPRESS_INLINE { part_from_loop(products[r][v]); });
+      unroll<vecs>([&](auto v) COLDPRESS_INLINE {
+        totals[r][v] = load(from + r * from_stride + v * kLanes);
+      });
     });
-    const float* scales = t.x.scales + k / kRun;
-    const float* from = k == 0 ? start : out;
-    const std::size_t from_stride = k == 0 ? 0 : out_stride;
-    unroll<kVecs>([&](auto v) COLDPRESS_INLINE {
-      unroll<rows>([&](auto r) COLDPRESS_INLINE {
-        const float x_scale = scales[r * (x_stride / kRun)];
+  const std::uint8_t* codes = t.codes;
+  const float* weights = t.scales;
+  const float* shifts = t.shifts;
+  const std::int8_t* x = t.x.codes;
+  const float* x_scales = t.x.scales;
+  const std::int32_t* x_sums = t.x.sums;
+  for (const std::int8_t* const end = x + t.columns; x < end;) {
+    std::int32_t sums[rows];
+    unroll<rows>([&](auto r) COLDPRESS_INLINE {
+      sums[r] = sum_of_codes<step>(x_sums + r * sums_stride);
+    });
+    Integers products[rows][vecs];
+    start_products<rows, vecs, shift>(t.bias, shifts, sums, products);
+    add_step<nibbles, step>(codes, x, x_stride, products);
+    unroll<rows>([&](auto r) COLDPRESS_INLINE {
+      const float x_scale = x_scales[r * scales_stride];
+      unroll<vecs>([&](auto v) COLDPRESS_INLINE {
         Vec total;
         if constexpr (kKeep) {
-          total = k == 0 ? load(start + v * kLanes) : totals[r][v];
+          total = totals[r][v];
         } else {
           total = load(from + r * from_stride + v * kLanes);
         }
-        total = fma(to_floats(products[r][v]), mul(weights[v].scale, splat(x_scale)), total);
+        const Vec scale = mul(load(weights + v * kLanes), splat(x_scale));
+        total = fma(to_floats(products[r][v]), scale, total);
         if constexpr (shift == Shift::minimum)
-          total = fma(weights[v].shift, splat(x_scale * static_cast<float>(sums[r])), total);
+          total = fma(load(shifts + v * kLanes), splat(x_scale * static_cast<float>(sums[r])), total);
         if constexpr (kKeep) {
           totals[r][v] = total;
         } else {
@@ -147,60 +175,107 @@ void multiply_tile(const MatrixView& m, const IntegerTile& t) {
         }
       });
     });
+    from = out;
+    from_stride = out_stride;
+    weights += kStrip;
+    shifts += kStrip;
+    x += step;
+    x_sums += step / kSumRun;
+    if (step == kRun || (x - t.x.codes) % kRun == 0) ++x_scales;
   }
-  if constexpr (kKeep) {
+  if constexpr (kKeep)
     unroll<rows>([&](auto r) COLDPRESS_INLINE {
-      unroll<kVecs>([&](auto v) COLDPRESS_INLINE {
+      unroll<vecs>([&](auto v) COLDPRESS_INLINE {
         store(out + r * out_stride + v * kLanes, totals[r][v]);
       });
     });
+}
+
+template <bool nibbles, Shift shift, int step, int rows>
+inline void multiply_tiles(IntegerTile t) {
+  constexpr int vecs = vecs_of(rows);
+  for (int v = 0; v < kStripVecs; v += vecs) {
+    multiply_tile<nibbles, shift, step, rows>(t);
+    t.codes += vecs * kLanes * 4;
+    t.scales += vecs * kLanes;
+    t.shifts += vecs * kLanes;
+    t.start += vecs * kLanes;
+    t.out += vecs * kLanes;
   }
 }
 
-template <int rows, Shift shift>
-inline void multiply_tile(const MatrixView& m, const IntegerTile& t) {
-  if (m.codes_type == Codes::int4) return multiply_tile<true, rows, shift>(m, t);
-  multiply_tile<false, rows, shift>(m, t);
+template <bool nibbles, Shift shift, int step>
+void multiply_rows(IntegerTile t, int rows) {
+  for (; rows >= kRows; rows -= kRows) {
+    multiply_tiles<nibbles, shift, step, kRows>(t);
+    t.x = t.x.from(kRows);
+    t.start += kRows * t.start_stride;
+    t.out += kRows * t.out_stride;
+  }
+  switch (rows) {
+    case 5: return multiply_tiles<nibbles, shift, step, 5>(t);
+    case 4: return multiply_tiles<nibbles, shift, step, 4>(t);
+    case 3: return multiply_tiles<nibbles, shift, step, 3>(t);
+    case 2: return multiply_tiles<nibbles, shift, step, 2>(t);
+    case 1: return multiply_tiles<nibbles, shift, step, 1>(t);
+    default: return;
+  }
 }
 
-template <int rows>
-inline void multiply_tiles(const MatrixView& m, IntegerTile t) {
-  for (int v = 0; v < kStripVecs; v += kVecs) {
-    if (m.zero_points != nullptr) {
-      multiply_tile<rows, Shift::zero_point>(m, t);
-    } else if (m.minimums != nullptr) {
-      multiply_tile<rows, Shift::minimum>(m, t);
-    } else {
-      multiply_tile<rows, Shift::none>(m, t);
+template <bool nibbles, int step>
+inline void multiply_steps(const MatrixView& m, const IntegerTile& t, int rows) {
+  if (m.zero_points != nullptr) return multiply_rows<nibbles, Shift::zero_point, step>(t, rows);
+  if (m.minimums != nullptr) return multiply_rows<nibbles, Shift::minimum, step>(t, rows);
+  multiply_rows<nibbles, Shift::none, step>(t, rows);
+}
+
+template <bool nibbles>
+inline void multiply_columns(const MatrixView& m, const IntegerTile& t, int rows) {
+  m.quad_step == kRun ? multiply_steps<nibbles, kRun>(m, t, rows)
+                      : multiply_steps<nibbles, kSumRun>(m, t, rows);
+}
+
+// The numbers of columns [from, to), step by step; `group` is moved on to that of the last.
+inline void expand_numbers(const MatrixView& m, int strip, int from, int to, int& group,
+                           float* panel) {
+  const std::size_t first = static_cast<std::size_t>(strip) * m.groups * kStrip;
+  const bool shifted = m.zero_points != nullptr || m.minimums != nullptr;
+  for (int k = from; k < to; k += m.quad_step, panel += kStrip) {
+    while (m.group_starts[group + 1] <= k) ++group;
+    const std::size_t numbers = first + static_cast<std::size_t>(group) * kStrip;
+    for (int v = 0; v < kStrip; v += kLanes) {
+      const GroupNumbers found = group_numbers(m, numbers + v);
+      store(panel + v, found.scale);
+      if (shifted) store(panel + kSteps * kStrip + v, found.shift);
     }
-    t.codes += kVecs * kLanes * 4;
-    t.numbers += kVecs * kLanes;
-    t.start += kVecs * kLanes;
-    t.out += kVecs * kLanes;
   }
 }
 
 void linear_int8(const MatrixView& m, int strip, const RoundedRows& x, int rows, const float* bias,
-                 float* out, std::size_t out_stride) {
+                 float* out, std::size_t out_stride, float* panel) {
   static constexpr float kZeros[kStrip] = {};
   IntegerTile t{m.codes + strip * m.strip_bytes,
-                static_cast<std::size_t>(strip) * m.groups * kStrip,
                 x,
                 bias != nullptr ? bias + strip * kStrip : kZeros,
+                0,
                 out + strip * kStrip,
-                out_stride};
-  for (; rows >= kRows; rows -= kRows) {
-    multiply_tiles<kRows>(m, t);
-    t.x = t.x.from(kRows);
-    t.out += kRows * out_stride;
-  }
-  switch (rows) {
-    case 5: return multiply_tiles<5>(m, t);
-    case 4: return multiply_tiles<4>(m, t);
-    case 3: return multiply_tiles<3>(m, t);
-    case 2: return multiply_tiles<2>(m, t);
-    case 1: return multiply_tiles<1>(m, t);
-    default: return;
+                out_stride,
+                0,
+                m.quad_bias,
+                panel,
+                panel + kSteps * kStrip};
+  const bool nibbles = m.codes_type == Codes::int4;
+  const int most = kSteps * m.quad_step;
+  for (int k = 0, group = 0; k < m.columns; k += most) {
+    t.columns = m.columns - k < most ? m.columns - k : most;
+    expand_numbers(m, strip, k, k + t.columns, group, panel);
+    nibbles ? multiply_columns<true>(m, t, rows) : multiply_columns<false>(m, t, rows);
+    t.codes += most / (nibbles ? 8 : 4) * kQuadRow;
+    t.x.codes += most;
+    t.x.scales += most / kRun;
+    t.x.sums += most / kSumRun;
+    t.start = t.out;
+    t.start_stride = out_stride;
   }
 }
 

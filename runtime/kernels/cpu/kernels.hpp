@@ -153,9 +153,9 @@ struct KernelTable {
   // scale for each kRun of them and a sum for each kSumRun; what pads the row is left alone.
   void (*quantize_row)(const float* x, int n, const Rounding& rounding, std::int8_t* codes,
                        float* scales, std::int32_t* sums);
-  // out[rows, strip] = x[rows, columns] @ strip.T + bias, of a matrix in quads.
+  // out[rows, strip] = x[rows, columns] @ strip.T + bias, of a matrix in quads; panel as above.
   void (*linear_int8)(const MatrixView& m, int strip, const RoundedRows& x, int rows,
-                      const float* bias, float* out, std::size_t out_stride);
+                      const float* bias, float* out, std::size_t out_stride, float* panel);
 };
 
 // Rows that one pass over the pages serves.

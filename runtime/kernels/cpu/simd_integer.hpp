@@ -21,21 +21,19 @@ inline Integers high_nibbles(Integers a) {
 inline Integers splat_integer(std::int32_t a) { return _mm512_set1_epi32(a); }
 inline Integers add_integers(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
 inline Integers mul_integers(Integers a, Integers b) { return _mm512_mullo_epi32(a, b); }
-inline Integers load_integers(const std::int8_t* p) {
-  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
+inline Integers to_integers(Vec a) { return _mm512_cvtps_epi32(a); }
 inline Vec to_floats(Integers a) { return _mm512_cvtepi32_ps(a); }
 // Ends what the compiler knows of a value, so that it is not spilled in a loop for the sake of what
 // comes after.
 inline void part_from_loop(Integers& a) { asm("" : "+v"(a)); }
 
 #if defined(__AVX512VNNI__)
-inline Integers dot_nibbles(Integers sum, Integers u, Integers s) {
-  return _mm512_dpbusd_epi32(sum, u, s);
-}
+// Written out, because compilers move and spill the sums of a large tile around the intrinsic.
 inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
-  return _mm512_dpbusd_epi32(sum, u, s);
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+  return sum;
 }
+inline Integers dot_nibbles(Integers sum, Integers u, Integers s) { return dot_bytes(sum, u, s); }
 #else
 inline Integers dot_nibbles(Integers sum, Integers u, Integers s) {
   const __m512i pairs = _mm512_maddubs_epi16(u, s);
@@ -65,9 +63,7 @@ inline Integers high_nibbles(Integers a) {
 inline Integers splat_integer(std::int32_t a) { return _mm256_set1_epi32(a); }
 inline Integers add_integers(Integers a, Integers b) { return _mm256_add_epi32(a, b); }
 inline Integers mul_integers(Integers a, Integers b) { return _mm256_mullo_epi32(a, b); }
-inline Integers load_integers(const std::int8_t* p) {
-  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-}
+inline Integers to_integers(Vec a) { return _mm256_cvtps_epi32(a); }
 inline Vec to_floats(Integers a) { return _mm256_cvtepi32_ps(a); }
 inline void part_from_loop(Integers& a) { asm("" : "+x"(a)); }
 
@@ -105,7 +101,7 @@ inline Integers high_nibbles(Integers a) { return (a >> 4) & 0x0F0F0F0F; }
 inline Integers splat_integer(std::int32_t a) { return Integers{a, a, a, a}; }
 inline Integers add_integers(Integers a, Integers b) { return a + b; }
 inline Integers mul_integers(Integers a, Integers b) { return a * b; }
-inline Integers load_integers(const std::int8_t* p) { return Integers{p[0], p[1], p[2], p[3]}; }
+inline Integers to_integers(Vec a) { return __builtin_convertvector(a, Integers); }
 inline Vec to_floats(Integers a) { return __builtin_convertvector(a, Vec); }
 inline void part_from_loop(Integers&) {}
 inline Integers dot_bytes(Integers sum, Integers u, Integers s) {
