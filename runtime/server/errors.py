@@ -19,6 +19,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded",
 }
+_CLIENT_CLOSED = 499
 _RETRY_SECONDS = "1"
 _LONGEST_RETRY_SECONDS = 60
 _FLAT_PATHS = ("/v2/", "/api/")
@@ -105,6 +106,11 @@ def generation_failed(sentence: str | None) -> ApiError:
     """The engine could not finish an answer; trying the same again would fail the same way."""
     message = sentence or "the answer was aborted by the server"
     return ApiError(500, message, code="generation_failed", headers={"x-should-retry": "false"})
+
+
+def client_left() -> ApiError:
+    """For the log and the counters: nobody is there to read it."""
+    return ApiError(_CLIENT_CLOSED, "the client closed the connection")
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:

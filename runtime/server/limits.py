@@ -8,8 +8,9 @@ from math import isfinite
 from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
-from runtime.server.errors import ApiError
+from runtime.server.errors import ApiError, client_left
 from runtime.server.json_values import MAX_VALUES, overfull_field
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -30,7 +31,7 @@ class Limits:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body; ApiError 413 or 408, after which the connection is closed."""
+    """The whole body; ApiError 413 or 408, after which the connection is closed, or 499."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.max_body_bytes:
         raise _too_large(limits)
@@ -47,6 +48,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             f"the body did not arrive within {limits.body_seconds:g} s",
             headers={"Connection": "close"},
         ) from None
+    except ClientDisconnect:
+        raise client_left() from None
     return bytes(body)
 
 

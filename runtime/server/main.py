@@ -13,12 +13,11 @@ import uvicorn
 from quant.format.errors import InputError
 from runtime.server.access import Access, Tls
 from runtime.server.app import create_app
-from runtime.server.connections import BoundedHttp
+from runtime.server.connections import MAX_HEADER_BYTES, BoundedHttp
 from runtime.server.limits import Limits
 from runtime.server.registry import Registry
 from runtime.service import GenerationService
 
-_MAX_HEADER_BYTES = 32 * 1024
 _AFTER_DRAIN_SECONDS = 15
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,7 +55,7 @@ class HttpServer:
             log_level="warning",
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_graceful_shutdown=int(drain_seconds) + _AFTER_DRAIN_SECONDS,
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,

@@ -10,14 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h11
 import httpx
 import pytest
 
 from runtime.server.access import Access
+from runtime.server.connections import FREE_PIECES
 from runtime.server.keys import KeyRing
 from runtime.server.limits import Limits
 from runtime.server.schemas import REFUSED, ChatBody
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
+from tests.waiting import eventually
 
 HI = [{"role": "user", "content": "Hi"}]
 MEBIBYTE = 1024 * 1024
@@ -263,16 +266,51 @@ def test_a_body_without_a_length_is_counted(server: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
-def test_tiny_chunks_by_the_megabyte_are_cut_off() -> None:
-    """A2: 3 MB of 6-byte chunks."""
-    with running(ScriptedExecutor(), limits=Limits(max_body_bytes=32 * 1024)) as server:
-        before = resident_bytes()
-        chunks = b"6\r\n      \r\n" * 250_000
-        answer = exchange(server, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunks)
-        # A reset may overtake the answer while the client is still sending.
-        assert answer == b"" or answer.startswith(b"HTTP/1.1 413 ")
-        assert httpx.get(f"{server.url}/health").status_code == 200
-        assert resident_bytes() - before < 16 * MEBIBYTE
+def test_tiny_chunks_by_the_megabyte_are_cut_off(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: 3 MB of 6-byte chunks, which is less than a body may have, in work instead of time."""
+    num_pieces = 0
+    next_event = h11.Connection.next_event
+
+    def counted(connection: h11.Connection) -> Any:
+        nonlocal num_pieces
+        event = next_event(connection)
+        num_pieces += isinstance(event, h11.Data)
+        return event
+
+    monkeypatch.setattr(h11.Connection, "next_event", counted)
+    before = resident_bytes()
+    chunks = b"6\r\n      \r\n" * 250_000
+    answer = exchange(server, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunks)
+    # A reset may overtake the answer while the client is still sending.
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 413 ")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    # Six bytes earn a tenth of a piece.
+    assert num_pieces <= FREE_PIECES * 1.2
+    assert resident_bytes() - before < 16 * MEBIBYTE
+
+
+def test_a_body_in_many_pieces_is_read(server: Running) -> None:
+    body = completion(prompt="Hi" + " " * 100, stop=["x" * 900] * 16)
+    size = len(body)
+    few = b"".join(b"1\r\n%c\r\n" % byte for byte in body[: FREE_PIECES - 1])
+    rest = b"%x\r\n%b\r\n" % (size - FREE_PIECES + 1, body[FREE_PIECES - 1 :])
+    head = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert exchange(server, head, few, rest, b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert exchange(server, head, few, few).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_client_that_leaves_amid_its_body_leaves_no_trace(
+    server: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server itself says of an exception that nobody handled does not propagate."""
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    requests = 'coldpress_http_requests_total{method="POST",status="499"}'
+    with socket.create_connection((server.server.host, server.server.port), 20) as peer:
+        peer.sendall(POST + b"Content-Length: 9\r\n\r\n{")
+    eventually(lambda: requests in httpx.get(f"{server.url}/metrics").text)
+    assert caplog.text == ""
 
 
 def test_headers_are_bounded(server: Running) -> None:
