@@ -1,4 +1,4 @@
-"""What a connection may do before there is a request: uvicorn's HTTP/1.1, with three more bounds."""
+"""What a connection may do before there is a request: uvicorn's HTTP/1.1, with more bounds."""
 
 import asyncio
 import json
