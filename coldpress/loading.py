@@ -151,6 +151,8 @@ class StartedModel:
     def service(self, on_note: OnNote | None = None) -> "GenerationService":
         """What answers; raises what opening the model raised, here or there. on_note: see
         `open_artifact`."""
+        from runtime.machine import give_back_freed
+
         try:
             model, tokenizer = open_artifact(self.spec.path, on_note)
             _check_context(model, self.spec.context)
@@ -158,7 +160,10 @@ class StartedModel:
             if on_note is not None and facts.memory:
                 on_note(f"memory of {self.spec.name}: {facts.memory}")
             usable = min(self.spec.context or facts.usable_positions, facts.usable_positions)
-            return _service_of(model, tokenizer, self.engine, self.spec.name, usable)
+            service = _service_of(model, tokenizer, self.engine, self.spec.name, usable)
+            del model
+            give_back_freed()
+            return service
         except BaseException:
             self.close()
             raise

@@ -46,7 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "runtime.confined": ("runtime.confined",),
     "runtime.text": (
         "runtime.text", "runtime.confined", "runtime.engine.request", "runtime.engine.constraint",
-        "compile.model", "quant.format",
+        "runtime.machine", "compile.model", "quant.format",
     ),
     "runtime.kernels": ("runtime.kernels",),
     "runtime.executors": (

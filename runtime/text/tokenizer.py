@@ -11,6 +11,7 @@ import tokenizers
 from compile.model import Model
 from quant.format.errors import FileFormatError, InputError
 from runtime.engine.request import RequestError
+from runtime.machine import give_back_freed
 from runtime.text.detokenizer import Detokenizer
 from runtime.text.gguf_tokenizer import CONTROL, GgufVocabulary, build_tokenizer
 from runtime.text.pieces import Pieces
@@ -108,7 +109,9 @@ class Tokenizer:
 
     @cached_property
     def _longest_token(self) -> int:
-        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+        longest = max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+        give_back_freed()
+        return longest
 
     def to_json(self) -> str:
         """The text of a tokenizer.json that does the same."""
@@ -119,6 +122,7 @@ class Tokenizer:
             copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
             copy.encode_special_tokens = True
             self._verbatim = copy
+            give_back_freed()
         return self._verbatim
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.engine.constraint import Constraint, ConstraintError, Matcher
+from runtime.machine import give_back_freed
 from runtime.worker.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def load_model(spec: ModelSpec) -> Opened:
         **machine,
     )
     draft = load_draft(spec.engine, executor, machine.get("threads"))
+    del model
+    give_back_freed()
     return Opened(executor, "" if budget is None else budget.sentence(), draft)
 
 
@@ -79,14 +82,18 @@ class IdleGrammars:
         self._ready.set()
 
     def _read(self) -> None:
-        from compile.open_model import open_model
-        from runtime.text.grammar.compiler import GrammarCompiler
-        from runtime.text.tokenizer import load_tokenizer
-
         try:
-            tokenizer = load_tokenizer(open_model(self._spec.path))
-            grammars = GrammarCompiler(tokenizer, self._vocab_size)
-            grammars.prepare()
-            self._grammars = grammars
+            self._grammars = _prepared(self._spec, self._vocab_size)
         except Exception as error:
             self._failure = str(error)
+        give_back_freed()
+
+
+def _prepared(spec: ModelSpec, vocab_size: int) -> "GrammarCompiler":
+    from compile.open_model import open_model
+    from runtime.text.grammar.compiler import GrammarCompiler
+    from runtime.text.tokenizer import load_tokenizer
+
+    grammars = GrammarCompiler(load_tokenizer(open_model(spec.path)), vocab_size)
+    grammars.prepare()
+    return grammars

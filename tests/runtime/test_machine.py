@@ -1,12 +1,14 @@
 """A container's limits count, not the host's size."""
 
+import ctypes
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import runtime.machine
-from runtime.machine import available_memory_bytes, available_threads
+from runtime.machine import available_memory_bytes, available_threads, give_back_freed
 
 CORES = 8
 
@@ -73,3 +75,12 @@ def test_cached_files_are_not_in_use(machine: Path, prefix: str) -> None:
     dirty = "file_dirty" if not prefix else "total_dirty"
     write(machine / "cgroup", memory__stat=f"{stat}\n{dirty} 100")
     assert available_memory_bytes() == 800
+
+
+def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=trimmed.append))
+    give_back_freed()
+    assert trimmed == [0]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    give_back_freed()

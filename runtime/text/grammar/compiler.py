@@ -34,7 +34,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self._source = tokenizer
+        self._source: Tokenizer | None = tokenizer
         self._tokenizer: LLTokenizer | None = None
         self._no_ending = -1
         self._lock = threading.Lock()
@@ -85,11 +85,13 @@ class GrammarCompiler:
     def _prepared(self) -> LLTokenizer:
         if self._tokenizer is None:
             source = self._source
+            assert source is not None
             endings = sorted(source.ending_ids)
             if not endings:
                 # Something must stand for "it may end here". It is never drawn.
                 self._no_ending = max(source.special_ids, default=source.vocab_size - 1)
             self._tokenizer = LLTokenizer(source.to_json(), eos_token=endings or [self._no_ending])
+            self._source = None  # what is made of it holds a copy
         return self._tokenizer
 
 
