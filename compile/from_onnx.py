@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from compile.external_data import MisplacedError, check_bounds, external_size
 from compile.onnx_bytes import FP8, packed_bytes, unpack_int4
 from compile.onnx_contract import (
     CONTRACT,
@@ -189,14 +190,12 @@ def _data_size(path: Path, graph: Graph) -> int:
                 f"{path}: tensor {tensor.name} is to be read from {tensor.location!r}; weights are "
                 f"read from {DATA_FILE} beside the graph alone"
             )
-    data = path.parent / DATA_FILE
-    if path.is_symlink() or data.is_symlink():
-        raise InputError(f"{path}: the graph or its weights are a symbolic link; copy the files")
-    if not data.is_file():
-        raise InputError(f"{data}: is missing; copy it beside {path.name}")
-    if data.stat().st_nlink != 1:
-        raise InputError(f"{data}: has a second name (a hard link) elsewhere; copy the file")
-    return data.stat().st_size
+    if path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link; copy the file")
+    try:
+        return external_size(path, DATA_FILE)
+    except MisplacedError as error:
+        raise InputError(f"{path}: {error}; copy the file of its weights beside it") from error
 
 
 def _check_tensor(path: Path, tensor: ExternalTensor, size: int) -> None:
@@ -204,8 +203,10 @@ def _check_tensor(path: Path, tensor: ExternalTensor, size: int) -> None:
         raise FileFormatError(path, f"tensor {tensor.name} has no type and shape that are known")
     if tensor.nbytes != packed_bytes(tensor.dtype, tensor.shape):
         raise FileFormatError(path, f"tensor {tensor.name} is not of its shape's size")
-    if tensor.offset < 0 or tensor.offset + tensor.nbytes > size:
-        raise FileFormatError(path, f"tensor {tensor.name} lies beyond the end of {DATA_FILE}")
+    try:
+        check_bounds(tensor.offset, tensor.nbytes, size)
+    except MisplacedError as error:
+        raise FileFormatError(path, f"tensor {tensor.name}: {error}") from error
 
 
 def _check_integers(path: Path, tensors: Mapping[str, ExternalTensor]) -> None:

@@ -1,10 +1,8 @@
 """Rules about the file: who can read it, and whether its weights lie where they may."""
 
-import re
-import stat
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
+from compile.external_data import MisplacedError, check_bounds, external_size
 from compile.onnx_bytes import bytes_of
 from compile.onnx_lint.findings import BOTH, ORT, TRT, Said
 from compile.onnx_lint.graph import BITS, OnnxGraph, Place, Tensor
@@ -20,7 +18,6 @@ BUILT_IN = frozenset(
 """Domains whose operations ONNX Runtime brings along."""
 NOT_IN_TENSORRT = frozenset({"MatMulInteger", "DynamicQuantizeLinear", "Unique", "BitCast"})
 MAX_INLINE_BYTES = 2 << 30
-DRIVE = re.compile("[A-Za-z]:")
 
 
 def file_rules(graph: OnnxGraph) -> Iterator[Said]:
@@ -93,29 +90,12 @@ def _external(graph: OnnxGraph) -> Iterator[Said]:
 
 
 def _misplaced(graph: OnnxGraph, tensor: Tensor, place: Place) -> str | None:
-    """Nothing outside of the graph's directory is even looked at."""
-    location = place.location.replace("\\", "/")
-    parts = PurePosixPath(location).parts
-    if not location or "\0" in location or location.startswith("/") or DRIVE.match(location):
-        return "a weight is to be read from an absolute path"
-    if ".." in parts:
-        return "a weight is to be read from outside of the graph's directory (..)"
-    path = graph.path.parent / location
     try:
-        if path.parent.resolve() != graph.path.parent.resolve().joinpath(*parts[:-1]):
-            return "a weight is to be read through a symbolic link"
-        found = path.lstat()
-    except (OSError, RuntimeError):
-        return f"the file of its weights, {location[:200]}, is missing"
-    if stat.S_ISLNK(found.st_mode):
-        return "a weight is to be read through a symbolic link"
-    if not stat.S_ISREG(found.st_mode):
-        return "a weight is to be read from what is no plain file"
-    if found.st_nlink != 1:
-        return "the file of a weight has a second name elsewhere (a hard link)"
-    length = place.length if place.length is not None else _nbytes(tensor)
-    if place.offset < 0 or length < 0 or place.offset + length > found.st_size:
-        return "a weight lies beyond the end of its file"
+        size = external_size(graph.path, place.location)
+        length = place.length if place.length is not None else _nbytes(tensor)
+        check_bounds(place.offset, length, size)
+    except MisplacedError as error:
+        return str(error)
     return None
 
 

@@ -111,7 +111,7 @@ def test_a_cut_data_file_is_refused(artifact: Path) -> None:
 
 def test_a_missing_data_file_is_named(artifact: Path) -> None:
     (artifact / "model.onnx.data").unlink()
-    with pytest.raises(InputError, match=r"model.onnx.data: is missing"):
+    with pytest.raises(InputError, match=r"weights, model.onnx.data, is missing; copy the file"):
         open_model(artifact)
 
 
