@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.on_gpu.kernels import kernel_rows
 from benchmarks.on_gpu.limits import measure_limits
-from benchmarks.on_gpu.models import SHAPES, model_rows
+from benchmarks.on_gpu.made_up import SHAPES
+from benchmarks.on_gpu.models import model_rows
 from benchmarks.on_gpu.peers import peer_rows
 from benchmarks.on_gpu.table import Row, as_json, as_markdown
 from benchmarks.on_gpu.tests import run_gpu_tests

@@ -5,7 +5,8 @@ import time
 import torch
 
 from benchmarks.on_gpu.limits import Limits, seconds_of
-from benchmarks.on_gpu.models import CONTEXT, DECODE_STEPS, PROMPT, SHAPES, config_of
+from benchmarks.on_gpu.made_up import SHAPES, config_of
+from benchmarks.on_gpu.models import CONTEXT, DECODE_STEPS, PROMPT
 from benchmarks.on_gpu.table import Row
 
 

@@ -7,7 +7,7 @@ from runtime.engine.batch import StepBatch
 from tests.runtime.gpu import DEVICE
 
 # The device is chosen before kernels are defined.
-from benchmarks.on_gpu import models  # isort: skip
+from benchmarks.on_gpu import made_up as models  # isort: skip
 from benchmarks.on_gpu.limits import Limits  # isort: skip
 from benchmarks.on_gpu.table import Row, as_json, as_markdown  # isort: skip
 from runtime.executors.cuda import CudaExecutor  # isort: skip

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from runtime.engine.batch import StepBatch
+from runtime.kernels.triton import tuning
 from runtime.kernels.triton.attention import AttentionWork
-from runtime.kernels.triton.tuning import PROGRAMS_PER_PROCESSOR, num_processors
 
 Int32 = npt.NDArray[np.int32]
 ROWS_OF_A_BLOCK = 64
@@ -39,7 +39,7 @@ def slots_of(batch: StepBatch, page_size: int) -> Int32:
 
 def splits_for(blocks: int, kv_heads: int) -> int:
     """Programs that share a context where there are too few of them to fill the device."""
-    wanted = PROGRAMS_PER_PROCESSOR * num_processors()
+    wanted = tuning.PROGRAMS_PER_PROCESSOR * tuning.num_processors()
     return max(1, min(MAX_SPLITS, wanted // max(1, blocks * kv_heads)))
 
 

@@ -96,9 +96,12 @@ class CudaExecutor:
 
     def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> npt.NDArray[np.int32]:
         """The next token of each logit row, int32 [R]: all that is copied to the host."""
+        return np.asarray(self.launch(batch, draws).cpu().numpy(), np.int32)
+
+    def launch(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> Tensor:
+        """What `choose` gives, int32 [R], still on the device and perhaps still to be computed."""
         with torch.inference_mode():
-            tokens = choose(self._run(batch), _choices(draws, self._device))
-            return np.asarray(tokens.cpu().numpy(), np.int32)
+            return choose(self._run(batch), _choices(draws, self._device))
 
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]."""

@@ -1,16 +1,15 @@
 """What a weight is held as on the device, and how it multiplies."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from runtime.kernels.triton.norm import round_rows
-from runtime.kernels.triton.rounded import RoundedRows, RoundedWeight, rounded_matmul
+from runtime.kernels.triton.rounded import Numbers, RoundedRows, RoundedWeight, rounded_matmul
 from runtime.kernels.triton.weight_only import PackedInteger, weight_only_matmul
 
-Numbers = Literal["int8", "e4m3"]
 Rows = Tensor | RoundedRows
 """A linear's input: [rows, in] as it is, or rounded per row already."""
 

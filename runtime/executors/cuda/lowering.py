@@ -29,7 +29,6 @@ from compile.program import (
     Value,
 )
 from quant.format.errors import UnsupportedModelError
-from runtime.executors.cuda.forms import Numbers
 from runtime.executors.cuda.rope import rope_table
 from runtime.executors.cuda.values import HIDDEN, Action, Heads, Lifetimes, Part, Run, SumOverRanks
 from runtime.executors.cuda.weights import DeviceWeights
@@ -37,6 +36,7 @@ from runtime.kernels.triton.attention import attend
 from runtime.kernels.triton.cache import HeadNorm, LayerCache, RopeTable, rotate_and_store
 from runtime.kernels.triton.gated import gated, gated_rounded
 from runtime.kernels.triton.norm import rms_norm, rms_norm_rounded
+from runtime.kernels.triton.rounded import Numbers
 
 
 def lower(

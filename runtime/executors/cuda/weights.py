@@ -18,8 +18,8 @@ from quant.format.scheme import (
     PerTensor,
 )
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
-from runtime.executors.cuda.forms import Dense, Form, Numbers, Packed, Rounded
-from runtime.kernels.triton.rounded import RoundedWeight
+from runtime.executors.cuda.forms import Dense, Form, Packed, Rounded
+from runtime.kernels.triton.rounded import Numbers, RoundedWeight
 from runtime.kernels.triton.weight_only import pack_integer
 
 GROUPS = (32, 64, 128, 256)

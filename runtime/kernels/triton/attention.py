@@ -190,7 +190,7 @@ def _merge_kernel(
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     row = token * HEADS + head
-    all_rows = num_tokens.to(tl.int64) * HEADS
+    all_rows = num_tokens * HEADS
     peak = -float("inf")
     for split in tl.static_range(SPLITS):
         peak = tl.maximum(peak, tl.load(peaks + 2 * split * all_rows + row))

@@ -147,35 +147,58 @@ def _rotate_and_store_kernel(
     HALF: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, SMALLEST: tl.constexpr,
     ROWS: tl.constexpr, KV_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # Branches of a kernel may not give one name to blocks of two shapes: each is a function.
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    columns = tl.arange(0, BLOCK)[None, :]
     if part == 0:
-        heads = tl.arange(0, ROWS)[:, None]
-        inside = (heads < HEADS) & (columns < SIZE)
-        x = _normed_and_rotated(
-            q + token * q_stride + heads * SIZE, query_norm, positions + token, cos, sin, columns,
-            inside, eps, SIZE, HALF, NORM,
+        _rotate_queries(
+            q + token * q_stride, out + token * HEADS * SIZE, query_norm, positions + token,
+            cos, sin, eps, HEADS, SIZE, HALF, NORM, ROWS, BLOCK,
         )  # fmt: skip
-        places = (token * HEADS + heads) * SIZE + columns
-        tl.store(out + places, x.to(out.dtype.element_ty), mask=inside)
+    elif part == 1:
+        _store_keys(
+            k + token * k_stride, keys, key_scale, slots + token, key_norm, positions + token,
+            cos, sin, eps, KV_HEADS, PAGE, SIZE, HALF, NORM, KIND, SMALLEST, KV_ROWS, BLOCK,
+        )  # fmt: skip
     else:
-        slot = tl.load(slots + token).to(tl.int64)
-        heads = tl.arange(0, KV_ROWS)[:, None]
-        inside = (heads < KV_HEADS) & (columns < SIZE)
-        rows = (slot // PAGE * KV_HEADS + heads) * PAGE + slot % PAGE
-        if part == 1:
-            x = _normed_and_rotated(
-                k + token * k_stride + heads * SIZE, key_norm, positions + token, cos, sin,
-                columns, inside, eps, SIZE, HALF, NORM,
-            )  # fmt: skip
-            _store_rows(x, keys, key_scale, rows, columns, heads < KV_HEADS, SIZE, KIND, SMALLEST)
-        else:
-            source = v + token * v_stride + heads * SIZE
-            x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
-            _store_rows(
-                x, values, value_scale, rows, columns, heads < KV_HEADS, SIZE, KIND, SMALLEST
-            )
+        _store_keys(
+            v + token * v_stride, values, value_scale, slots + token, key_norm, positions + token,
+            cos, sin, eps, KV_HEADS, PAGE, SIZE, 0, False, KIND, SMALLEST, KV_ROWS, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _rotate_queries(
+    source, target, norm, position, cos, sin, eps,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, BLOCK)[None, :]
+    heads = tl.arange(0, ROWS)[:, None]
+    inside = (heads < HEADS) & (columns < SIZE)
+    x = _normed_and_rotated(
+        source + heads * SIZE, norm, position, cos, sin, columns, inside, eps, SIZE, HALF, NORM
+    )
+    tl.store(target + heads * SIZE + columns, x.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _store_keys(
+    source, pool, scale, slot, norm, position, cos, sin, eps,
+    HEADS: tl.constexpr, PAGE: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    NORM: tl.constexpr, KIND: tl.constexpr, SMALLEST: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Values are keys that are neither normed nor rotated."""
+    columns = tl.arange(0, BLOCK)[None, :]
+    heads = tl.arange(0, ROWS)[:, None]
+    inside = (heads < HEADS) & (columns < SIZE)
+    place = tl.load(slot).to(tl.int64)
+    rows = (place // PAGE * HEADS + heads) * PAGE + place % PAGE
+    x = _normed_and_rotated(
+        source + heads * SIZE, norm, position, cos, sin, columns, inside, eps, SIZE, HALF, NORM
+    )
+    _store_rows(x, pool, scale, rows, columns, heads < HEADS, SIZE, KIND, SMALLEST)
 
 
 @triton.jit
@@ -213,9 +236,9 @@ def _store_rows(
     places = pool + rows * SIZE + columns
     inside = heads_inside & (columns < SIZE)
     if KIND == 1:
-        step = tl.max(tl.abs(x), axis=1) / 127.0
+        step = tl.div_rn(tl.max(tl.abs(x), axis=1), 127.0)
         step = tl.where(step == 0.0, SMALLEST, step)[:, None]
-        tl.store(places, round_to_int8(x / step), mask=inside)
+        tl.store(places, round_to_int8(tl.div_rn(x, step + tl.zeros_like(x))), mask=inside)
         tl.store(scale + rows, step, mask=heads_inside)
     elif KIND == 2:
         rounded = round_to_e4m3(x / tl.load(scale))

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.triton.numbers import SMALLEST_SCALE, round_to_e4m3, round_to_int8, tanh
-from runtime.kernels.triton.rounded import RoundedRows
+from runtime.kernels.triton.numbers import SMALLEST_SCALE, store_rounded, tanh
+from runtime.kernels.triton.rounded import Numbers, RoundedRows, unwritten_rows
 
 Activation = Literal["silu", "gelu_tanh"]
 _BLOCK = 1024
@@ -25,19 +25,15 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     return out
 
 
-def gated_rounded(
-    gate_up: Tensor, activation: Activation, numbers: Literal["int8", "e4m3"]
-) -> RoundedRows:
+def gated_rounded(gate_up: Tensor, activation: Activation, numbers: Numbers) -> RoundedRows:
     """The same, each row rounded with a scale of its own (see `norm.round_rows`)."""
     rows, size = len(gate_up), gate_up.shape[1] // 2
-    held = torch.int8 if numbers == "int8" else torch.float8_e4m3fn
-    codes = torch.empty((rows, size), dtype=held, device=gate_up.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=gate_up.device)
+    out = unwritten_rows(rows, size, numbers, gate_up.device)
     if rows:
         _gated_rounded_kernel[(rows,)](
             gate_up,
-            codes,
-            scale,
+            out.codes,
+            out.scale,
             size,
             GELU=activation == "gelu_tanh",
             INTEGERS=numbers == "int8",
@@ -45,7 +41,7 @@ def gated_rounded(
             BLOCK=triton.next_power_of_2(size),
             num_warps=8,
         )
-    return RoundedRows(codes, scale)
+    return out
 
 
 @triton.jit
@@ -79,17 +75,5 @@ def _gated_rounded_kernel(
     inside = columns < size
     gate = tl.load(gate_up + row * 2 * size + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * size + size + columns, mask=inside, other=0.0).to(tl.float32)
-    result = _activated(gate, up, GELU)
-    largest = tl.max(tl.where(inside, tl.abs(result), 0.0), axis=0)
-    step = largest / (127.5 if INTEGERS else 448.0)
-    step = tl.where(step == 0.0, SMALLEST, step)
-    quotient = result / step
-    if INTEGERS:
-        tl.store(codes + row * size + columns, round_to_int8(quotient), mask=inside)
-    else:
-        tl.store(
-            codes + row * size + columns,
-            round_to_e4m3(quotient).to(codes.dtype.element_ty),
-            mask=inside,
-        )
-    tl.store(scale + row, step)
+    result = tl.where(inside, _activated(gate, up, GELU), 0.0)
+    store_rounded(result, codes + row * size + columns, scale + row, inside, INTEGERS, SMALLEST)

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.triton.numbers import SMALLEST_SCALE, round_to_e4m3, round_to_int8
-from runtime.kernels.triton.rounded import RoundedRows
+from runtime.kernels.triton.numbers import SMALLEST_SCALE, store_rounded
+from runtime.kernels.triton.rounded import Numbers, RoundedRows, unwritten_rows
 
-Rounding = Literal["none", "int8", "e4m3"]
+Rounding = Numbers | Literal["none"]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
@@ -19,7 +19,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     weight: float32 [size], offset included.
     """
     out = torch.empty_like(x)
-    _launch(x, weight, eps, residual, out, out, None, "none")
+    _launch(x, weight, eps, residual, out, None, "none")
     return out
 
 
@@ -27,25 +27,21 @@ def rms_norm_rounded(
     x: Tensor,
     weight: Tensor,
     eps: float,
-    numbers: Literal["int8", "e4m3"],
+    numbers: Numbers,
     residual: Tensor | None = None,
 ) -> RoundedRows:
     """The same, each row rounded with a scale of its own: never written in 16 bits between."""
-    held = torch.int8 if numbers == "int8" else torch.float8_e4m3fn
-    codes = torch.empty(x.shape, dtype=held, device=x.device)
-    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    _launch(x, weight, eps, residual, codes, codes, scale, numbers)
-    return RoundedRows(codes, scale)
+    out = unwritten_rows(*x.shape, numbers, x.device)
+    _launch(x, weight, eps, residual, out.codes, out.scale, numbers)
+    return out
 
 
-def round_rows(x: Tensor, numbers: Literal["int8", "e4m3"]) -> RoundedRows:
+def round_rows(x: Tensor, numbers: Numbers) -> RoundedRows:
     """x [rows, size] rounded to nearest, ties to even, with one scale per row: the largest
     magnitude over 127.5 (int8, clamped to -128 .. 127) or over 448 (e4m3)."""
-    held = torch.int8 if numbers == "int8" else torch.float8_e4m3fn
-    codes = torch.empty(x.shape, dtype=held, device=x.device)
-    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    _launch(x, None, 0.0, None, codes, codes, scale, numbers)
-    return RoundedRows(codes, scale)
+    out = unwritten_rows(*x.shape, numbers, x.device)
+    _launch(x, None, 0.0, None, out.codes, out.scale, numbers)
+    return out
 
 
 def _launch(
@@ -54,7 +50,6 @@ def _launch(
     eps: float,
     residual: Tensor | None,
     out: Tensor,
-    codes: Tensor,
     scale: Tensor | None,
     rounding: Rounding,
 ) -> None:
@@ -65,7 +60,7 @@ def _launch(
         x,
         x if residual is None else residual,
         x if weight is None else weight,
-        codes if rounding != "none" else out,
+        out,
         x if scale is None else scale,
         size,
         x.stride(0),
@@ -101,12 +96,4 @@ def _norm_kernel(
     if ROUNDING == 0:
         tl.store(place, values.to(out.dtype.element_ty), mask=inside)
     else:
-        largest = tl.max(tl.abs(values), axis=0)
-        step = largest / (127.5 if ROUNDING == 1 else 448.0)
-        step = tl.where(step == 0.0, SMALLEST, step)
-        quotient = values / step
-        if ROUNDING == 1:
-            tl.store(place, round_to_int8(quotient), mask=inside)
-        else:
-            tl.store(place, round_to_e4m3(quotient).to(out.dtype.element_ty), mask=inside)
-        tl.store(scale + row, step)
+        store_rounded(values, place, scale + row, inside, ROUNDING == 1, SMALLEST)

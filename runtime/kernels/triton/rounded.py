@@ -1,6 +1,7 @@
 """Products of inputs rounded per token, int8 or e4m3, with weights of the same numbers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import triton
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from runtime.kernels.triton.tuning import RoundedConfig, rounded_config
 
+Numbers = Literal["int8", "e4m3"]
+
 
 @dataclass(frozen=True, eq=False)
 class RoundedRows:
@@ -16,6 +19,13 @@ class RoundedRows:
 
     codes: Tensor
     scale: Tensor
+
+
+def unwritten_rows(rows: int, size: int, numbers: Numbers, device: torch.device) -> RoundedRows:
+    """Memory for so many rounded rows."""
+    held = torch.int8 if numbers == "int8" else torch.float8_e4m3fn
+    codes = torch.empty((rows, size), dtype=held, device=device)
+    return RoundedRows(codes, torch.empty(rows, dtype=torch.float32, device=device))
 
 
 @dataclass(frozen=True, eq=False)

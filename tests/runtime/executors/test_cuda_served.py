@@ -16,7 +16,7 @@ from runtime.executors.torch import TorchExecutor
 from tests.runtime.gpu import COMPILED
 
 # The device is chosen before kernels are defined.
-from benchmarks.on_gpu.models import random_model  # isort: skip
+from benchmarks.on_gpu.made_up import random_model  # isort: skip
 from runtime.executors.cuda import CudaExecutor, CudaRecorder  # isort: skip
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="needs an NVIDIA GPU")

@@ -1,0 +1,121 @@
+"""Models of real shape whose weights are made up as they are asked for."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from compile.families import build_program
+from compile.model import Model
+from compile.program import Program
+from quant.format.scheme import (
+    ActivationScheme,
+    CodebookScheme,
+    FloatScheme,
+    IntScheme,
+    PerChannel,
+    PerGroup,
+    Scheme,
+)
+from quant.format.tensor import QuantizedTensor, Weight
+
+SHAPES: Mapping[str, Mapping[str, int]] = {
+    "1.1B": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
+    },
+    "8B": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+}  # fmt: skip
+SCHEMES: Mapping[str, Scheme] = {
+    "w4a16": IntScheme(4, True, PerGroup(128)),
+    "fp8": CodebookScheme("e4m3", PerChannel(), activation=ActivationScheme("e4m3")),
+    "bfloat16": FloatScheme("bfloat16"),
+}
+
+
+def config_of(shape: Mapping[str, int]) -> dict[str, Any]:
+    """A llama config of this shape."""
+    return {
+        "model_type": "llama",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        **shape,
+    }
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """A WeightSource that makes each tensor up when it is asked for it."""
+
+    program: Program
+    schemes: Mapping[str, Scheme]
+    blank: bool = False
+
+    def names(self) -> Collection[str]:
+        return self.program.weights()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.program.weights()[name]
+
+    def scheme(self, name: str) -> Scheme:
+        return self.schemes.get(name, FloatScheme("bfloat16"))
+
+    def load(self, name: str) -> Weight:
+        shape, scheme = self.shape(name), self.scheme(name)
+        random = np.random.default_rng(len(name))
+        if len(shape) == 1:
+            return np.ones(shape, ml_dtypes.bfloat16)
+        if self.blank:
+            return _blank(shape, scheme)
+        rows, columns = shape
+        size = 1 / np.sqrt(columns)
+        if isinstance(scheme, FloatScheme):
+            # One row after the other from a short stretch of noise: only speed matters.
+            noise = random.normal(size=columns + 997).astype(np.float32) * size
+            starts = np.arange(rows) % 997
+            windows = np.lib.stride_tricks.sliding_window_view(noise, columns)
+            return windows[starts].astype(ml_dtypes.bfloat16)
+        codes = random.integers(-128, 128, shape, dtype=np.int8)
+        groups = scheme.groups(columns)
+        scale = np.full((rows, groups), size / 4, ml_dtypes.bfloat16)
+        if isinstance(scheme, CodebookScheme):
+            bits = codes.view(np.uint8)
+            bits[(bits & 0x7F) == 0x7F] = 0  # the two codes for NaN
+            return QuantizedTensor(scheme, codes, (scale.astype(np.float32) / 50))
+        return QuantizedTensor(scheme, (codes >> 4).astype(np.int8), scale)
+
+
+def random_model(shape: str, scheme: str) -> Model:
+    """A llama of `shape` whose linears are stored in `scheme`, head and embeddings in bfloat16."""
+    return model_of(shape, config_of(SHAPES[shape]), SCHEMES[scheme])
+
+
+def model_of(name: str, config: Mapping[str, Any], stored: Scheme, *, blank: bool = False) -> Model:
+    """The same for any family's config. blank: weights are zeros, which takes no time."""
+
+    def scheme_of(name: str) -> Scheme:
+        return stored if "_proj" in name else FloatScheme("bfloat16")
+
+    program = build_program(config, scheme_of, lambda name: name == "lm_head.weight")
+    schemes = {name: scheme_of(name) for name in program.weights()}
+    weights = RandomWeights(program, schemes, blank)
+    return Model(Path(name), "huggingface", program, weights, config, None, None)
+
+
+def _blank(shape: tuple[int, ...], scheme: Scheme) -> Weight:
+    if isinstance(scheme, FloatScheme):
+        return np.zeros(shape, ml_dtypes.bfloat16)
+    scale = np.ones((shape[0], scheme.groups(shape[1])), ml_dtypes.bfloat16)
+    symmetric = isinstance(scheme, CodebookScheme) or scheme.symmetric
+    zeros = None if symmetric else np.zeros(scale.shape, np.int8)
+    return QuantizedTensor(scheme, np.zeros(shape, np.int8), scale, zeros)
