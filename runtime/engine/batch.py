@@ -64,20 +64,43 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class LogitEdits:
+    """What becomes of a row's logits before a token is drawn from them.
+
+    ids: int32 [E], ascending, each once. factor, frequency, presence, bias: float32 [E]: the logit
+    of each is divided by `factor` where it is above 0 and multiplied by it elsewhere, `frequency`
+    and then `presence` are subtracted, and `bias` is added, which is minus infinity for tokens that
+    must not be drawn. allowed: int32 [ceil(vocab_size / 32)], one bit for each token, the lowest
+    first: where it is 0, the logit is minus infinity; None allows all.
+    """
+
+    ids: Int32
+    factor: npt.NDArray[np.float32]
+    frequency: npt.NDArray[np.float32]
+    presence: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    allowed: Int32 | None
+
+
 @dataclass(frozen=True)
 class PlainDraw:
-    """How one row's next token is drawn where nothing but these numbers decides. temperature 0 is
-    greedy, top_k 0 keeps all; uniform, in [0, 1), is the request's own random number."""
+    """How one row's next token is drawn where nobody needs to see its logits. temperature 0 is
+    greedy, top_k 0 keeps all; uniform, in [0, 1), is the request's own random number. edits come
+    first; None changes nothing."""
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     uniform: float
+    edits: LogitEdits | None = None
 
 
 NO_TOKEN = -1
 """In place of a token, where a row's logits are not finite numbers."""
+NOTHING_LEFT = -2
+"""In place of a token, where they are, but what its edits leave is not."""
 
 
 @runtime_checkable
@@ -88,8 +111,40 @@ class ChoosesTokens(Protocol):
     def page_size(self) -> int: ...
 
     def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> Int32:
-        """The next token of each logit row, int32 [R], or NO_TOKEN; the step's keys and values are
-        written as by `step`."""
+        """The next token of each logit row, int32 [R], or NO_TOKEN or NOTHING_LEFT; the step's keys
+        and values are written as by `step`."""
+        ...
+
+
+class StepInFlight(Protocol):
+    """A step that has begun."""
+
+    def tokens(self) -> Int32:
+        """What `choose` gives, waited for. Raises whatever went wrong since the step began."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Follows:
+    """The token of each sequence is what a row of another step chooses: that of the step begun just
+    before. rows: int32 [S], one for each sequence, which has one token."""
+
+    step: StepInFlight
+    rows: Int32
+
+
+@runtime_checkable
+class RunsAhead(ChoosesTokens, Protocol):
+    """What an executor has besides, where a step can begin before the one before it has ended.
+
+    Steps run in the order in which they began: what a step writes is there for the next one, and
+    what it writes for a sequence that has ended since is overwritten by who has its pages next.
+    """
+
+    def begin(
+        self, batch: StepBatch, draws: Sequence[PlainDraw], follows: Follows | None = None
+    ) -> StepInFlight:
+        """Begin a step and return at once. follows: then `token_ids` means nothing."""
         ...
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from runtime.engine.batch import ChoosesTokens, Executor, GivesHidden
 from runtime.engine.candidates import Float32
-from runtime.engine.choosing import chosen_outcomes
+from runtime.engine.choosing import Chooser, Flight
 from runtime.engine.constraint import ConstraintError, Grammars, Matcher
 from runtime.engine.options import EngineOptions
 from runtime.engine.outcome import Outcome, outcome_of
@@ -61,7 +61,7 @@ class Engine:
             raise ValueError("draft_model is named, but its executor is missing")
         self.options = options
         self._executor = executor
-        self._chooser = executor if isinstance(executor, ChoosesTokens) else None
+        self._chooser = Chooser(executor) if isinstance(executor, ChoosesTokens) else None
         self._check = check
         self._on_step = on_step
         self._grammars = grammars
@@ -179,22 +179,20 @@ class Engine:
         """
         started = self._clock()
         self._end_expired(started)
-        answers = self._scheduler.answers()
-        max_tokens = self._times.budget.tokens(len(answers))
-        if self._speculator is not None and len(answers) == self.num_running:
-            self._speculator.guess(answers, max_tokens)
-        chunks = self._scheduler.schedule(max_tokens)
+        flight = None if self._chooser is None else self._chooser.take(self._is_live)
+        chunks = self._planned(started) if flight is None else flight.chunks
         if not chunks:
             return self._take_expired()
-        self._times.start(chunks, started)
         if self._on_step is not None:
             self._on_step([chunk.sequence.request.request_id for chunk in chunks])
         ran = self._clock()
         try:
-            outcomes: Iterable[Outcome] | None = self._chosen(chunks)
+            outcomes: Iterable[Outcome] | None = self._chosen(flight, chunks)
             if outcomes is None:
                 hidden, logits = run_chunks(self._executor, chunks)
         except BaseException as cause:
+            if self._chooser is not None:
+                self._chooser.roll_back(self._scheduler)
             self._scheduler.roll_back(chunks)
             self._counters.failed_steps += 1
             self._check_if_asked()
@@ -219,6 +217,8 @@ class Engine:
         self._counters.finished["error"] += len(ids)
         self._sequences.clear()
         self._times.end_all()
+        if self._chooser is not None:
+            self._chooser.take(self._is_live)
         self._scheduler = self._new_scheduler()
         self._speculator = self._new_speculator()
         return ids
@@ -236,9 +236,31 @@ class Engine:
             "a request vanished without an end"
         )
 
-    def _chosen(self, chunks: Sequence[Chunk]) -> Iterable[Outcome] | None:
-        """Where the executor chooses tokens itself; None where it cannot."""
-        return None if self._chooser is None else chosen_outcomes(self._chooser, chunks)
+    def _planned(self, now: float) -> list[Chunk]:
+        answers = self._scheduler.answers()
+        max_tokens = self._times.budget.tokens(len(answers))
+        if self._speculator is not None and len(answers) == self.num_running:
+            self._speculator.guess(answers, max_tokens)
+        chunks = self._scheduler.schedule(max_tokens)
+        self._times.start(chunks, now)
+        return chunks
+
+    def _is_live(self, sequence: SequenceState) -> bool:
+        return self._sequences.get(sequence.request.request_id) is sequence
+
+    def _chosen(self, flight: Flight | None, chunks: Sequence[Chunk]) -> list[Outcome] | None:
+        """Where the executor chooses tokens itself, of a step that has begun or begins here; None
+        where it cannot. The step behind it has begun, where that could be, before it is waited
+        for."""
+        if self._chooser is None:
+            return None
+        flight = flight or self._chooser.begin(chunks)
+        if flight is None:
+            return None
+        if self._speculator is None:
+            max_tokens = self._times.budget.tokens(len(chunks))
+            self._chooser.begin_behind(flight, self._scheduler, max_tokens)
+        return flight.outcomes()
 
     def _outcomes(
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32

@@ -75,6 +75,8 @@ def build_batch(chunks: Sequence[Chunk], page_size: int) -> StepBatch:
         start, end = chunk.start, chunk.start + chunk.num_tokens
         token_ids += chunk.sequence.tokens[start:end]
         token_ids += chunk.drafts
+        # A token that another step has yet to choose is not there.
+        token_ids += [0] * (query_starts[-1] + chunk.num_tokens - len(token_ids))
         positions += range(start, end)
         total = len(token_ids)
         query_starts.append(total)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime.engine.batch import PlainDraw
+from runtime.engine.batch import LogitEdits, PlainDraw
 from runtime.engine.candidates import Float32, draw_token, log_probabilities
 from runtime.engine.constraint import ConstraintError, Matcher
+from runtime.engine.edits import EditsBuilder
 from runtime.engine.request import Request, TokenLogprobs
 
 NOT_FINITE = "The model produced logits that are not finite numbers."
-_NO_TOKEN = "Bias, penalties, min_tokens and the constraint leave no token to choose."
+NOTHING_TO_CHOOSE = "Bias, penalties, min_tokens and the constraint leave no token to choose."
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class RowSampler:
     def __init__(self, request: Request, vocab_size: int, matcher: Matcher | None = None) -> None:
         params = request.sampling
         self._params = params
+        self._vocab_size = vocab_size
         self._generator: np.random.Generator | None = None
         if params.temperature > 0:
             seed = None if params.seed is None else params.seed % 2**64
@@ -74,19 +76,72 @@ class RowSampler:
         """A constraint leaves nothing that could follow."""
         return self._matcher is not None and self._matcher.finished
 
-    def is_plain(self, num_answer_tokens: int) -> bool:
-        """Whether the next draw needs nothing of the row but a token: the row is not edited, not
-        constrained, and nobody asks about it."""
-        params = self._params
-        ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
-        edited = ending or self._always_edits or self._matcher is not None
-        return not edited and params.logprobs is None and params.prompt_logprobs is None
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether nobody asks for more of a row than its token."""
+        return self._params.logprobs is None and self._params.prompt_logprobs is None
 
-    def take_plain_draw(self) -> PlainDraw:
-        """The next draw, with a random number that is thereby used."""
+    @property
+    def looks_back(self) -> bool:
+        """Whether a draw depends on the tokens drawn before it, by more than the model's logits."""
+        counts = self._seen is not None or self._answer_counts is not None
+        return counts or bool(self._params.bad_words) or self._matcher is not None
+
+    def take_plain_draw(self, edits: LogitEdits | None) -> PlainDraw:
+        """The next draw, with a random number that is thereby used. edits: from `edits`."""
         params = self._params
         uniform = 0.0 if self._generator is None else float(self._generator.random())
-        return PlainDraw(params.temperature, params.top_k, params.top_p, params.min_p, uniform)
+        return PlainDraw(
+            params.temperature, params.top_k, params.top_p, params.min_p, uniform, edits
+        )
+
+    def edits(self, num_answer_tokens: int) -> LogitEdits | None:
+        """What `draw` would do to its row before it chooses; None where it would do nothing.
+
+        Raises ConstraintError where the grammar fails, as it will again when `draw` asks it.
+        """
+        params, matcher = self._params, self._matcher
+        ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
+        if not ending and not self._always_edits and matcher is None:
+            return None
+        found = EditsBuilder(self._vocab_size)
+        with np.errstate(over="ignore"):
+            if self._seen is not None:
+                found.penalize(self._seen, params.repetition_penalty)
+            if self._answer_counts is not None:
+                found.subtract(
+                    self._answer_counts, params.frequency_penalty, params.presence_penalty
+                )
+            found.add(self._bias_ids, self._bias)
+        if self._forbidden is not None:
+            found.allow_only(~self._forbidden)
+        found.ban(self._word_ends())
+        if matcher is not None:
+            matcher.compute()
+            self._hold(found, matcher, ending)
+        elif ending:
+            found.ban(self._ending_ids)
+        return found.edits()
+
+    def _hold(self, found: EditsBuilder, matcher: Matcher, without_ending: bool) -> None:
+        """As `_held`, of edits."""
+        forbidden = matcher.forbidden()
+        if forbidden is not None:
+            found.ban(forbidden)
+            found.ban(self._ending_ids if without_ending else [])
+            return
+        allowed = np.zeros(self._vocab_size, np.bool_)
+        allowed[self._without_ending(matcher.allowed(), without_ending)] = True
+        found.allow_only(allowed)
+
+    def _without_ending(
+        self, allowed: npt.NDArray[np.intp], without_ending: bool
+    ) -> npt.NDArray[np.intp]:
+        """Ending tokens stay where nothing else is left."""
+        if not without_ending:
+            return allowed
+        others = allowed[~np.isin(allowed, self._ending_ids)]
+        return others if others.size else allowed
 
     def note(self, token_id: int) -> None:
         """The token now belongs to the answer."""
@@ -117,7 +172,7 @@ class RowSampler:
         if edited is not row:
             token_id = int(edited.argmax()) if edited.size else 0
             if not edited.size or not np.isfinite(edited[token_id]):
-                return Draw(None, error=_NO_TOKEN)
+                return Draw(None, error=NOTHING_TO_CHOOSE)
         if self._generator is not None:
             token_id = draw_token(edited, self._params, self._generator.random())
         if ids is not None:
@@ -168,8 +223,5 @@ class RowSampler:
             if without_ending:
                 held[self._ending_ids] = -np.inf
             return None, held
-        allowed = matcher.allowed()
-        if without_ending:
-            others = allowed[~np.isin(allowed, self._ending_ids)]
-            allowed = others if others.size else allowed
+        allowed = self._without_ending(matcher.allowed(), without_ending)
         return allowed, logits[allowed]

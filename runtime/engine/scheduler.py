@@ -35,9 +35,12 @@ class Scheduler:
         self._options = options
         self._spare_pages = 0
         """Pages that no running sequence needs for what it knows."""
+        self._moved = True
+        """Somebody came or went since `schedule` let in whom it could."""
 
     def enqueue(self, sequence: SequenceState) -> None:
         """The sequence waits for its turn."""
+        self._moved = True
         insort(self.waiting, sequence, key=_ORDER)
 
     def answers(self) -> list[SequenceState]:
@@ -51,6 +54,7 @@ class Scheduler:
         executor may have written over them; and pages found computed, because that was true.
         """
         full = self._make_room()
+        self._moved = full
         plan = StepPlan(max_tokens, self._options.max_extra_logit_rows)
         answers: list[SequenceState] = []
         prompts: list[SequenceState] = []
@@ -68,6 +72,31 @@ class Scheduler:
         if not full:
             self._admit_all(plan)
         return plan.chunks
+
+    def plan_ahead(self, chunks: Sequence[Chunk], max_tokens: int) -> list[Chunk]:
+        """The step behind one of these chunks, which has begun, as far as it is certain before its
+        tokens are known: one more token of each that is not at its longest then.
+
+        Empty where another step might be planned, or where there are not the pages for it.
+        """
+        lone = all(c.num_logits == 1 and c.reaches_end and not c.drafts for c in chunks)
+        if not lone or len(chunks) != len(self.running) or (self.waiting and self._moved):
+            return []
+        going = [
+            chunk.sequence
+            for chunk in chunks
+            if chunk.sequence.num_answer_tokens + 1 < chunk.sequence.request.max_tokens
+        ]
+        size = self.pool.page_size
+        missing = [max(0, -(-(len(s.tokens) + 1) // size) - len(s.pages)) for s in going]
+        if len(going) > max_tokens or sum(missing) > self.pool.num_available:
+            return []
+        planned = []
+        for sequence, count in zip(going, missing, strict=True):
+            new_pages = self.pool.allocate(count) if count else ()
+            sequence.pages.extend(new_pages)
+            planned.append(Chunk(sequence, len(sequence.tokens), 1, 1, new_pages, False, True))
+        return planned
 
     def commit(self, chunk: Chunk, num_valid: int) -> None:
         """The step ran, and the first `num_valid` tokens of the chunk are computed as they are."""
@@ -97,6 +126,7 @@ class Scheduler:
     def remove(self, sequence: SequenceState, *, distrusted: bool = False) -> None:
         """The sequence has ended, wherever it was; what only it owned is free, or kept unless its
         numbers are distrusted."""
+        self._moved = True
         if distrusted and self.cache is not None:
             self.cache.distrust(sequence)
         if sequence in self.running:
