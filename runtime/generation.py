@@ -91,25 +91,19 @@ class Generation:
         self._matcher = StopMatcher(params.stop, included=params.include_stop)
         self._abort = abort
         self._events: deque[TokenEvent] = deque()
-        self._news = threading.Condition()
-        self._notify: Callable[[], None] | None = None
+        self._notify: Callable[[], None] = _nobody
         self.finish_reason: FinishReason | None = None
 
     def receive(self, event: TokenEvent) -> None:
         """Called on the engine's thread; only queues."""
-        with self._news:
-            self._events.append(event)
-            self._news.notify()
-            notify = self._notify
-        if notify is not None:
-            notify()
+        self._events.append(event)
+        self._notify()
 
     def on_news(self, notify: Callable[[], None]) -> None:
         """`notify` is called, on the engine's thread, whenever `poll` has something to give."""
-        with self._news:
-            self._notify = notify
-            pending = bool(self._events)
-        if pending:
+        # In this order, and `receive` in the other: either side sees what the other one did.
+        self._notify = notify
+        if self._events:
             notify()
 
     def poll(self) -> list[TextDelta]:
@@ -121,11 +115,13 @@ class Generation:
 
     def __iter__(self) -> Iterator[TextDelta]:
         """Waits for each delta; leaving the loop early does not cancel."""
+        bell = threading.Event()
+        self.on_news(bell.set)
         while self.finish_reason is None:
-            with self._news:
-                self._news.wait_for(lambda: self._events)
-                event = self._events.popleft()
-            yield self._delta(event)
+            while not self._events:
+                bell.wait()
+                bell.clear()
+            yield self._delta(self._events.popleft())
 
     def cancel(self) -> None:
         """Stop generating and free the pages; harmless after the end. Deltas end with "abort"."""
@@ -160,3 +156,7 @@ class Generation:
         if self.num_answer_tokens < self._min_tokens:
             return text
         return self._matcher.feed(text)
+
+
+def _nobody() -> None:
+    """Waits for news."""

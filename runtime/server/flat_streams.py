@@ -1,18 +1,16 @@
 """Streams of JSON objects whose last one tells the end: KServe's events and Ollama's lines."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Response
 
 from runtime.generation import Generation, TextDelta
-from runtime.server.answers import deltas_of
-from runtime.server.errors import ApiError
+from runtime.server.answers import AnswerFeed
+from runtime.server.deltas import Deltas
 from runtime.server.metrics import Metrics
 from runtime.server.sse import EventStream, event
-from runtime.server.state import cancel_all
 
 Payload = dict[str, Any]
 ToPayload = Callable[[TextDelta], Payload | None]
@@ -29,30 +27,24 @@ def line(payload: Payload) -> bytes:
 
 def event_stream(generation: Generation, metrics: Metrics, to_payload: ToPayload) -> Response:
     """Server-sent events of what `to_payload` gives for each delta, without a closing mark."""
-    return EventStream(
-        _framed([generation], metrics, to_payload, event), partial(cancel_all, [generation])
-    )
+    return EventStream(_feed(generation, metrics, to_payload, event))
 
 
 def line_stream(generation: Generation, metrics: Metrics, to_payload: ToPayload) -> Response:
     """The same, newline-delimited."""
-    return LineStream(
-        _framed([generation], metrics, to_payload, line), partial(cancel_all, [generation])
-    )
+    return LineStream(_feed(generation, metrics, to_payload, line))
 
 
-async def _framed(
-    generations: Sequence[Generation],
+def _feed(
+    generation: Generation,
     metrics: Metrics,
     to_payload: ToPayload,
     frame: Callable[[Payload], bytes],
-) -> AsyncIterator[bytes]:
-    try:
-        async for ready in deltas_of(generations, metrics):
-            payloads = [to_payload(delta) for _, delta in ready]
-            data = b"".join(frame(payload) for payload in payloads if payload is not None)
-            if data:
-                yield data
-    except ApiError as error:
-        # The status line has gone out as 200; this is how clients learn of it now.
-        yield frame({"error": str(error)})
+) -> AnswerFeed:
+    def of(index: int, delta: TextDelta) -> bytes:
+        payload = to_payload(delta)
+        return b"" if payload is None else frame(payload)
+
+    return AnswerFeed(
+        Deltas([generation], metrics), of, bytes, lambda error: frame({"error": str(error)})
+    )

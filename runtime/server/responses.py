@@ -1,18 +1,18 @@
 """POST /v1/responses: OpenAI's newer interface, without anything that is kept."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from runtime.generation import Generation
-from runtime.server.answers import collected, deltas_of, json_answer
+from runtime.generation import TextDelta
+from runtime.server.answers import AnswerFeed, collected, json_answer
 from runtime.server.bodies import read_fields, validated
+from runtime.server.deltas import Deltas
 from runtime.server.errors import ApiError
 from runtime.server.message_reader import reader_of
-from runtime.server.metrics import Metrics
 from runtime.server.responses_answer import ResponseAnswer
 from runtime.server.responses_schema import (
     ResponseBody,
@@ -22,7 +22,6 @@ from runtime.server.responses_schema import (
 )
 from runtime.server.sse import EventStream, named_event
 from runtime.server.state import (
-    cancel_all,
     generation_params,
     kept_tokens,
     state_of,
@@ -58,8 +57,7 @@ async def create_response(request: Request) -> Response:
     sampling = params[0].sampling
     answer = ResponseAnswer(service.model_name, body, sampling, generations[0], reader)
     if body.stream:
-        events = _events(answer, generations, state.metrics)
-        return EventStream(events, on_close=partial(cancel_all, generations))
+        return EventStream(_feed(answer, Deltas(generations, state.metrics)))
     (deltas,) = await collected(request, generations, state.metrics)
     return json_answer(answer.whole(deltas))
 
@@ -70,16 +68,14 @@ def _variables(body: ResponseBody) -> dict[str, Any]:
     return {**given, **(body.chat_template_kwargs or {})}
 
 
-async def _events(
-    answer: ResponseAnswer, generations: list[Generation], metrics: Metrics
-) -> AsyncIterator[bytes]:
-    yield _framed(answer.begin())
-    try:
-        async for ready in deltas_of(generations, metrics):
-            yield _framed(event for _, delta in ready for event in answer.feed(delta))
-    except ApiError as error:
-        # The status line has gone out as 200; this is how clients learn of it now.
-        yield _framed([answer.fail(str(error), error.code)])
+def _feed(answer: ResponseAnswer, deltas: Deltas) -> AnswerFeed:
+    def of(index: int, delta: TextDelta) -> bytes:
+        return _framed(answer.feed(delta))
+
+    def failed(error: ApiError) -> bytes:
+        return _framed([answer.fail(str(error), error.code)])
+
+    return AnswerFeed(deltas, of, bytes, failed, first=_framed(answer.begin()))
 
 
 def _framed(events: Iterable[dict[str, Any]]) -> bytes:

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable
 from weakref import WeakKeyDictionary, ref
 
 from runtime.engine.turns import once_per_turn
+
+_log = logging.getLogger(__name__)
 
 Callback = Callable[[], object]
 
@@ -38,7 +41,10 @@ class Wakeups:
         # First: what is appended from here on may be missed below, so it must wake the loop anew.
         self._is_woken = False
         while self._pending:
-            self._pending.popleft()()
+            try:
+                self._pending.popleft()()
+            except Exception:
+                _log.exception("what was to be told an event loop failed")
 
 
 _of_loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, Wakeups]" = WeakKeyDictionary()
