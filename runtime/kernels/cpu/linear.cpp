@@ -1,6 +1,6 @@
 // Rows of activations times one strip of a packed matrix.
 //
-// Columns are expanded to float32 a panel at a time and every output adds its products in column
+// Codes are expanded to float32 a panel of columns at a time and every output adds its products in column
 // order with one multiply-add each. That order, and so the bits, is the same for one row and for
 // many, in whichever tile a row happens to fall.
 #include "groups.hpp"
@@ -105,25 +105,6 @@ void expand_codes(const MatrixView& m, int strip, int from, int to, int& group, 
   }
 }
 
-// float32 [to - from][kStrip]: in `panel`, or in the matrix itself where it is float32 already.
-const float* expand(const MatrixView& m, int strip, int from, int to, int& group, float* panel) {
-  if (m.codes_type != Codes::number) {
-    expand_codes(m, strip, from, to, group, panel);
-    return panel;
-  }
-  const std::size_t start = static_cast<std::size_t>(from) * kStrip;
-  const std::uint8_t* codes = m.codes + strip * m.strip_bytes;
-  if (m.number == Number::float32) return reinterpret_cast<const float*>(codes) + start;
-  const auto* halves = reinterpret_cast<const std::uint16_t*>(codes) + start;
-  const int n = (to - from) * kStrip;
-  if (m.number == Number::float16) {
-    for (int i = 0; i < n; i += kLanes) store(panel + i, load_float16(halves + i));
-  } else {
-    for (int i = 0; i < n; i += kLanes) store(panel + i, load_bfloat16(halves + i));
-  }
-  return panel;
-}
-
 template <class Weight>
 struct Tile {
   const Weight* weights;  // [columns][kStrip]
@@ -183,12 +164,8 @@ inline void multiply_rows(Tile<Weight> tile, int rows, const float* start) {
   }
 }
 
-// Numbers can be expanded in the registers of a tile: so few tiles do that sooner than a panel is
-// written and read again.
-inline bool is_direct(const MatrixView& m, int rows) {
-  return m.codes_type == Codes::number && rows <= 3 * kTileRows;
-}
-
+// Numbers are expanded in the registers of every tile, beside its products: sooner than a panel is
+// written and read again, however many tiles there are.
 template <class Weight>
 inline void multiply_directly(const MatrixView& m, int strip, const float* x, std::size_t x_stride,
                               int rows, const float* start, float* out, std::size_t out_stride) {
@@ -201,7 +178,7 @@ void linear(const MatrixView& m, int strip, const float* x, std::size_t x_stride
   static constexpr float kZeros[kStrip] = {};
   const float* start = bias != nullptr ? bias + strip * kStrip : kZeros;
   out += strip * kStrip;
-  if (is_direct(m, rows)) {
+  if (m.codes_type == Codes::number) {
     const auto directly = m.number == Number::float16    ? multiply_directly<Float16>
                           : m.number == Number::bfloat16 ? multiply_directly<Bfloat16>
                                                          : multiply_directly<float>;
@@ -210,8 +187,8 @@ void linear(const MatrixView& m, int strip, const float* x, std::size_t x_stride
   int group = 0;
   for (int k = 0; k < m.columns; k += kPanel) {
     const int end = k + kPanel < m.columns ? k + kPanel : m.columns;
-    const float* weights = expand(m, strip, k, end, group, panel);
-    multiply_rows<float>({weights, x + k, x_stride, out, out_stride, end - k}, rows,
+    expand_codes(m, strip, k, end, group, panel);
+    multiply_rows<float>({panel, x + k, x_stride, out, out_stride, end - k}, rows,
                          k == 0 ? start : nullptr);
   }
 }
