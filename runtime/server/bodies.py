@@ -15,10 +15,14 @@ FIELDS = "coldpress.fields"
 """Where a request's scope keeps what `read_fields` has read."""
 
 
+_BYTES = "coldpress.body_bytes"
+
+
 async def read_fields(request: Request, limits: Limits) -> dict[str, Any]:
     """The body's JSON object. ApiError for a body that is too large, too slow or not JSON."""
-    fields = parse_object(await read_body(request, limits))
-    request.scope[FIELDS] = fields
+    body = await read_body(request, limits)
+    fields = parse_object(body)
+    request.scope[FIELDS], request.scope[_BYTES] = fields, len(body)
     return fields
 
 
@@ -26,6 +30,12 @@ def fields_of(request: Request) -> dict[str, Any]:
     """What `read_fields` has read of this request; empty before that."""
     fields: dict[str, Any] = request.scope.get(FIELDS, {})
     return fields
+
+
+def body_bytes_of(request: Request) -> int:
+    """The size of what `read_fields` has read of this request; 0 before that."""
+    size: int = request.scope.get(_BYTES, 0)
+    return size
 
 
 def validated(model: type[Body], fields: dict[str, Any]) -> Body:

@@ -3,13 +3,13 @@
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
 from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.chat_answer import ChatAnswer
 from runtime.server.constraints import constraint_of
+from runtime.server.encoding import encoded
 from runtime.server.message_reader import reader_of
 from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, kept_tokens, state_of, submit_all
@@ -37,7 +37,7 @@ async def create_chat(request: Request) -> Response:
     )
     messages = tools.messages(messages_of(body))
     variables = tools.variables(body.chat_template_kwargs)
-    prompt = await run_in_threadpool(encode, messages, variables)
+    prompt = await encoded(request, encode, messages, variables)
     params = generation_params(
         body,
         service.sampling_defaults,

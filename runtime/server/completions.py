@@ -1,13 +1,13 @@
 """POST /v1/completions."""
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
 from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.completion_answer import CompletionAnswer
 from runtime.server.constraints import constraint_of
+from runtime.server.encoding import encoded
 from runtime.server.schemas import CompletionBody, prompts_of
 from runtime.server.state import (
     ServerState,
@@ -30,7 +30,7 @@ async def create_completion(request: Request) -> Response:
     state = state_of(request)
     body = validated(CompletionBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
-    prompts = await run_in_threadpool(_encoded, state, service, body)
+    prompts = await encoded(request, _encoded, state, service, body)
     params = generation_params(
         body,
         service.sampling_defaults,

@@ -5,12 +5,12 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from runtime.generation import TextDelta
 from runtime.server.answers import AnswerFeed, collected, json_answer
 from runtime.server.bodies import read_fields, validated
 from runtime.server.deltas import Deltas
+from runtime.server.encoding import encoded
 from runtime.server.errors import ApiError
 from runtime.server.message_reader import reader_of
 from runtime.server.responses_answer import ResponseAnswer
@@ -42,7 +42,7 @@ async def create_response(request: Request) -> Response:
     constraint = await constraint_of_response(body)
     keep = kept_tokens(service, body, body.max_output_tokens)
     encode = partial(service.encode_chat, keep_last=keep)
-    prompt = await run_in_threadpool(encode, messages_of_input(body), _variables(body))
+    prompt = await encoded(request, encode, messages_of_input(body), _variables(body))
     params = generation_params(
         body,
         service.sampling_defaults,

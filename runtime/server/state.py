@@ -11,6 +11,7 @@ from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError, SamplingParams
 from runtime.generation import Generation, GenerationParams
 from runtime.server.bodies import fields_of
+from runtime.server.encoding import LargeRequests
 from runtime.server.leases import lease, sticky_key
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
@@ -32,6 +33,7 @@ class ServerState:
     draining: bool = False
     has_key: bool = False
     """Whether an API key guards every route but health."""
+    large_requests: LargeRequests = field(default_factory=LargeRequests)
 
     @property
     def services(self) -> Mapping[str, GenerationService]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
 from runtime.server.bodies import read_fields, validated
+from runtime.server.encoding import encoded
 from runtime.server.schemas import Messages, checked_messages
 from runtime.server.state import state_of
 from runtime.service import GenerationService
@@ -72,8 +72,8 @@ async def tokenize(request: Request) -> dict[str, Any]:
         raise RequestError("give one of prompt, messages and content", given[-1] if given else None)
     service = await state.lease(request, body.model)
     if body.content is not None:
-        return await run_in_threadpool(_content_tokens, service, body, body.content)
-    return await run_in_threadpool(_prompt_tokens, service, body)
+        return await encoded(request, _content_tokens, service, body, body.content)
+    return await encoded(request, _prompt_tokens, service, body)
 
 
 async def detokenize(request: Request) -> dict[str, str]:
@@ -82,7 +82,7 @@ async def detokenize(request: Request) -> dict[str, str]:
     body = validated(DetokenizeBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
     _check_ids(service, body.tokens)
-    text = await run_in_threadpool(service.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    text = await encoded(request, service.tokenizer.decode, body.tokens, skip_special_tokens=False)
     return {"prompt": text, "content": text}
 
 
@@ -91,7 +91,7 @@ async def apply_template(request: Request) -> dict[str, str]:
     state = state_of(request)
     body = validated(TemplateBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
-    return {"prompt": await run_in_threadpool(rendered, service, body)}
+    return {"prompt": await encoded(request, rendered, service, body)}
 
 
 def rendered(service: GenerationService, body: TemplateBody | TokenizeBody) -> str:

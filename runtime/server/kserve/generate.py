@@ -5,12 +5,12 @@ from typing import Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
 from runtime.generation import Generation, TextDelta
 from runtime.server.answers import collected, json_answer
 from runtime.server.bodies import read_fields, validated
+from runtime.server.encoding import encoded
 from runtime.server.flat_streams import event_stream
 from runtime.server.kserve.metadata import VERSION, check_version
 from runtime.server.logprobs import chat_logprobs
@@ -64,7 +64,8 @@ async def _start(request: Request, model: str, version: str) -> "_Answer":
     _refuse_unknown(given)
     asked = validated(CompletionBody, {**given, "prompt": body.text_input})
     service = await state.lease(request, model)
-    prompt = await run_in_threadpool(
+    prompt = await encoded(
+        request,
         service.encode,
         body.text_input,
         add_special_tokens=asked.add_special_tokens is not False,

@@ -13,6 +13,7 @@ from runtime.engine.request import RequestError
 from runtime.server import schemas as openai
 from runtime.server.answers import collected, json_answer
 from runtime.server.bodies import read_fields, validated
+from runtime.server.encoding import encoded
 from runtime.server.flat_streams import line_stream
 from runtime.server.message_reader import reader_of
 from runtime.server.ollama.answer import Answer, created_at
@@ -45,7 +46,7 @@ async def generate(request: Request) -> Response:
         system = [{"role": "system", "content": body.system}] if body.system else []
         messages = [*system, {"role": "user", "content": body.prompt}]
         encode = partial(service.encode_chat, messages, _template_variables(service, body))
-    prompt = await run_in_threadpool(encode)
+    prompt = await encoded(request, encode)
     tools = await tool_use_of(service, ToolFields())
     return await _answer(request, service, body, prompt, tools, (arrived, loaded))
 
@@ -63,7 +64,7 @@ async def chat(request: Request) -> Response:
         return _loaded(service, {"message": {"role": "assistant", "content": ""}})
     tools = await tool_use_of(service, ToolFields(tools=body.tools))
     variables = tools.variables(_template_variables(service, body))
-    prompt = await run_in_threadpool(service.encode_chat, tools.messages(messages), variables)
+    prompt = await encoded(request, service.encode_chat, tools.messages(messages), variables)
     return await _answer(request, service, body, prompt, tools, (arrived, loaded))
 
 

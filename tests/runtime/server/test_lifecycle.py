@@ -130,17 +130,6 @@ def test_all_choices_are_given_back_when_one_does_not_fit_the_queue() -> None:
         eventually(lambda: idle(server))
 
 
-def test_health_answers_while_a_long_prompt_is_encoded(server: Running) -> None:
-    num_answers = 0
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url) as http:
-        http.get("/health")
-        encoding = pool.submit(tiny_tokenizer().encode, "a" * 600_000)
-        while not encoding.done():
-            assert http.get("/health").status_code == 200
-            num_answers += 1
-    assert num_answers >= 3, "encoding held the interpreter lock"
-
-
 def test_health_notices_an_engine_that_hangs_or_has_ended() -> None:
     gate = threading.Event()
     executor = ScriptedExecutor(hold=partial(gate.wait, 10))
