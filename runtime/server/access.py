@@ -1,6 +1,7 @@
 """Who may use a server and what is told of it: keys, origins, logs and traces."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,13 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from quant.format.errors import InputError
-from runtime.server.access_log import AccessLog, LogRequests
+from runtime.server.access_log import AccessLog, logged
 from runtime.server.auth import RequireKey
 from runtime.server.key_limits import KeyFamilies, KeyLimits
 from runtime.server.keys import KeyRing
 from runtime.server.metrics import Metrics
-from runtime.server.record import BeginRecord
-from runtime.server.tracing import TraceRequests
+from runtime.server.metrics_http import counted
+from runtime.server.record import Observer, ObserveRequests
+from runtime.server.tracing import traced
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -59,8 +61,9 @@ def add_access(app: FastAPI, access: Access, metrics: Metrics) -> None:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    if access.tracer is not None:
-        app.add_middleware(TraceRequests, tracer=access.tracer)
+    observers: list[Observer] = [partial(counted, metrics)]
     if access.log is not None:
-        app.add_middleware(LogRequests, log=access.log)
-    app.add_middleware(BeginRecord)
+        observers.append(partial(logged, access.log))
+    if access.tracer is not None:
+        observers.append(partial(traced, access.tracer))
+    app.add_middleware(ObserveRequests, observers=observers)

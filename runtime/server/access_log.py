@@ -3,13 +3,15 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from runtime.server.record import current_record
+from runtime.server.record import RequestRecord
 
 LogFormat = Literal["text", "json"]
 _MAX_PATH = 200
@@ -32,47 +34,29 @@ class AccessLog:
         self.stream.flush()
 
 
-class LogRequests:
-    """Writes a line once a request has been answered, or its client has left (status 0)."""
-
-    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
-        self._app = app
-        self._log = log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status, begin = 0, time.monotonic()
-
-        async def watching_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watching_send)
-        finally:
-            self._log.write(_fields(scope, status, time.monotonic() - begin))
+@contextmanager
+def logged(log: AccessLog, scope: Scope, record: RequestRecord) -> Iterator[None]:
+    """Writes a line once the request has been answered, or its client has left (status 0)."""
+    try:
+        yield
+    finally:
+        log.write(_fields(scope, record))
 
 
-def _fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:
+def _fields(scope: Scope, record: RequestRecord) -> dict[str, object]:
     fields: dict[str, object] = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "method": scope["method"][:16],
         "path": scope["path"][:_MAX_PATH],
-        "status": status,
-        "ms": round(1000 * seconds, 1),
+        "status": record.status,
+        "ms": round(1000 * (time.monotonic() - record.started), 1),
+        "request_id": record.request_id,
     }
-    record = current_record()
-    if record is not None:
-        fields["request_id"] = record.request_id
-        if record.key is not None:
-            fields["key"] = record.key.name
-        if record.generations:
-            fields["model"] = record.generations[0].model_name
-            fields["prompt_tokens"] = record.prompt_tokens
-            fields["answer_tokens"] = record.answer_tokens
-            fields["ends"] = [each.finish_reason for each in record.generations]
+    if record.key is not None:
+        fields["key"] = record.key.name
+    if record.generations:
+        fields["model"] = record.generations[0].model_name
+        fields["prompt_tokens"] = record.prompt_tokens
+        fields["answer_tokens"] = record.answer_tokens
+        fields["ends"] = [each.finish_reason for each in record.generations]
     return fields

@@ -1,20 +1,20 @@
 """From running generations to a response: collected into one object, or streamed as events."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from runtime.generation import Generation, TextDelta
 from runtime.server.deltas import Deltas
-from runtime.server.errors import ApiError, client_left
+from runtime.server.errors import ApiError
+from runtime.server.leaving import unless_left
 from runtime.server.metrics import Metrics
 from runtime.server.sse import DONE, EventStream, event
 
 Chunk = dict[str, Any]
-Result = TypeVar("Result")
 ToChunks = Callable[[int, TextDelta], Sequence[Chunk | bytes]]
 """Chunks, or events that are written already."""
 
@@ -24,20 +24,6 @@ async def collected(
 ) -> list[list[TextDelta]]:
     """All deltas of each generation; everything is cancelled if the client leaves meanwhile."""
     return await unless_left(request, _gather(generations, metrics))
-
-
-async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` gives; it is cancelled, and ApiError raised, if the client leaves meanwhile."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise client_left()
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
 
 
 class AnswerFeed:
@@ -130,8 +116,3 @@ async def _gather(generations: Sequence[Generation], metrics: Metrics) -> list[l
     if deltas.failure is not None:
         raise deltas.failure
     return answers
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -28,7 +28,6 @@ from runtime.server.access import Access, add_access
 from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
-from runtime.server.metrics_http import CountRequests
 from runtime.server.registry import Registry
 from runtime.server.shadows import ShadowFamilies, Shadows
 from runtime.server.state import ServerState
@@ -81,5 +80,4 @@ def create_app(
     app.add_exception_handler(Exception, errors.on_bug)
     app.add_middleware(ReleaseLeases, registry=registry, shadows=copies)
     add_access(app, access, observed)
-    app.add_middleware(CountRequests, metrics=observed)
     return app

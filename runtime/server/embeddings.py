@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import Pooling, TokenEvent
-from runtime.server.answers import unless_left
 from runtime.server.bodies import read_fields, validated
 from runtime.server.errors import generation_failed
+from runtime.server.leaving import unless_left
 from runtime.server.schemas import Prompts, prompts_of
 from runtime.server.state import state_of
 from runtime.server.wakeups import wakeups

@@ -1,21 +1,20 @@
 """Which models a request uses, from the moment it names one until its answer is out."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runtime.server.bodies import FIELDS
-from runtime.server.errors import ApiError
+from runtime.server.leaving import unless_left
+from runtime.server.record import current_record
 from runtime.server.registry import Registry
 from runtime.server.registry_models import ServedModel
 from runtime.server.shadows import Shadows
 from runtime.service import GenerationService
 
 _LEASES = "coldpress.leases"
-_CLIENT_CLOSED = 499
 _STICKY_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 """OpenAI's; the first says the most about which prompts begin alike."""
 
@@ -30,18 +29,12 @@ class ReleaseLeases:
         self._shadows = shadows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._shadows:
-            await self._leasing(scope, receive, send)
+        models = await self._leasing(scope, receive, send)
+        if not self._shadows or not models:
             return
-        status = 0
-
-        async def watching_send(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        models = await self._leasing(scope, receive, watching_send)
-        for shadow in self._shadows.of(models[0].name) if models and status == 200 else ():
+        record = current_record()
+        assert record is not None, "the record begins outside"
+        for shadow in self._shadows.of(models[0].name) if record.status == 200 else ():
             self._shadows.start(shadow, scope, scope[FIELDS], self._leasing)
 
     async def _leasing(self, scope: Scope, receive: Receive, send: Send) -> Sequence[ServedModel]:
@@ -69,24 +62,6 @@ async def lease(registry: Registry, request: Request, model: ServedModel) -> Gen
     """
     service = registry.acquire_now(model)
     if service is None:
-        service = await _awaited(registry, request, model)
+        service = await unless_left(request, registry.acquire(model))
     request.scope[_LEASES].append(model)
     return service
-
-
-async def _awaited(registry: Registry, request: Request, model: ServedModel) -> GenerationService:
-    acquiring = asyncio.ensure_future(registry.acquire(model))
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({acquiring, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not acquiring.done():
-            raise ApiError(_CLIENT_CLOSED, "the client closed the connection")
-        return acquiring.result()
-    finally:
-        acquiring.cancel()
-        leaving.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -29,6 +30,8 @@ class RequestRecord:
     generations: list[Generation] = field(default_factory=list)
     choices: int = 1
     """Answers to each prompt."""
+    status: int = 0
+    """Of the response; 0 as long as there is none."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -63,11 +66,17 @@ def salted(salt: str | None) -> str:
     return f"{owner}\0{salt or ''}" if owner else salt or ""
 
 
-class BeginRecord:
-    """Every request gets a record, and every response says its id."""
+Observer = Callable[[Scope, RequestRecord], AbstractContextManager[object]]
+"""Entered before a request is answered, and left once it was, however that ended."""
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class ObserveRequests:
+    """Every request gets a record, and every response says its id. Observers see both, the first
+    one outermost; none has to look at a response's messages itself."""
+
+    def __init__(self, app: ASGIApp, observers: Sequence[Observer]) -> None:
         self._app = app
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,11 +84,16 @@ class BeginRecord:
             return
         given = dict(scope["headers"]).get(_HEADER.encode(), b"")
         own = given.decode() if _FIT.fullmatch(given) else uuid4().hex
-        _current.set(RequestRecord(own))
+        record = RequestRecord(own)
+        _current.set(record)
 
-        async def named_send(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                record.status = message["status"]
                 MutableHeaders(scope=message)[_HEADER] = own
             await send(message)
 
-        await self._app(scope, receive, named_send)
+        with ExitStack() as observing:
+            for observer in self._observers:
+                observing.enter_context(observer(scope, record))
+            await self._app(scope, receive, observed_send)

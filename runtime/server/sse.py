@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import anyio
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+from runtime.server.leaving import until_left
 
 DONE = b"data: [DONE]\n\n"
 
@@ -71,15 +73,19 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._until_disconnect, receive, tasks.cancel_scope)
+                tasks.start_soon(_cancel_once_left, receive, tasks.cancel_scope)
                 await self._send_all(send)
                 tasks.cancel_scope.cancel()
         finally:
             self._feed.close()
 
     async def _send_all(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        start[BODY_WRITER] = None
+        start: Message = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": self.raw_headers,
+            BODY_WRITER: None,
+        }
         await send(start)
         writer = start[BODY_WRITER]
         if writer is None:
@@ -88,10 +94,10 @@ class EventStream(Response):
             await _Pump(self._feed, writer).run()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _until_disconnect(self, receive: Receive, scope: anyio.CancelScope) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        scope.cancel()
+
+async def _cancel_once_left(receive: Receive, scope: anyio.CancelScope) -> None:
+    await until_left(receive)
+    scope.cancel()
 
 
 class _Pump:

@@ -4,13 +4,14 @@ Needs the extra `telemetry`. Where spans go is OpenTelemetry's own configuration
 OTEL_EXPORTER_OTLP_ENDPOINT.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from quant.format.errors import MissingExtraError
-from runtime.server.record import RequestRecord, current_record
+from runtime.server.record import RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -30,39 +31,21 @@ def open_tracer() -> "Tracer":
     return provider.get_tracer("coldpress")
 
 
-class TraceRequests:
-    """A span for each request, the child of the client's where it sent a traceparent."""
+@contextmanager
+def traced(tracer: "Tracer", scope: Scope, record: RequestRecord) -> Iterator[None]:
+    """A span for the request, the child of the client's where it sent a traceparent."""
+    from opentelemetry.propagate import extract
+    from opentelemetry.trace import SpanKind, Status, StatusCode
 
-    def __init__(self, app: ASGIApp, tracer: "Tracer") -> None:
-        self._app = app
-        self._tracer = tracer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        from opentelemetry.propagate import extract
-        from opentelemetry.trace import SpanKind, Status, StatusCode
-
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        name = f"{scope['method'][:16]} {scope['path'][:200]}"
-        with self._tracer.start_as_current_span(
-            name, context=extract(headers), kind=SpanKind.SERVER
-        ) as span:
-
-            async def watching_send(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    span.set_attribute("http.response.status_code", message["status"])
-                    if message["status"] >= 500:
-                        span.set_status(Status(StatusCode.ERROR))
-                await send(message)
-
-            await self._app(scope, receive, watching_send)
-            record = current_record()
-            if record is not None:
-                span.set_attributes(_attributes(record))
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    name = f"{scope['method'][:16]} {scope['path'][:200]}"
+    with tracer.start_as_current_span(name, context=extract(headers), kind=SpanKind.SERVER) as span:
+        yield
+        if record.status:
+            span.set_attribute("http.response.status_code", record.status)
+        if record.status >= 500:
+            span.set_status(Status(StatusCode.ERROR))
+        span.set_attributes(_attributes(record))
 
 
 def _attributes(record: RequestRecord) -> Mapping[str, Any]:

@@ -9,9 +9,9 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
-from runtime.server.answers import unless_left
 from runtime.server.bodies import read_fields, validated
 from runtime.server.embeddings import MAX_INPUTS, Float32, embedded, unit
+from runtime.server.leaving import unless_left
 from runtime.server.ollama.catalogue import known_name
 from runtime.server.ollama.schemas import EmbedBody, OldEmbedBody
 from runtime.server.schemas import prompts_of

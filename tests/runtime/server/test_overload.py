@@ -51,10 +51,12 @@ def test_pages_of_crowds_that_left_are_free_again() -> None:
                     lambda n=accepted: server.thread.num_accepted == n,  # type: ignore[misc]
                 )
             )
-            eventually(lambda: server.thread.stats().num_running == 0)
+            eventually(
+                lambda n=accepted: server.thread.stats().finished["abort"] == n  # type: ignore[misc]
+            )
             stats = server.thread.stats()
-            assert (stats.pages_in_use, stats.num_waiting) == (0, 0)
-            assert stats.finished["abort"] == stats.requests == accepted
+            assert (stats.pages_in_use, stats.num_running, stats.num_waiting) == (0, 0, 0)
+            assert stats.requests == accepted
         # What a prompt left behind is still of use.
         before = server.thread.stats().prefix_cache_hits
         answer = server.client().completions.create(model=MODEL, prompt=[5] * 600, max_tokens=1)
