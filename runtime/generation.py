@@ -21,8 +21,8 @@ class GenerationParams:
     include_stop: what ended the answer, a string or a token, is given out as text too.
     min_tokens: neither ending tokens nor stop strings end the answer before that many tokens.
     ignore_eos: the model's own ending tokens do not end the answer; `stop_token_ids` still do.
-    priority, cache_salt, constraint: see `Request`. With a constraint, ending tokens end the answer
-    in any case: they come only where its text is complete.
+    priority, cache_salt, constraint, queue_seconds, deadline_seconds: see `Request`. With a
+    constraint, ending tokens end the answer in any case: they come only where its text is complete.
     """
 
     max_tokens: int | None = None
@@ -37,6 +37,8 @@ class GenerationParams:
     priority: int = 0
     cache_salt: str = ""
     constraint: Constraint | None = None
+    queue_seconds: float | None = None
+    deadline_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ class Generation:
         """Tokens of the prompt that were not computed anew."""
         self.prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
         """Of every prompt token but the first, with the first delta, where they are asked for."""
+        self.sets_time = (params.queue_seconds or params.deadline_seconds) is not None
+        """Whether the request itself says how long it may take."""
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)

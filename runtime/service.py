@@ -143,6 +143,8 @@ class GenerationService:
             priority=params.priority,
             cache_salt=params.cache_salt,
             constraint=params.constraint,
+            queue_seconds=params.queue_seconds,
+            deadline_seconds=params.deadline_seconds,
         )
         generation = Generation(
             request.request_id,

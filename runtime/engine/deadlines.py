@@ -1,6 +1,7 @@
 """Requests that have waited or run for too long."""
 
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from runtime.engine.options import EngineOptions
 from runtime.engine.sequence import SequenceState
@@ -26,8 +27,8 @@ class Deadlines:
             (request.queue_seconds, options.queue_seconds, True),
             (request.deadline_seconds, options.deadline_seconds, False),
         ):
-            limit = default if seconds is None else seconds
-            if limit is not None:
+            limit = min(one for one in (seconds, default, inf) if one is not None)
+            if limit < inf:
                 heappush(self._heap, (now + limit, sequence.arrival, queued, sequence))
 
     def end(self, sequence: SequenceState) -> None:

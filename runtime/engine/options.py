@@ -37,8 +37,8 @@ class EngineOptions:
     draft_model: path of a smaller model with the same vocabulary, which guesses as well. Whoever
         opens the model opens it too, and gives its executor to the engine.
     max_draft_tokens: guesses for one answer in one step at most.
-    queue_seconds, deadline_seconds: of requests that set none: they end with "timeout" when they
-        have not started, or not ended, by then. None: never.
+    queue_seconds, deadline_seconds: of requests that set no less: they end with "timeout" when
+        they have not started, or not ended, by then. None: never.
     """
 
     max_step_tokens: int = 256

@@ -81,9 +81,10 @@ class Request:
     cache_salt: str = ""
     """Only requests of the same salt share what is computed."""
     queue_seconds: float | None = None
-    """It ends with "timeout" if it has not started by then; None: see EngineOptions."""
+    """It ends with "timeout" if it has not started by then; at most what EngineOptions says."""
     deadline_seconds: float | None = None
-    """It ends with "timeout" if it has not ended by then, counted from its arrival."""
+    """It ends with "timeout" if it has not ended by then, counted from its arrival; at most what
+    EngineOptions says."""
     constraint: Constraint | None = None
     """What the text must be. Its grammar has the last word: it allows ending tokens where the text
     may end, and where nothing may follow the answer ends, whatever `min_tokens` is."""

@@ -57,7 +57,7 @@ class Deltas:
                     if delta.finish_reason is not None:
                         self._num_live -= 1
                         if delta.finish_reason in _FAILURES:
-                            self._fail(delta)
+                            self._fail(generation, delta)
                             continue
                     ready.append((index, delta))
         except Exception as bug:
@@ -70,7 +70,10 @@ class Deltas:
             watch.close()
             generation.cancel()
 
-    def _fail(self, delta: TextDelta) -> None:
-        timeout = delta.finish_reason == "timeout"
-        if self.failure is None:
-            self.failure = (timed_out if timeout else generation_failed)(delta.error)
+    def _fail(self, generation: Generation, delta: TextDelta) -> None:
+        if self.failure is not None:
+            return
+        if delta.finish_reason == "timeout":
+            self.failure = timed_out(delta.error, is_own=generation.sets_time)
+        else:
+            self.failure = generation_failed(delta.error)

@@ -96,10 +96,13 @@ def _retry_after(error: RequestError) -> dict[str, str]:
     return {"Retry-After": str(min(max(seconds, 1), _LONGEST_RETRY_SECONDS))}
 
 
-def timed_out(sentence: str | None) -> ApiError:
-    """A time that the request or the server sets was over; later there may be more of it."""
-    headers = {"Retry-After": _RETRY_SECONDS}
-    return ApiError(503, sentence or "the request took too long", code="timeout", headers=headers)
+def timed_out(sentence: str | None, *, is_own: bool) -> ApiError:
+    """A time was over: one that the request sets itself, after which nobody wants the answer any
+    more, or one that the server sets; then there may be more of it later."""
+    headers = {"x-should-retry": "false"} if is_own else {"Retry-After": _RETRY_SECONDS}
+    status = 408 if is_own else 503
+    message = sentence or "the request took too long"
+    return ApiError(status, message, code="timeout", headers=headers)
 
 
 def generation_failed(sentence: str | None) -> ApiError:

@@ -18,7 +18,9 @@ MAX_STOP_LENGTH = 1024
 MAX_N = 16
 MAX_BAD_WORDS = 128
 MAX_TOP_LOGPROBS = 20
+MAX_SECONDS = 24 * 3600
 
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 _PROMPTS = {
@@ -156,6 +158,10 @@ class GenerationBody(BaseModel):
     return_tokens_as_token_ids: bool | None = None
     priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)
     cache_salt: Annotated[str, StringConstraints(max_length=256)] | None = None
+    queue_timeout_seconds: Seconds | None = None
+    """If it has not begun by then, the answer is 408. --queue-timeout holds as well."""
+    timeout_seconds: Seconds | None = None
+    """The same for the whole answer, beside --deadline."""
     timings_per_token: bool | None = None
     """Whether answers carry llama.cpp's `timings`."""
 

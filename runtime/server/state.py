@@ -89,6 +89,8 @@ def generation_params(
         priority=body.priority or 0,
         cache_salt=salted(body.cache_salt),
         constraint=constraint,
+        queue_seconds=body.queue_timeout_seconds,
+        deadline_seconds=body.timeout_seconds,
     )
     seed = sampling.seed
     if seed is None:
