@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import Pooling, TokenEvent
 from runtime.server.bodies import read_fields, validated
+from runtime.server.encoding import encoded
 from runtime.server.errors import generation_failed
 from runtime.server.leaving import unless_left
 from runtime.server.schemas import Prompts, prompts_of
@@ -56,7 +57,7 @@ async def create_embeddings(request: Request) -> Response:
     state = state_of(request)
     body = validated(EmbeddingBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
-    prompts = await run_in_threadpool(_encoded, service, body)
+    prompts = await encoded(request, _encoded, service, body)
     events = await unless_left(request, embedded(service, prompts, body.pooling or "last"))
     content = await run_in_threadpool(_answer, service.model_name, body, prompts, events)
     return Response(content, media_type="application/json")

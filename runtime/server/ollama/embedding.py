@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.request import RequestError
 from runtime.server.bodies import read_fields, validated
 from runtime.server.embeddings import MAX_INPUTS, Float32, embedded, unit
+from runtime.server.encoding import encoded
 from runtime.server.leaving import unless_left
 from runtime.server.ollama.catalogue import known_name
 from runtime.server.ollama.schemas import EmbedBody, OldEmbedBody
@@ -26,7 +26,7 @@ async def embed(request: Request) -> dict[str, Any]:
     service = await state.lease(request, known_name(state, body.model))
     loaded = time.monotonic()
     texts = prompts_of(body.input, MAX_INPUTS, "input")
-    prompts = await run_in_threadpool(_encoded, service, texts, bool(body.truncate))
+    prompts = await encoded(request, _encoded, service, texts, bool(body.truncate))
     rows = await _rows(request, service, prompts)
     return {
         "model": service.model_name,
@@ -42,7 +42,7 @@ async def embed_one(request: Request) -> dict[str, Any]:
     state = state_of(request)
     body = validated(OldEmbedBody, await read_fields(request, state.limits))
     service = await state.lease(request, known_name(state, body.model))
-    prompts = await run_in_threadpool(_encoded, service, [body.prompt], False)
+    prompts = await encoded(request, _encoded, service, [body.prompt], False)
     (row,) = await _rows(request, service, prompts)
     return {"embedding": row.tolist()}
 
