@@ -33,7 +33,7 @@ from quant.format.scheme import (
     PerGroup,
     Scheme,
 )
-from runtime.engine.batch import PlainDraw, StepBatch
+from runtime.engine.batch import Follows, LogitEdits, PlainDraw, StepBatch
 from runtime.executors.cuda import CudaExecutor
 from runtime.kernels.triton.cache import CacheNumber
 
@@ -63,6 +63,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "w4a16-128": IntScheme(4, True, PerGroup(128)),
     "w4a16-32-zero-points": IntScheme(4, False, PerGroup(32)),
     "w8a16-64": IntScheme(8, True, PerGroup(64)),
+    "q4_k": IntScheme(4, False, PerGroup(32), ggml_type="Q4_K"),
+    "q6_k": IntScheme(6, True, PerGroup(16), ggml_type="Q6_K"),
     "w8a8": IntScheme(8, True, PerChannel(), ActivationScheme("int8")),
     "fp8": CodebookScheme("e4m3", PerChannel(), activation=ActivationScheme("e4m3")),
     "w4a8-fp8": IntScheme(4, True, PerGroup(128), ActivationScheme("e4m3")),
@@ -176,7 +178,14 @@ def compile_model(model: Model, cache: CacheNumber, steps: Iterable[tuple[int, i
             np.ones((sequences, -(-tokens // PAGE)), np.int32),
             starts[1:] - 1,
         )
-        executor.launch(batch, [PlainDraw(1.0, 5, 0.9, 0.1, 0.5)] * sequences)
+        one = np.ones(1, np.float32)
+        words = np.zeros(-(-executor.vocab_size // 32), np.int32)
+        edits = LogitEdits(np.zeros(1, np.int32), one, one, one, one, words)
+        first = executor.begin(batch, [PlainDraw(1.0, 5, 0.9, 0.1, 0.5)] * sequences)
+        if tokens == 1:
+            follows = Follows(first, np.arange(sequences, dtype=np.int32))
+            edited = PlainDraw(0.0, 0, 1.0, 0.0, 0.5, edits)
+            executor.begin(batch, [edited] * sequences, follows)
 
 
 def compile_all(arch: int, models: Sequence[str], schemes: Sequence[str]) -> list[Compiled]:

@@ -1,7 +1,8 @@
 """What this chip does in a plain copy and in plain products: what fractions are fractions of."""
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -55,15 +56,17 @@ def measure_limits() -> Limits:
     operations = 2.0 * size**3
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     bfloat16 = operations / seconds_of(partial(torch.matmul, a, b))
-    int8 = e4m3 = None
-    x, y = a.to(torch.int8), b.to(torch.int8).T.contiguous().T
-    int8 = operations / seconds_of(partial(torch._int_mm, x, y))
-    if torch.cuda.get_device_capability() >= (8, 9):
-        p, q = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T.contiguous().T
-        ones = torch.ones(size, 1, device="cuda")
-        e4m3 = operations / seconds_of(
-            lambda: torch._scaled_mm(
-                p, q, scale_a=ones, scale_b=ones.T.contiguous(), out_dtype=torch.bfloat16
-            )
-        )
-    return Limits(torch.cuda.get_device_name(), bandwidth, bfloat16, int8, e4m3)
+    found = Limits(torch.cuda.get_device_name(), bandwidth, bfloat16, None, None)
+    # Where torch has no such product, or it fails, there is no limit to be a fraction of.
+    with contextlib.suppress(RuntimeError):
+        x, y = a.to(torch.int8), b.to(torch.int8).T.contiguous().T
+        found = replace(found, int8=operations / seconds_of(partial(torch._int_mm, x, y)))
+    with contextlib.suppress(RuntimeError):
+        found = replace(found, e4m3=operations / seconds_of(_product_of_e4m3(a, b)))
+    return found
+
+
+def _product_of_e4m3(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    p, q = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T.contiguous().T
+    rows, columns = (torch.ones(*size, device="cuda") for size in ((len(a), 1), (1, len(a))))
+    return lambda: torch._scaled_mm(p, q, scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +72,31 @@ class RandomWeights:
         return self.schemes.get(name, FloatScheme("bfloat16"))
 
     def load(self, name: str) -> Weight:
-        shape, scheme = self.shape(name), self.scheme(name)
-        random = np.random.default_rng(len(name))
-        if len(shape) == 1:
-            return np.ones(shape, ml_dtypes.bfloat16)
-        if self.blank:
-            return _blank(shape, scheme)
-        rows, columns = shape
-        size = 1 / np.sqrt(columns)
-        if isinstance(scheme, FloatScheme):
-            # One row after the other from a short stretch of noise: only speed matters.
-            noise = random.normal(size=columns + 997).astype(np.float32) * size
-            starts = np.arange(rows) % 997
-            windows = np.lib.stride_tricks.sliding_window_view(noise, columns)
-            return windows[starts].astype(ml_dtypes.bfloat16)
-        codes = random.integers(-128, 128, shape, dtype=np.int8)
-        groups = scheme.groups(columns)
-        scale = np.full((rows, groups), size / 4, ml_dtypes.bfloat16)
-        if isinstance(scheme, CodebookScheme):
-            bits = codes.view(np.uint8)
-            bits[(bits & 0x7F) == 0x7F] = 0  # the two codes for NaN
-            return QuantizedTensor(scheme, codes, (scale.astype(np.float32) / 50))
-        return QuantizedTensor(scheme, (codes >> 4).astype(np.int8), scale)
+        make = _blank if self.blank else _random
+        return make(self.shape(name), self.scheme(name))
+
+
+@cache
+def _random(shape: tuple[int, ...], scheme: Scheme) -> Weight:
+    """Equal for weights of one shape: only speed matters."""
+    random = np.random.default_rng(len(shape) + shape[0])
+    if len(shape) == 1:
+        return np.ones(shape, ml_dtypes.bfloat16)
+    rows, columns = shape
+    size = 1 / np.sqrt(columns)
+    if isinstance(scheme, FloatScheme):
+        # One row after the other from a short stretch of noise.
+        noise = (random.normal(size=columns + 997) * size).astype(ml_dtypes.bfloat16)
+        windows = np.lib.stride_tricks.sliding_window_view(noise.view(np.uint16), columns)
+        return windows[np.arange(rows) % 997].view(ml_dtypes.bfloat16)
+    codes = random.integers(-128, 128, shape, dtype=np.int8)
+    groups = scheme.groups(columns)
+    scale = np.full((rows, groups), size / 4, ml_dtypes.bfloat16)
+    if isinstance(scheme, CodebookScheme):
+        bits = codes.view(np.uint8)
+        bits[(bits & 0x7F) == 0x7F] = 0  # the two codes for NaN
+        return QuantizedTensor(scheme, codes, (scale.astype(np.float32) / 50))
+    return QuantizedTensor(scheme, (codes >> 4).astype(np.int8), scale)
 
 
 def random_model(shape: str, scheme: str) -> Model:
@@ -116,6 +120,9 @@ def _blank(shape: tuple[int, ...], scheme: Scheme) -> Weight:
     if isinstance(scheme, FloatScheme):
         return np.zeros(shape, ml_dtypes.bfloat16)
     scale = np.ones((shape[0], scheme.groups(shape[1])), ml_dtypes.bfloat16)
-    symmetric = isinstance(scheme, CodebookScheme) or scheme.symmetric
-    zeros = None if symmetric else np.zeros(scale.shape, np.int8)
-    return QuantizedTensor(scheme, np.zeros(shape, np.int8), scale, zeros)
+    codes = np.zeros(shape, np.int8)
+    if isinstance(scheme, CodebookScheme) or scheme.symmetric:
+        return QuantizedTensor(scheme, codes, scale)
+    if scheme.ggml_type is not None:
+        return QuantizedTensor(scheme, codes, scale, minimum=scale.astype(np.float32))
+    return QuantizedTensor(scheme, codes, scale, np.zeros(scale.shape, np.int8))

@@ -1,17 +1,32 @@
-"""The GPU tests, compiled, in a process of their own."""
+"""The GPU tests, compiled: which of them fail, as lines of JSON (see `group`)."""
 
+import json
+import re
 import subprocess
 import sys
 
 TESTS = ("tests/runtime/kernels/triton", "tests/runtime/executors/test_cuda_executor.py")
-LIMIT_SECONDS = 240
+
+FAILED = re.compile(r"(\S+::\S.*?) (?:FAILED|ERROR)\b")
 
 
-def run_gpu_tests() -> int:
-    """0 if all pass; pytest's exit code, or 1 where they take too long."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
-    try:
-        return subprocess.run(command, timeout=LIMIT_SECONDS, check=False).returncode
-    except subprocess.TimeoutExpired:
-        print(f"the tests took more than {LIMIT_SECONDS} s", file=sys.stderr)
-        return 1
+def main() -> int:
+    """0 if all pass, else pytest's exit code; each failure is told as soon as it is known."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rN", "--tb=line", "-v", *TESTS]
+    tests = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert tests.stdout is not None
+    for line in tests.stdout:
+        print(line, end="", file=sys.stderr)
+        if (name := failed_test(line)) is not None:
+            print(json.dumps({"failed": f"test {name}"}), flush=True)
+    return tests.wait()
+
+
+def failed_test(line: str) -> str | None:
+    """The test that a line of `pytest -v` says has failed."""
+    found = FAILED.match(line)
+    return None if found is None else found.group(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,8 @@
 """The random models that a GPU is timed with hold what their names say; its table says it all."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from tests.runtime.gpu import DEVICE
 # The device is chosen before kernels are defined.
 from benchmarks.on_gpu import made_up as models  # isort: skip
 from benchmarks.on_gpu.limits import Limits  # isort: skip
-from benchmarks.on_gpu.table import Row, as_json, as_markdown  # isort: skip
+from benchmarks.on_gpu.table import Report, Row, as_markdown  # isort: skip
 from runtime.executors.cuda import CudaExecutor  # isort: skip
 from runtime.executors.cuda.memory import weights_on_device  # isort: skip
 
@@ -44,11 +47,14 @@ def test_four_bits_are_counted_as_four_bits(monkeypatch: pytest.MonkeyPatch) -> 
     assert bytes_of["fp8"] - bytes_of["w4a16"] == linears * 4 // 8
 
 
-def test_the_table_has_every_figure_and_what_was_left_out() -> None:
+def test_the_table_has_every_figure_and_what_was_left_out(tmp_path: Path) -> None:
     rows = [Row("a kernel", 12.5, "us", 0.81, 0.8, 1e-4), Row("a peer", 3.0, "tokens/s")]
-    text = as_markdown(LIMITS, rows, ["peers 8B"])
+    report = Report(LIMITS, rows, ["peers 8B"], 12.3)
+    text = as_markdown(report)
     assert "| a kernel | 12.5 us | 81% | 80% | 1.0e-04 |" in text
     assert "| a peer | 3 tokens/s |  |  |  |" in text
-    assert "left out: peers 8B" in text and "int8 -" in text
-    report = as_json(LIMITS, rows, ["peers 8B"], 0, 12.34)
-    assert report["rows"][0]["fraction"] == 0.81 and report["seconds"] == 12.3
+    assert "not measured: peers 8B" in text and "int8 -" in text
+    report.write(tmp_path)
+    kept = json.loads((tmp_path / "gpu.json").read_text())
+    assert kept["rows"][0]["fraction"] == 0.81 and kept["seconds"] == 12.3
+    assert (tmp_path / "gpu.md").read_text() == text
