@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from runtime.engine.batch import StepBatch
+from runtime.engine.batch import Follows, StepBatch
+from runtime.executors.cuda.staging import Staging
 from runtime.kernels.triton import tuning
 from runtime.kernels.triton.attention import AttentionWork
 
@@ -19,11 +19,14 @@ MAX_SPLITS = 16
 
 @dataclass(frozen=True, eq=False)
 class StepArrays:
-    """token_ids, positions, slots: int32 [tokens]. logit_rows: int64 [rows]."""
+    """token_ids, positions, slots: int32 [tokens]. sources: int32 [tokens], the row of the step
+    before whose token stands in each place, -1 where `token_ids` has it. logit_rows: int32
+    [rows]."""
 
     token_ids: Tensor
     positions: Tensor
     slots: Tensor
+    sources: Tensor
     logit_rows: Tensor
     work: AttentionWork
 
@@ -43,8 +46,18 @@ def splits_for(blocks: int, kv_heads: int) -> int:
     return max(1, min(MAX_SPLITS, wanted // max(1, blocks * kv_heads)))
 
 
+def sources_of(batch: StepBatch, follows: Follows | None) -> Int32:
+    """int32 [tokens]: see `StepArrays`."""
+    return np.full(len(batch.token_ids), -1, np.int32) if follows is None else follows.rows
+
+
 def step_arrays(
-    batch: StepBatch, page_size: int, heads: int, kv_heads: int, device: torch.device
+    batch: StepBatch,
+    follows: Follows | None,
+    page_size: int,
+    heads: int,
+    kv_heads: int,
+    staging: Staging,
 ) -> StepArrays:
     """The arrays of any step."""
     lengths = np.diff(batch.query_starts)
@@ -54,24 +67,19 @@ def step_arrays(
     counts = -(-lengths // tokens_per_block)
     sequence = np.repeat(np.arange(len(lengths)), counts)
     first = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-    def on_device(array: npt.NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device)
-
-    positions = on_device(batch.positions)
-    work = AttentionWork(
-        positions,
-        on_device(batch.query_starts),
-        on_device(batch.page_table),
-        on_device(sequence.astype(np.int32)),
-        on_device((first * tokens_per_block).astype(np.int32)),
-        tokens_per_block,
-        splits_for(len(sequence), kv_heads),
+    token_ids, positions, slots, sources, rows, starts, table, of_block, start = staging.upload(
+        [
+            batch.token_ids,
+            batch.positions,
+            slots_of(batch, page_size),
+            sources_of(batch, follows),
+            batch.logit_rows,
+            batch.query_starts,
+            batch.page_table,
+            sequence.astype(np.int32),
+            (first * tokens_per_block).astype(np.int32),
+        ]
     )
-    return StepArrays(
-        on_device(batch.token_ids),
-        positions,
-        on_device(slots_of(batch, page_size)),
-        on_device(batch.logit_rows).to(torch.int64),
-        work,
-    )
+    splits = splits_for(len(sequence), kv_heads)
+    work = AttentionWork(positions, starts, table, of_block, start, tokens_per_block, splits)
+    return StepArrays(token_ids, positions, slots, sources, rows, work)

@@ -13,15 +13,17 @@ from compile.program import Attend
 from quant.format.errors import InputError
 from quant.format.kv_cache import KvCacheScheme, KvScales
 from quant.format.tensor import WeightSource
-from runtime.engine.batch import PlainDraw, StepBatch
+from runtime.engine.batch import Follows, PlainDraw, StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
+from runtime.executors.cuda.draws import draw
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import lower
 from runtime.executors.cuda.memory import require_gpu
+from runtime.executors.cuda.staging import InFlight, Staging
 from runtime.executors.cuda.values import HIDDEN, Run, SumOverRanks
 from runtime.executors.cuda.weights import DeviceWeights, Placement
 from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
-from runtime.kernels.triton.sampling import Choices, choose
+from runtime.kernels.triton.edits import hand_over
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -63,6 +65,7 @@ class CudaExecutor:
                 f"the cuda backend has no pages of {page_size} tokens; use 16, 32, 64 or 128"
             )
         self._device = _device(device)
+        self._staging = Staging(self._device)
         program = model.program
         sizes = program.sizes
         self.vocab_size, self.max_positions = sizes.vocab_size, sizes.max_positions
@@ -86,7 +89,9 @@ class CudaExecutor:
         self._graphs = (
             None
             if recorder is None
-            else DecodeGraphs(self._all, recorder, pages, page_size, sizes.kv_heads, self._device)
+            else DecodeGraphs(
+                self._all, recorder, pages, page_size, sizes.kv_heads, self._staging, self._device
+            )
         )
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
@@ -96,17 +101,19 @@ class CudaExecutor:
 
     def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> npt.NDArray[np.int32]:
         """The next token of each logit row, int32 [R]: all that is copied to the host."""
-        return np.asarray(self.launch(batch, draws).cpu().numpy(), np.int32)
+        return self.begin(batch, draws).tokens()
 
-    def launch(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> Tensor:
-        """What `choose` gives, int32 [R], still on the device and perhaps still to be computed."""
+    def begin(
+        self, batch: StepBatch, draws: Sequence[PlainDraw], follows: Follows | None = None
+    ) -> InFlight:
+        """All of a step's work is in the device's queue, behind that of the step before."""
         with torch.inference_mode():
-            return choose(self._run(batch), _choices(draws, self._device))
+            return InFlight(draw(self._run(batch, follows), draws, self._staging))
 
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]."""
         with torch.inference_mode():
-            run = Run(self._arrays(batch))
+            run = Run(self._arrays(batch, None))
             for action in self._actions[:-1]:
                 action(run)
             return _on_host(run.tensor(HIDDEN).to(torch.float32))
@@ -115,14 +122,18 @@ class CudaExecutor:
         """Free the weights, the pool and the graphs."""
         self._actions, self._caches, self._graphs = [], [], None
 
-    def _run(self, batch: StepBatch) -> Tensor:
-        """Logits on the device, float32 [R, vocab_size]."""
+    def _run(self, batch: StepBatch, follows: Follows | None = None) -> Tensor:
+        """Logits on the device, float32 [R, vocab_size]; they may be written over."""
         if self._graphs is not None and is_decode(batch) and self._graphs.holds(batch):
-            return self._graphs.run(batch)
-        return self._all(self._arrays(batch))
+            return self._graphs.run(batch, follows)
+        arrays = self._arrays(batch, follows)
+        if follows is not None:
+            assert isinstance(follows.step, InFlight)
+            hand_over(follows.step.chosen, arrays.sources, arrays.token_ids)
+        return self._all(arrays)
 
-    def _arrays(self, batch: StepBatch) -> StepArrays:
-        return step_arrays(batch, self.page_size, *self._heads, self._device)
+    def _arrays(self, batch: StepBatch, follows: Follows | None) -> StepArrays:
+        return step_arrays(batch, follows, self.page_size, *self._heads, self._staging)
 
     def _all(self, arrays: StepArrays) -> Tensor:
         assert self._actions, "the executor is closed"
@@ -147,19 +158,6 @@ def _cache(
     scales = source.kv_scales(layer)
     stored = None if scales is None else (scales.keys, scales.values)
     return make_cache(scheme.numbers, shape, device, stored)
-
-
-def _choices(draws: Sequence[PlainDraw], device: torch.device) -> Choices:
-    def column(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([getattr(draw, name) for draw in draws], dtype=dtype, device=device)
-
-    return Choices(
-        column("temperature", torch.float32),
-        column("top_k", torch.int32),
-        column("top_p", torch.float32),
-        column("min_p", torch.float32),
-        column("uniform", torch.float32),
-    )
 
 
 def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.engine.batch import StepBatch
-from runtime.executors.cuda.arrays import Int32, StepArrays, slots_of, splits_for
+from runtime.engine.batch import Follows, Int32, StepBatch
+from runtime.executors.cuda.arrays import StepArrays, slots_of, sources_of, splits_for
+from runtime.executors.cuda.staging import InFlight, Staging, laid_out
 from runtime.kernels.triton.attention import AttentionWork
+from runtime.kernels.triton.edits import hand_over
 
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Batch sizes that graphs are recorded for; a larger step runs kernel by kernel."""
@@ -66,6 +68,7 @@ class EagerRecorder:
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
+    memory: Tensor
     arrays: StepArrays
     replay: Callable[[], None]
     logits: Tensor
@@ -84,6 +87,7 @@ class DecodeGraphs:
         pages: int,
         page_size: int,
         kv_heads: int,
+        staging: Staging,
         device: torch.device,
     ) -> None:
         self._steps = steps
@@ -91,6 +95,7 @@ class DecodeGraphs:
         self._pages = pages
         self._page_size = page_size
         self._kv_heads = kv_heads
+        self._staging = staging
         self._device = device
         self._recorded: dict[int, _Recorded] = {}
 
@@ -98,47 +103,53 @@ class DecodeGraphs:
         """Whether a graph is large enough for this step."""
         return len(batch.page_table) <= LADDER[-1]
 
-    def run(self, batch: StepBatch) -> Tensor:
+    def run(self, batch: StepBatch, follows: Follows | None) -> Tensor:
         """float32 [R, vocab_size] on the device, overwritten by the next run."""
         sequences = len(batch.page_table)
         size = next(size for size in LADDER if size >= sequences)
         if size not in self._recorded:
             self._recorded[size] = self._record(size)
         recorded = self._recorded[size]
-        arrays = recorded.arrays
-        _fill(arrays.token_ids, batch.token_ids)
-        _fill(arrays.positions, batch.positions)
-        _fill(arrays.slots, slots_of(batch, self._page_size))
         table = np.zeros((size, self._pages), np.int32)
         table[:sequences, : batch.page_table.shape[1]] = batch.page_table
-        arrays.work.page_table.copy_(torch.from_numpy(table), non_blocking=True)
+        # Idle sequences see one token of page 0.
+        parts = [batch.token_ids, batch.positions, slots_of(batch, self._page_size)]
+        self._staging.upload(
+            [*(_filled(part, size, 0) for part in parts),
+             _filled(sources_of(batch, follows), size, -1), table],
+            into=recorded.memory,
+        )  # fmt: skip
+        if follows is not None:
+            assert isinstance(follows.step, InFlight)
+            arrays = recorded.arrays
+            hand_over(follows.step.chosen, arrays.sources, arrays.token_ids)
         recorded.replay()
         return recorded.logits[:sequences]
 
     def _record(self, size: int) -> _Recorded:
-        arrays = self._blank(size)
+        memory, arrays = self._blank(size)
         replay, logits = self._recorder.record(lambda: self._steps(arrays))
-        return _Recorded(arrays, replay, logits)
+        return _Recorded(memory, arrays, replay, logits)
 
-    def _blank(self, size: int) -> StepArrays:
-        """`size` sequences that see one token of page 0."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int32, device=self._device)
-
+    def _blank(self, size: int) -> tuple[Tensor, StepArrays]:
+        """`size` idle sequences, and the one piece of memory that their arrays lie in."""
+        blank = np.zeros(size, np.int32)
+        parts = [blank, blank, blank, blank - 1, np.zeros((size, self._pages), np.int32)]
+        total = laid_out([part.size for part in parts])
+        memory = torch.empty(total, dtype=torch.int32, device=self._device)
+        token_ids, positions, slots, sources, table = self._staging.upload(parts, into=memory)
         every = torch.arange(size + 1, dtype=torch.int32, device=self._device)
-        positions = zeros(size)
         work = AttentionWork(
             positions,
             every,
-            zeros(size, self._pages),
+            table,
             every[:size].clone(),
-            zeros(size),
+            torch.zeros(size, dtype=torch.int32, device=self._device),
             tokens_per_block=1,
             splits=splits_for(size, self._kv_heads),
         )
-        rows = torch.arange(size, device=self._device)
-        return StepArrays(zeros(size), positions, zeros(size), rows, work)
+        rows = every[:size].clone()
+        return memory, StepArrays(token_ids, positions, slots, sources, rows, work)
 
 
 def is_decode(batch: StepBatch) -> bool:
@@ -147,8 +158,7 @@ def is_decode(batch: StepBatch) -> bool:
     return len(batch.token_ids) == sequences == len(batch.logit_rows)
 
 
-def _fill(target: Tensor, numbers: Int32) -> None:
-    """The first places of `target`; the others become 0."""
-    padded = np.zeros(len(target), np.int32)
-    padded[: len(numbers)] = numbers
-    target.copy_(torch.from_numpy(padded), non_blocking=True)
+def _filled(numbers: Int32, size: int, rest: int) -> Int32:
+    found = np.full(size, rest, np.int32)
+    found[: len(numbers)] = numbers
+    return found

@@ -283,7 +283,7 @@ class _Lowering:
         done = self._life.done([op])
 
         def select(run: Run) -> None:
-            run.values[op.out] = run.tensor(op.x)[run.arrays.logit_rows]
+            run.values[op.out] = run.tensor(op.x).index_select(0, run.arrays.logit_rows)
             run.values[HIDDEN] = run.values[op.out]
             done(run)
 

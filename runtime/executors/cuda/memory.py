@@ -6,12 +6,16 @@ import torch
 
 from compile.program import Attend, Program
 from quant.format.errors import InputError
+from quant.format.scheme import CodebookScheme, IntScheme, Scheme
 from runtime.kernels.triton.cache import CacheNumber
 
 MEMORY_SHARE = 0.9
 """Part of the free memory that weights and pages may fill; the rest is for a step's values."""
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "e4m3": 1}
 _SCALE_BYTES = 4
+_SCALE_BITS = 1
+"""Scales of groups of 16 columns and more take a bit of each number; ggml's, with minimums and in
+32 bits, take three."""
 
 
 def require_gpu() -> None:
@@ -33,12 +37,22 @@ def page_bytes(program: Program, page_size: int, number: CacheNumber) -> int:
 
 
 def weights_on_device(program: Program) -> int:
-    """Bytes of all matrices, at most: what is not kept as integers has 16 bits, scales a byte."""
-    bits = {op.weight: op.scheme.num_bits for op in program.projections()}
+    """Bytes of all matrices, at most: what is not kept as integers has 16 bits."""
+    bits = {op.weight: _bits_held(op.scheme) for op in program.projections()}
     return sum(
-        math.prod(shape) * (min(bits.get(name, 16), 16) + 1) // 8
+        math.prod(shape) * bits.get(name, 16 + _SCALE_BITS) // 8
         for name, shape in program.weights().items()
     )
+
+
+def _bits_held(scheme: Scheme) -> int:
+    """Of a number, its part of the scales included."""
+    if isinstance(scheme, IntScheme):
+        groups_of_32_bits = 0 if scheme.ggml_type is None else 2 * _SCALE_BITS
+        return (4 if scheme.num_bits <= 4 else 8) + _SCALE_BITS + groups_of_32_bits
+    if isinstance(scheme, CodebookScheme) and scheme.codebook == "e4m3" and scheme.activation:
+        return 8 + _SCALE_BITS
+    return 16 + _SCALE_BITS
 
 
 def pages_that_fit(

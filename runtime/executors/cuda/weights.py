@@ -22,7 +22,7 @@ from runtime.executors.cuda.forms import Dense, Form, Packed, Rounded
 from runtime.kernels.triton.rounded import Numbers, RoundedWeight
 from runtime.kernels.triton.weight_only import pack_integer
 
-GROUPS = (32, 64, 128, 256)
+GROUPS = (16, 32, 64, 128, 256)
 """Group sizes that the kernels take."""
 WHOLE_ROW_GROUP = 128
 """A row under one scale is cut into groups of this size, which all have it."""
@@ -137,7 +137,8 @@ class DeviceWeights:
         scale = per_group([weight.scale for weight in weights])
         assert scale is not None
         zeros = per_group([weight.zero_point for weight in weights])
-        return Packed(pack_integer(codes, scale, zeros, scheme.num_bits, size), rounds)
+        least = per_group([weight.minimum for weight in weights])
+        return Packed(pack_integer(codes, scale, zeros, scheme.num_bits, size, least), rounds)
 
     def _rounded(self, weights: Sequence[QuantizedTensor], name: str) -> Form:
         for weight in weights:
@@ -166,9 +167,11 @@ def _tensor(array: FloatArray, device: torch.device) -> Tensor:
 
 
 def _can_be_packed(weight: QuantizedTensor) -> bool:
-    """Integers in regular groups that the kernels know, without a float minimum."""
-    regular = weight.group_index is None and weight.minimum is None
-    return isinstance(weight.scheme, IntScheme) and regular and _group_size(weight) in GROUPS
+    """Integers in regular groups that the kernels know."""
+    if not isinstance(weight.scheme, IntScheme) or weight.group_index is not None:
+        return False
+    held = weight.minimum is None or weight.scheme.num_bits < 8
+    return held and _group_size(weight) in GROUPS
 
 
 def _group_size(weight: QuantizedTensor) -> int:

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NO_TOKEN = -1
-"""Where the logits are not finite numbers."""
+from runtime.engine.batch import NO_TOKEN, NOTHING_LEFT
+
 _BLOCK = 4096
 
 
@@ -29,9 +29,9 @@ class Choices:
     uniform: Tensor
 
 
-def choose(logits: Tensor, choices: Choices) -> Tensor:
+def choose(logits: Tensor, choices: Choices, edited: Tensor | None = None) -> Tensor:
     """float32 [rows, vocab] -> int32 [rows], NO_TOKEN where the largest logit is not finite or one
-    is NaN."""
+    is NaN; NOTHING_LEFT where that is so since it was edited. edited: from `edits.edit`."""
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int32, device=logits.device)
     if rows:
@@ -42,10 +42,13 @@ def choose(logits: Tensor, choices: Choices) -> Tensor:
             choices.top_p,
             choices.min_p,
             choices.uniform,
+            out if edited is None else edited,
             out,
             vocab,
             logits.stride(0),
-            NOTHING=NO_TOKEN,
+            EDITED=edited is not None,
+            WRONG=NO_TOKEN,
+            NOTHING=NOTHING_LEFT,
             BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)),
             num_warps=8,
         )
@@ -54,12 +57,12 @@ def choose(logits: Tensor, choices: Choices) -> Tensor:
 
 @triton.jit
 def _choose_kernel(
-    logits, temperature, top_k, top_p, min_p, uniform, out, vocab, stride,
-    NOTHING: tl.constexpr, BLOCK: tl.constexpr,
+    logits, temperature, top_k, top_p, min_p, uniform, edited, out, vocab, stride,
+    EDITED: tl.constexpr, WRONG: tl.constexpr, NOTHING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     row = logits + number.to(tl.int64) * stride
-    best, token, sound = _best(row, vocab, BLOCK)
+    best, token, sound = largest_of(row, vocab, BLOCK)
     heat = tl.load(temperature + number)
     if sound & (heat > 0.0):
         cold = 1.0 / tl.maximum(heat, 1e-30)
@@ -74,7 +77,12 @@ def _choose_kernel(
         )
         least = tl.load(min_p + number)
         token = _drawn(row, vocab, tl.load(uniform + number), best, cold, limit, ties, least, BLOCK)
-    tl.store(out + number, tl.where(sound, token, NOTHING))
+    token = tl.where(sound, token, WRONG)
+    if EDITED:
+        state = tl.load(edited + number)
+        token = tl.where((state == 1) & (token == WRONG), NOTHING, token)
+        token = tl.where(state == 2, WRONG, token)
+    tl.store(out + number, token)
 
 
 @triton.jit
@@ -85,7 +93,7 @@ def _key(x):
 
 
 @triton.jit
-def _best(row, vocab, BLOCK: tl.constexpr):
+def largest_of(row, vocab, BLOCK: tl.constexpr):
     """The largest logit, its lowest index, and whether all are numbers and it is finite."""
     best = -float("inf")
     token = 0

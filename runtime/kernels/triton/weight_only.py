@@ -2,9 +2,10 @@
 
 Inputs are floats, or rounded to int8 or e4m3 with a scale per row: 16 bits hold either exactly.
 
-4-bit layout: byte r of group g holds columns g * group + r (low nibble) and g * group + group / 2 +
-r (high), so that both halves of a group are whole tiles and no register is shuffled. Codes lie
-[in, out], output columns next to each other, which is how a program's threads read them.
+A tile is a group of columns, or two groups of 16. 4-bit layout: byte r of tile t holds columns
+t * size + r (low nibble) and t * size + size / 2 + r (high), so that both halves of a tile are
+multiplied whole and no register is shuffled. Codes lie [in, out], output columns next to each
+other, which is how a program's threads read them.
 """
 
 from dataclasses import dataclass
@@ -24,54 +25,83 @@ _NUMBERS = {
 }
 ZERO_OF_SIGNED = 8
 """Signed 4-bit codes are stored with this added."""
+LEAST_TILE = 32
+"""Half of it is the smallest sum of a matrix product that Triton makes."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedInteger:
     """A weight [out, in] as the kernel reads it.
 
-    codes: uint8 [groups * group_size / 2, out] for 4 bits, int8 [groups * group_size, out] for 8;
+    codes: uint8 [tiles * tile_size / 2, out] for 4 bits, int8 [tiles * tile_size, out] for 8;
     columns beyond `in_features` are zero. scale: [groups, out], as stored. zero_point: int8
-    [groups, out], as it is subtracted from the signed codes; None for symmetric weights.
+    [groups, out], as it is subtracted from the signed codes; None for symmetric weights. minimum:
+    [groups, out], added to code times scale; codes are unsigned then. halves: a tile is two groups.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
+    minimum: Tensor | None
     num_bits: int
-    group_size: int
+    tile_size: int
+    halves: bool
     in_features: int
     out_features: int
 
     @property
+    def tiles(self) -> int:
+        return len(self.scale) // 2 if self.halves else len(self.scale)
+
+    @property
     def nbytes(self) -> int:
-        zeros = 0 if self.zero_point is None else self.zero_point.nbytes
-        return self.codes.nbytes + self.scale.nbytes + zeros
+        parts = (self.codes, self.scale, self.zero_point, self.minimum)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 def pack_integer(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, num_bits: int, group_size: int
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    num_bits: int,
+    group_size: int,
+    minimum: Tensor | None = None,
 ) -> PackedInteger:
-    """Signed codes int8 [out, in] with scale and zero_point [out, groups] in the kernel's layout.
+    """Codes int8 [out, in] with scale, zero_point and minimum [out, groups] in the kernel's layout.
 
-    num_bits up to 4 are packed in nibbles, others stay bytes. group_size: at least 32 and even.
+    num_bits up to 4 are packed in nibbles, others stay bytes. group_size: 16, or at least 32 and a
+    power of two.
     """
     rows, columns = codes.shape
-    groups = scale.shape[1]
-    padded = torch.nn.functional.pad(codes, (0, groups * group_size - columns))
-    by_group = padded.view(rows, groups, group_size).permute(1, 2, 0)
+    halves = group_size < LEAST_TILE
+    size = max(group_size, LEAST_TILE)
+    tiles = -(-columns // size)
+    padded = torch.nn.functional.pad(codes, (0, tiles * size - columns))
+    by_tile = padded.view(rows, tiles, size).permute(1, 2, 0)
     if num_bits <= 4:
-        nibbles = (by_group + ZERO_OF_SIGNED).to(torch.uint8)
-        low, high = nibbles[:, : group_size // 2], nibbles[:, group_size // 2 :]
+        offset = ZERO_OF_SIGNED if minimum is None else 0
+        nibbles = (by_tile + offset).to(torch.uint8)
+        low, high = nibbles[:, : size // 2], nibbles[:, size // 2 :]
         held = (low | (high << 4)).reshape(-1, rows)
     else:
-        held = by_group.reshape(-1, rows)
+        held = by_tile.reshape(-1, rows)
+
+    def of_groups(numbers: Tensor | None) -> Tensor | None:
+        if numbers is None:
+            return None
+        missing = tiles * (size // group_size) - numbers.shape[1]
+        return torch.nn.functional.pad(numbers, (0, missing)).T.contiguous()
+
+    scales = of_groups(scale)
+    assert scales is not None
     return PackedInteger(
         held.contiguous(),
-        scale.T.contiguous(),
-        None if zero_point is None else zero_point.T.contiguous(),
+        scales,
+        of_groups(zero_point),
+        of_groups(minimum),
         4 if num_bits <= 4 else 8,
-        group_size,
+        size,
+        halves,
         columns,
         rows,
     )
@@ -97,7 +127,7 @@ def weight_only_matmul(
     if rows == 0:
         return out
     config = config or weight_only_config(rows, weight.in_features, weight.out_features)
-    splits = min(config.splits, len(weight.scale))
+    splits = min(config.splits, weight.tiles)
     parts = out
     if splits > 1:
         parts = torch.empty(
@@ -114,16 +144,19 @@ def weight_only_matmul(
         weight.codes,
         weight.scale,
         weight.scale if weight.zero_point is None else weight.zero_point,
+        weight.scale if weight.minimum is None else weight.minimum,
         parts if bias is None or splits > 1 else bias,
         parts,
         rows,
         weight.out_features,
         weight.in_features,
-        len(weight.scale),
+        weight.tiles,
         codes.stride(0),
-        GROUP=weight.group_size,
+        TILE=weight.tile_size,
+        HALVES=weight.halves,
         FOUR_BITS=weight.num_bits == 4,
         HAS_ZERO=weight.zero_point is not None,
+        HAS_MINIMUM=weight.minimum is not None,
         HAS_BIAS=bias is not None and splits == 1,
         SPLITS=splits,
         ROUNDED=row_scale is not None,
@@ -141,25 +174,25 @@ def weight_only_matmul(
 
 @triton.jit
 def _weight_only_kernel(
-    x, row_scale, codes, scale, zero_point, bias, out,
-    num_rows, num_columns, in_features, num_groups, x_stride,
-    GROUP: tl.constexpr, FOUR_BITS: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SPLITS: tl.constexpr, ROUNDED: tl.constexpr, NUMBER: tl.constexpr, SCALE_FIRST: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, row_scale, codes, scale, zero_point, minimum, bias, out,
+    num_rows, num_columns, in_features, num_tiles, x_stride,
+    TILE: tl.constexpr, HALVES: tl.constexpr, FOUR_BITS: tl.constexpr, HAS_ZERO: tl.constexpr,
+    HAS_MINIMUM: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, ROUNDED: tl.constexpr,
+    NUMBER: tl.constexpr, SCALE_FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(2)
-    HALF: tl.constexpr = GROUP // 2
+    HALF: tl.constexpr = TILE // 2
     inside = tl.arange(0, HALF)
     in_columns = columns < num_columns
     in_rows = rows[:, None] < num_rows
     x_rows = x + rows[:, None].to(tl.int64) * x_stride
-    per_split = tl.cdiv(num_groups, SPLITS)
+    per_split = tl.cdiv(num_tiles, SPLITS)
     first = split * per_split
     acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for group in range(first, tl.minimum(first + per_split, num_groups)):
-        k_low = group * GROUP + inside
+    for tile in range(first, tl.minimum(first + per_split, num_tiles)):
+        k_low = tile * TILE + inside
         k_high = k_low + HALF
         a_low = tl.load(
             x_rows + k_low[None, :], mask=in_rows & (k_low < in_features)[None, :], other=0.0
@@ -171,13 +204,14 @@ def _weight_only_kernel(
             a_low = a_low.to(tl.float32).to(NUMBER)
             a_high = a_high.to(tl.float32).to(NUMBER)
         if FOUR_BITS:
-            held = group * HALF + inside
+            held = tile * HALF + inside
             packed = tl.load(
                 codes + held[:, None].to(tl.int64) * num_columns + columns[None, :],
                 mask=in_columns[None, :], other=0,
             )  # fmt: skip
-            low = (packed & 0xF).to(tl.int16) - 8
-            high = (packed >> 4).to(tl.int16) - 8
+            OFFSET: tl.constexpr = 0 if HAS_MINIMUM else 8
+            low = (packed & 0xF).to(tl.int16) - OFFSET
+            high = (packed >> 4).to(tl.int16) - OFFSET
         else:
             low = tl.load(
                 codes + k_low[:, None].to(tl.int64) * num_columns + columns[None, :],
@@ -187,22 +221,41 @@ def _weight_only_kernel(
                 codes + k_high[:, None].to(tl.int64) * num_columns + columns[None, :],
                 mask=in_columns[None, :], other=0,
             ).to(tl.int16)  # fmt: skip
+        at_low = (2 * tile if HALVES else tile) * num_columns + columns
+        at_high = at_low + num_columns if HALVES else at_low
         if HAS_ZERO:
-            zeros = tl.load(zero_point + group * num_columns + columns, mask=in_columns, other=0)
-            low -= zeros.to(tl.int16)[None, :]
-            high -= zeros.to(tl.int16)[None, :]
-        scales = tl.load(scale + group * num_columns + columns, mask=in_columns, other=0.0).to(
-            tl.float32
-        )
+            low -= tl.load(zero_point + at_low, mask=in_columns, other=0).to(tl.int16)[None, :]
+            high -= tl.load(zero_point + at_high, mask=in_columns, other=0).to(tl.int16)[None, :]
+        scale_low = tl.load(scale + at_low, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+        scale_high = scale_low
+        if HALVES:
+            scale_high = tl.load(scale + at_high, mask=in_columns, other=0.0)
+            scale_high = scale_high.to(tl.float32)[None, :]
+        if HAS_MINIMUM:
+            least_low = tl.load(minimum + at_low, mask=in_columns, other=0.0)
+            least_low = least_low.to(tl.float32)[None, :]
+            least_high = least_low
+            if HALVES:
+                least_high = tl.load(minimum + at_high, mask=in_columns, other=0.0)
+                least_high = least_high.to(tl.float32)[None, :]
         if SCALE_FIRST:
-            b_low = (low.to(tl.float32) * scales[None, :]).to(NUMBER)
-            b_high = (high.to(tl.float32) * scales[None, :]).to(NUMBER)
-            acc = tl.dot(a_low, b_low, acc, input_precision="ieee")
-            acc = tl.dot(a_high, b_high, acc, input_precision="ieee")
+            b_low, b_high = low.to(tl.float32) * scale_low, high.to(tl.float32) * scale_high
+            if HAS_MINIMUM:
+                b_low += least_low
+                b_high += least_high
+            acc = tl.dot(a_low, b_low.to(NUMBER), acc, input_precision="ieee")
+            acc = tl.dot(a_high, b_high.to(NUMBER), acc, input_precision="ieee")
         else:
             product = tl.dot(a_low, low.to(NUMBER), input_precision="ieee")
-            product = tl.dot(a_high, high.to(NUMBER), product, input_precision="ieee")
-            acc += product * scales[None, :]
+            if HALVES:
+                acc += product * scale_low
+                product = tl.dot(a_high, high.to(NUMBER), input_precision="ieee")
+            else:
+                product = tl.dot(a_high, high.to(NUMBER), product, input_precision="ieee")
+            acc += product * scale_high
+            if HAS_MINIMUM:
+                acc += tl.sum(a_low.to(tl.float32), axis=1)[:, None] * least_low
+                acc += tl.sum(a_high.to(tl.float32), axis=1)[:, None] * least_high
     if ROUNDED:
         acc = acc * tl.load(row_scale + rows, mask=rows < num_rows, other=0.0)[:, None]
     if HAS_BIAS:

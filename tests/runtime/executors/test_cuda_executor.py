@@ -20,7 +20,9 @@ from quant.format.scheme import (
     PerGroup,
 )
 from quant.format.tensor import QuantizedTensor, Weight
-from runtime.engine.batch import PlainDraw, StepBatch
+from runtime.engine.batch import Follows, PlainDraw, StepBatch
+from runtime.engine.engine import Engine
+from runtime.engine.request import Request, SamplingParams
 from runtime.executors.torch import TorchExecutor
 from runtime.loading import load_executor
 from tests.runtime.gpu import COMPILED, DEVICE
@@ -49,6 +51,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int3-row": {"num_bits": 3, "kind": "zero_point", "group_size": None},
     "int8-128": {"num_bits": 8, "group_size": 128},
     "int4-minimum": {"kind": "minimum", "group_size": 32},
+    "int6-16": {"num_bits": 6, "group_size": 16},
     "int4-scattered": {"kind": "zero_point", "scattered": True},
 }
 
@@ -283,3 +286,64 @@ def test_tokens_are_chosen_without_handing_over_logits() -> None:
     assert found.tolist() == plain.step(batch).argmax(axis=1).tolist()
     likely = executor.choose(batch, [PlainDraw(1.0, 1, 1.0, 0.0, 0.9)] * len(batch.logit_rows))
     assert likely.tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("recorder", [None, EagerRecorder()])
+def test_a_step_follows_one_whose_tokens_nobody_has_read(recorder: EagerRecorder | None) -> None:
+    """The second of three sequences has ended meanwhile, and the others change places."""
+    model = tiny_model("llama", layers=1)
+    executor, plain = executor_of(model, recorder=recorder), executor_of(model)
+    greedy = PlainDraw(0.0, 0, 1.0, 0.0, 0.5)
+
+    def at(position: int, tokens: list[int], pages: list[int]) -> StepBatch:
+        order = np.arange(len(pages), dtype=np.int32)
+        places = np.full(len(pages), position, np.int32)
+        starts = np.arange(len(pages) + 1, dtype=np.int32)
+        return StepBatch(
+            np.array(tokens, np.int32), places, starts, np.array(pages, np.int32)[:, None], order
+        )
+
+    start = at(0, [7, 8, 9], [3, 2, 5])
+    first = executor.begin(start, [greedy] * 3)
+    second = executor.begin(
+        at(1, [0, 0], [5, 3]), [greedy] * 2, Follows(first, np.array([2, 0], np.int32))
+    )
+    known = plain.choose(start, [greedy] * 3)
+    expected = plain.choose(at(1, [int(known[2]), int(known[0])], [5, 3]), [greedy] * 2)
+    assert second.tokens().tolist() == expected.tolist()
+    assert first.tokens().tolist() == known.tolist()
+
+
+def test_the_engine_gives_the_same_text_over_a_device_that_runs_ahead() -> None:
+    """Penalties and a ban among them, one aborted while its next step is on the way."""
+    model = tiny_model("llama", layers=1)
+    texts = []
+    for ahead in (True, False):
+        executor = executor_of(model, recorder=EagerRecorder())
+        engine = Engine(executor if ahead else _Plain(executor), check=True)
+        for number, params in enumerate(
+            (
+                SamplingParams(temperature=0.0),
+                SamplingParams(temperature=0.9, seed=4, top_k=8),
+                SamplingParams(temperature=0.0, logit_bias={3: 1.0}),
+            )
+        ):
+            engine.add(Request(str(number), (5, 6 + number), 5 - number, params))
+        said: dict[str, list[int | None]] = {"0": [], "1": [], "2": []}
+        for turn in range(9):
+            for event in engine.step():
+                said[event.request_id].append(event.token_id)
+            if turn == 2:
+                engine.abort("1")
+        assert not engine.has_work
+        texts.append(said)
+    assert texts[0] == texts[1] and len(texts[0]["0"]) == 5
+
+
+class _Plain:
+    """An executor that hands over logits."""
+
+    def __init__(self, executor: CudaExecutor) -> None:
+        self.vocab_size, self.max_positions = executor.vocab_size, executor.max_positions
+        self.page_size, self.num_pages = executor.page_size, executor.num_pages
+        self.step, self.close = executor.step, executor.close

@@ -7,6 +7,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from runtime.engine.batch import NO_TOKEN
 from runtime.engine.candidates import draw_token
 from runtime.engine.request import SamplingParams
 from tests.runtime.gpu import DEVICE
@@ -95,9 +96,9 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_give_no_token(bad: float, temperature: float) -> None:
     logits = np.array([0.5, bad, 1.0], np.float32)
-    assert chosen(logits, SamplingParams(temperature=temperature), 0.1) == sampling.NO_TOKEN
+    assert chosen(logits, SamplingParams(temperature=temperature), 0.1) == NO_TOKEN
     nothing = np.full(3, -np.inf, np.float32)
-    assert chosen(nothing, SamplingParams(temperature=temperature), 0.1) == sampling.NO_TOKEN
+    assert chosen(nothing, SamplingParams(temperature=temperature), 0.1) == NO_TOKEN
 
 
 def test_banned_tokens_are_never_drawn() -> None:

@@ -35,7 +35,7 @@ def make(
     return packed, exact * scale.double()[:, of_column]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.integers(1, 19),
@@ -83,6 +83,31 @@ def test_scales_that_multiply_first_round_the_weight_to_the_inputs_dtype() -> No
     magnitude = x.double().abs() @ exact.abs().T
     rounding = 2.0**-11 * wanted.abs()
     assert ((found.double() - wanted).abs() <= sum_bound(magnitude, 96) + rounding).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "least"), [(4, 32, True), (5, 64, True), (2, 16, True), (6, 16, False)]
+)
+@pytest.mark.parametrize("scale_first", [False, True])
+def test_minimums_and_groups_of_16(bits: int, group: int, least: bool, scale_first: bool) -> None:
+    """As ggml's K-quants have them, the last group alone in its tile."""
+    columns = 80 if group == 16 else 2 * group
+    generator = torch.Generator().manual_seed(bits)
+    low, high = (0, 1 << bits) if least else (-(1 << (bits - 1)), 1 << (bits - 1))
+    codes = torch.randint(low, high, (20, columns), dtype=torch.int8, generator=generator)
+    scale = torch.rand(20, columns // group, generator=generator) + 0.1
+    minimum = -4 * torch.rand(20, columns // group, generator=generator) if least else None
+    on_device = None if minimum is None else minimum.to(DEVICE)
+    packed = pack_integer(codes.to(DEVICE), scale.to(DEVICE), None, bits, group, on_device)
+    x = torch.randn(3, columns, generator=generator)
+    config = MatmulConfig(16, 32, 2, scale_first=scale_first)
+    found = weight_only_matmul(x.to(DEVICE), packed, config=config).cpu().double()
+    of_column = torch.arange(columns) // group
+    products = codes.double() * scale.double()[:, of_column]
+    offsets = 0 * products if minimum is None else minimum.double()[:, of_column]
+    wanted = x.double() @ (products + offsets).T
+    magnitude = x.double().abs() @ (products.abs() + offsets.abs()).T
+    assert ((found - wanted).abs() <= sum_bound(magnitude, columns + 2)).all()
 
 
 @pytest.mark.parametrize("numbers", ["int8", "e4m3"])
