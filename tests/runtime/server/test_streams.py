@@ -68,7 +68,8 @@ async def respond(feed: ScriptedFeed, writer: NarrowWriter | None) -> list[Messa
             message[BODY_WRITER] = writer
 
     async def receive() -> Message:
-        return await asyncio.get_running_loop().create_future()
+        message: Message = await asyncio.get_running_loop().create_future()
+        return message
 
     answering = asyncio.ensure_future(EventStream(feed)({"type": "http"}, receive, send))
     while not answering.done():
