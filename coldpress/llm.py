@@ -53,7 +53,7 @@ class LLM:
     ) -> None:
         """`activations`: what integer weights are multiplied by: inputs rounded to int8, or with
         "float32", several times slower, inputs as they are. `kv_cache_type`: what keys and values
-        are kept in, "auto" being float16, or float32 with inputs as they are. `context`: longest
+        are kept in, "auto" being bfloat16, or float32 with inputs as they are. `context`: longest
         prompt and answer together, in tokens; the model's own by default. `on_note` is told what of
         the artifact is not used as it is stored."""
         self._service, self._close = open_service(

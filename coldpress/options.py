@@ -159,7 +159,7 @@ kv_cache_type_option = click.option(
     default="auto",
     show_default=True,
     help="What keys and values are kept in; auto is float32 where inputs are taken as they are, "
-    "else float16. int8, with a scale for each head of each token, holds twice the context.",
+    "else bfloat16. int8, with a scale for each head of each token, holds twice the context.",
 )
 
 

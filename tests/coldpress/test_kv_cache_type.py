@@ -53,7 +53,7 @@ def test_run_takes_inputs_as_they_are_when_asked(
     run_json("run", tiny, "hello", "--max-tokens", 2, "--activations", "float32")
     with LLM(tiny):
         pass
-    assert made == ["float32", "float16"]
+    assert made == ["float32", "bfloat16"]
 
 
 def test_a_type_that_does_not_exist_is_named(tiny: Path) -> None:

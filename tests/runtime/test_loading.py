@@ -39,6 +39,7 @@ def test_bytes_of_a_page_are_keys_and_values_and_their_scales() -> None:
     widths: dict[KvCacheType, float] = {
         "float32": 4,
         "float16": 2,
+        "bfloat16": 2,
         "int8": 1 + 4 / layers[0].head_dim,
     }
     for number, width in widths.items():
@@ -74,7 +75,7 @@ def test_a_pool_without_a_page_is_refused() -> None:
 def test_an_explicit_type_of_the_cache_outranks_what_follows_from_the_rest() -> None:
     cases: list[tuple[dict[str, Any], KvCacheType]] = [
         ({"exact": True}, "float32"),
-        ({}, "float16"),
+        ({}, "bfloat16"),
         ({"exact": True, "kv_cache_type": "int8"}, "int8"),
         ({"kv_cache_type": "float32"}, "float32"),
     ]

@@ -35,8 +35,8 @@ class CpuExecutor:
     many tokens run in memory that is taken now; a larger one takes more. instruction_set: one of
     `runtime.kernels.cpu._native.instruction_sets()`, or "auto" for the best. activations: what
     integer weights are multiplied by: "float32", the numbers as they are; or "int8", which rounds
-    each run of 32 by a scale of its own and is several times as fast. cache: what keys and values
-    are kept in.
+    each run of 32 by a scale of its own and is several times as fast, and lets attention round
+    queries and weights to the bfloat16 of the cache. cache: what keys and values are kept in.
 
     All other arithmetic is float32 over the stored numbers. A row's bits depend on the row alone,
     whatever the step, the threads and the pages.
@@ -62,7 +62,7 @@ class CpuExecutor:
         pool = ThreadPool(threads or available_threads())
         weights = Weights(model.weights, pool, activations == "int8")
         plan = Plan(pool, instruction_set)
-        self._results = lower(model.program, weights, plan, cache)
+        self._results = lower(model.program, weights, plan, cache, activations == "int8")
         plan.allocate(num_pages, page_size, max_step_tokens, self.vocab_size)
         self.threads = pool.size
         self.weight_bytes = weights.nbytes

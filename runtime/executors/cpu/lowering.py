@@ -48,11 +48,14 @@ class Results:
     hidden_ops: int
 
 
-def lower(program: Program, weights: Weights, plan: Plan, cache_number: KvCacheType) -> Results:
+def lower(
+    program: Program, weights: Weights, plan: Plan, cache_number: KvCacheType, rounds: bool
+) -> Results:
     """Add every op of `program` to `plan`.
 
-    cache_number: what keys and values are kept in."""
-    lowering = _Lowering(program, weights, plan, cache_number)
+    cache_number: what keys and values are kept in. rounds: what these multiply may be rounded to
+    bfloat16 where they are."""
+    lowering = _Lowering(program, weights, plan, cache_number, rounds)
     *body, last = together(program.ops)
     for ops in body:
         lowering.add(ops)
@@ -84,10 +87,16 @@ def _by(
 
 class _Lowering:
     def __init__(
-        self, program: Program, weights: Weights, plan: Plan, cache_number: KvCacheType
+        self,
+        program: Program,
+        weights: Weights,
+        plan: Plan,
+        cache_number: KvCacheType,
+        rounds: bool,
     ) -> None:
         self.program = program
         self.cache_number = cache_number
+        self.rounds = rounds
         self.weights = weights
         self.plan = plan
         self.buffers = Buffers(plan, program)
@@ -225,6 +234,7 @@ class _Lowering:
             scale=op.scale,
             window=op.window or 0,
             softcap=op.softcap or 0.0,
+            rounded=self.rounds,
         )
 
     def _logits(self, op: Logits) -> None:

@@ -2,6 +2,7 @@
 
 from torch import (
     Tensor,
+    bfloat16,
     finfo,
     float8_e4m3fn,
     float16,
@@ -47,6 +48,8 @@ def round_cached(x: Tensor, cache: KvCacheType) -> Tensor:
     numbers = x.to(float32)
     if cache == "float16":
         return numbers.clamp(-65504, 65504).to(float16).to(x.dtype)
+    if cache == "bfloat16":
+        return numbers.to(bfloat16).to(x.dtype)
     largest = numbers.abs().amax(-1, keepdim=True)
     scale = (largest / 127).clamp(min=finfo(float32).tiny)
     codes = (numbers / where(largest.isfinite(), scale, nan)).clamp(-127, 127).round()

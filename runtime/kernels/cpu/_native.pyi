@@ -67,7 +67,8 @@ class Plan:
     def add_buffer(self, width: int, selected: bool, routed: bool = False) -> int: ...
     def add_rope_table(self, frequencies: Sequence[float], attention_factor: float) -> int: ...
     def add_cache(self, kv_heads: int, head_dim: int, number: str) -> int:
-        """`number`: what keys and values are kept in, "float32" or "float16" (saturated)."""
+        """`number`: what keys and values are kept in, "float32", "float16" (saturated), "bfloat16"
+        or "int8", with a scale for each head of each token."""
     def add_embed(self, out: int, table: Matrix, scale: float = 1.0) -> None: ...
     def add_slice(self, out: int, x: int, start: int) -> None:
         """As many columns of x as `out` is wide. Raises ValueError where x has fewer."""
@@ -110,8 +111,10 @@ class Plan:
         scale: float,
         window: int,
         softcap: float,
+        rounded: bool = False,
     ) -> None:
-        """`window` and `softcap` are 0 where there is none."""
+        """`window` and `softcap` are 0 where there is none. `rounded`: what multiplies a cache in
+        bfloat16 is rounded to that too."""
     def add_gated_act(self, out: int, gate: int, up: int, activation: str) -> None: ...
     def add_add(self, out: int, a: int, b: int) -> None: ...
     def add_route(self, out: int, logits: int, chosen: int, normalized: bool) -> None:

@@ -1,255 +1,352 @@
-// Attention of a few rows over their pages (online softmax: Milakov & Gimelshein 2018).
+// Attention of a few rows over a stretch of their pages (softmax of parts that are joined later:
+// Milakov & Gimelshein 2018).
 //
-// Pages are visited in order and every sum runs over positions in order, stretch by stretch, so a
-// row's result depends on its own position and nothing else of the step. Rows share the loads of
-// keys and values, and none reads a value that it does not see: it may be another request's, and
-// not a number.
-#include "simd.hpp"
+// A row's scores of the whole stretch come first, then their softmax, then the sum of its values; all
+// sums run over elements and positions in order, so a row's result depends on its own position and
+// nothing else of the step. Rows share the loads of keys and values, and none reads a value that it
+// does not see: it may be another request's, and not a number.
+//
+// A place is a position of the stretch as keys lie: pages are padded to whole vectors.
+#include "attention_forms.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
 
 constexpr float kInfinity = __builtin_inff();
+constexpr float kLog2OfE = 1.44269504F;
 #if defined(__AVX512F__)
 constexpr int kRows = 6;  // of queries, in one tile
-constexpr int kValueVecs = 4;
+constexpr int kVecs = 4;  // of keys or values
 #else
 constexpr int kRows = 4;
-constexpr int kValueVecs = 2;
+constexpr int kVecs = 2;
 #endif
-
-template <class Stored>
-constexpr bool kScaled = false;
-template <>
-constexpr bool kScaled<Int8> = true;
-
-// One head's keys and values of a page, and their scales where they are integers. What lies in the
-// same places of the page that is read next is asked for as these are read: few lines at a time can
-// be on their way, and asking for many at once would halt whoever asks.
-template <class Stored>
-struct Cached {
-  const Stored* keys;
-  const Stored* values;
-  const Stored* next_keys;  // of the same page where there is no next
-  const Stored* next_values;
-  const float* key_scales;
-  const float* value_scales;
-};
-
-// `vecs` vectors of positions from `j` on; scores: [rows][key_stride].
-template <int rows, int vecs, class Stored>
-inline void score_tile(const AttentionView& view, const QueryRow* queries,
-                       const Cached<Stored>& page, int j, float* scores) {
-  const Stored* keys = page.keys;
-  const Stored* next = page.next_keys;
-  Vec sums[rows][vecs];
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
-  for (int d = 0; d < view.head_dim; ++d, keys += view.key_stride, next += view.key_stride) {
-    prefetch(next + j, sizeof(Stored) * vecs * kLanes);
-    Vec key[vecs];
-    for (int v = 0; v < vecs; ++v) key[v] = load_floats(keys + j + v * kLanes);
-    for (int r = 0; r < rows; ++r) {
-      const Vec q = splat(queries[r].q[d]);
-      for (int v = 0; v < vecs; ++v) sums[r][v] = fma(key[v], q, sums[r][v]);
-    }
-  }
-  Vec scales[vecs];
-  for (int v = 0; v < vecs; ++v) {
-    scales[v] = splat(view.scale);
-    if constexpr (kScaled<Stored>) scales[v] = mul(scales[v], load(page.key_scales + j + v * kLanes));
-  }
-  for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < vecs; ++v) {
-      Vec score = mul(sums[r][v], scales[v]);
-      if (view.softcap != 0.0F)
-        score = mul(splat(view.softcap), tanh(div(score, splat(view.softcap))));
-      store(scores + r * view.key_stride + j + v * kLanes, score);
-    }
-  }
-}
-
-template <int rows, class Stored>
-inline void score_rows(const AttentionView& view, const QueryRow* queries,
-                       const Cached<Stored>& page, int from, int to, float* scores) {
-  int j = from / kLanes * kLanes;
-  for (; j + kLanes < to; j += 2 * kLanes) score_tile<rows, 2>(view, queries, page, j, scores);
-  if (j < to) score_tile<rows, 1>(view, queries, page, j, scores);
-}
-
-// total: lane by lane, so that lanes are summed once and not for every page.
-struct Softmax {
-  float most = -kInfinity;
-  Vec total = splat(0.0F);
-};
-
-// Turns one row's scores into weights, each times its value's scale where `value_scales` are given;
-// returns what earlier pages' sums are multiplied by.
-inline Vec weigh_page(float* scores, int from, int to, const float* value_scales, Softmax& state) {
-  const int first = from / kLanes * kLanes;
-  for (int j = first; j < from; ++j) scores[j] = -kInfinity;
-  for (int j = to; j % kLanes != 0; ++j) scores[j] = -kInfinity;
-  Vec most = splat(state.most);
-  for (int j = first; j < to; j += kLanes) most = max(most, load(scores + j));
-  const float next = max_lanes(most);
-  const Vec keep = exp(splat(state.most - next));
-  state.most = next;
-  state.total = mul(state.total, keep);
-  for (int j = first; j < to; j += kLanes) {
-    const Vec weight = exp(sub(load(scores + j), splat(next)));
-    store(scores + j, value_scales == nullptr ? weight : mul(weight, load(value_scales + j)));
-    state.total = add(state.total, weight);
-  }
-  return keep;
-}
-
-// What earlier pages left is in `mixed`; values [from, to) join it.
-template <int rows, int vecs, class Stored>
-inline void mix_tile(const AttentionView& view, const Cached<Stored>& page, int d,
-                     const float* weights, int from, int to, float* mixed) {
-  const std::size_t part = part_size(view.value_stride);
-  Vec sums[rows][vecs];
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) sums[r][v] = load(mixed + r * part + v * kLanes);
-  for (int j = from; j < to; ++j) {
-    Vec value[vecs];
-    const std::size_t at = static_cast<std::size_t>(j) * view.value_stride + d;
-    prefetch(page.next_values + at, sizeof(Stored) * vecs * kLanes);
-    for (int v = 0; v < vecs; ++v) value[v] = load_floats(page.values + at + v * kLanes);
-    for (int r = 0; r < rows; ++r) {
-      const Vec weight = splat(weights[r * view.key_stride + j]);
-      for (int v = 0; v < vecs; ++v) sums[r][v] = fma(value[v], weight, sums[r][v]);
-    }
-  }
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) store(mixed + r * part + v * kLanes, sums[r][v]);
-}
-
-template <int rows, class Stored>
-inline void mix_rows(const AttentionView& view, const Cached<Stored>& page, const float* weights,
-                     int from, int to, float* mixed) {
-  if (from >= to) return;
-  int d = 0;
-  for (; d + kValueVecs * kLanes <= view.value_stride; d += kValueVecs * kLanes)
-    mix_tile<rows, kValueVecs>(view, page, d, weights, from, to, mixed + d);
-  for (; d < view.value_stride; d += kLanes)
-    mix_tile<rows, 1>(view, page, d, weights, from, to, mixed + d);
-}
 
 struct Span {
   int from;
   int to;
+  bool empty() const { return from >= to; }
 };
 
 inline int larger(int a, int b) { return a > b ? a : b; }
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
-// The positions of a page that begins at `base` and that a row sees; from == to where it sees none.
-inline Span seen(const QueryRow& row, int base, int page_size) {
-  const int from = larger(row.begin - base, 0);
-  return {from, larger(smaller(row.end - base, page_size), from)};
-}
+// What a call reads: keys, vector by vector of places, and values, page by page, of one head. Behind
+// the last of either is what is read next, which is asked for as the last ones are read: few lines
+// at a time can be on their way, and asking for many at once would halt whoever asks.
+template <class Form>
+struct Stretch {
+  using Stored = typename Form::Stored;
+  const AttentionView& view;
+  const Stored** keys;
+  const Stored** values;
+  const std::int32_t* pages;  // of the stretch
+  int kv_head;
 
-template <int rows, class Stored>
-void attend_page(const AttentionView& view, const QueryRow* queries, int base,
-                 const Cached<Stored>& page, float* scores, float* mixed, Softmax* states) {
-  const std::size_t part = part_size(view.value_stride);
-  Span spans[rows];
-  Span any{view.page_size, 0};
-  Span all{0, view.page_size};
-  for (int r = 0; r < rows; ++r) {
-    spans[r] = seen(queries[r], base, view.page_size);
-    all = {larger(all.from, spans[r].from), smaller(all.to, spans[r].to)};
-    if (spans[r].from < spans[r].to)
-      any = {smaller(any.from, spans[r].from), larger(any.to, spans[r].to)};
+  std::size_t head_of(int page) const {
+    return static_cast<std::size_t>(pages[page]) * view.kv_heads + kv_head;
   }
-  if (any.from >= any.to) return;
-  score_rows<rows>(view, queries, page, any.from, any.to, scores);
-  if (all.from > all.to) all.to = all.from;
-  for (int r = 0; r < rows; ++r) {
-    float* weights = scores + r * view.key_stride;
-    float* row = mixed + r * part;
-    if (spans[r].from == spans[r].to) continue;
-    const Vec keep = weigh_page(weights, spans[r].from, spans[r].to, page.value_scales, states[r]);
-    for (int d = 0; d < view.value_stride; d += kLanes) store(row + d, mul(load(row + d), keep));
-    mix_rows<1>(view, page, weights, spans[r].from, smaller(all.from, spans[r].to), row);
+  const Stored* keys_of(int page) const {
+    const std::size_t elements = round_up(view.head_dim, Form::kGroup);
+    return static_cast<const Stored*>(view.keys) + head_of(page) * elements * view.key_stride;
   }
-  mix_rows<rows>(view, page, scores, all.from, all.to, mixed);
+  const Stored* values_of(int page) const {
+    const std::size_t positions = round_up(view.page_size, Form::kGroup);
+    return static_cast<const Stored*>(view.values) + head_of(page) * positions * view.value_stride;
+  }
+};
+
+// scores [rows][stride] of `vecs` vectors of places from `first` on; queries: [rows][q_stride].
+template <class Form, int rows, int vecs>
+inline void score_tile(const Stretch<Form>& stretch, const typename Form::Factor* queries,
+                       std::size_t q_stride, int first, float* scores, std::size_t stride) {
+  using Stored = typename Form::Stored;
+  const AttentionView& view = stretch.view;
+  const Stored* const* keys = stretch.keys + first;
+  Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
-    mix_rows<1>(view, page, scores + r * view.key_stride, larger(all.to, spans[r].from),
-                spans[r].to, mixed + r * part);
-}
-
-template <class Stored>
-inline void attend_rows(const AttentionView& view, const QueryRow* queries, int rows, int base,
-                        const Cached<Stored>& page, float* scores, float* mixed, Softmax* states) {
-  const auto run = rows == 1   ? attend_page<1, Stored>
-                   : rows == 2 ? attend_page<2, Stored>
-                   : rows == 3 ? attend_page<3, Stored>
-                   : rows == 4 ? attend_page<4, Stored>
-                   : rows == 5 ? attend_page<kRows < 5 ? 1 : 5, Stored>
-                               : attend_page<kRows < 6 ? 1 : 6, Stored>;
-  run(view, queries, base, page, scores, mixed, states);
-}
-
-// The keys and values of one head of a page; head and next: (page, head) counted through.
-template <class Stored>
-inline Cached<Stored> cached(const AttentionView& view, std::size_t head, std::size_t next) {
-  const Stored* keys = static_cast<const Stored*>(view.keys);
-  const Stored* values = static_cast<const Stored*>(view.values);
-  const std::size_t key_size = static_cast<std::size_t>(view.head_dim) * view.key_stride;
-  const std::size_t value_size = static_cast<std::size_t>(view.page_size) * view.value_stride;
-  const std::size_t scale = head * view.key_stride;
-  return {keys + head * key_size,
-          values + head * value_size,
-          keys + next * key_size,
-          values + next * value_size,
-          kScaled<Stored> ? view.key_scales + scale : nullptr,
-          kScaled<Stored> ? view.value_scales + scale : nullptr};
-}
-
-template <class Stored>
-void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
-                   const std::int32_t* pages, int kv_head, int stretch, float* scores,
-                   float* parts) {
-  const std::size_t part = part_size(view.value_stride);
-  std::memset(parts, 0, sizeof(float) * count * part);
-  Softmax states[kQueryRows];
-  const int length = stretch_pages(view.page_size);
-  int begin = (stretch + 1) * length * view.page_size;
-  int end = 0;
-  for (int r = 0; r < count; ++r) {
-    begin = smaller(begin, queries[r].begin);
-    end = larger(end, queries[r].end);
-  }
-  const int last = (end - 1) / view.page_size;
-  const int stop = smaller(last + 1, (stretch + 1) * length);
-  for (int page = larger(begin / view.page_size, stretch * length); page < stop; ++page) {
-    const auto head_of = [&](int p) {
-      return static_cast<std::size_t>(pages[p]) * view.kv_heads + kv_head;
-    };
-    const std::size_t next = head_of(smaller(page + 1, last));
-    const Cached<Stored> current = cached<Stored>(view, head_of(page), next);
-    if constexpr (kScaled<Stored>) {
-      prefetch(view.key_scales + next * view.key_stride, sizeof(float) * view.key_stride);
-      prefetch(view.value_scales + next * view.key_stride, sizeof(float) * view.key_stride);
+    for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
+  std::size_t at = 0;
+  for (int d = 0; d < view.head_dim; d += Form::kGroup, at += Form::kGroup * view.key_stride) {
+    typename Form::Loaded key[vecs];
+    for (int v = 0; v < vecs; ++v) {
+      if (v % 2 == 0 || sizeof(Stored) * Form::kGroup * kLanes >= 64)
+        prefetch(keys[v + vecs] + at, 1);
+      key[v] = Form::load_group(keys[v] + at);
     }
-    for (int r = 0; r < count; r += kRows)
-      attend_rows(view, queries + r, smaller(kRows, count - r), page * view.page_size, current,
-                  scores + r * view.key_stride, parts + r * part, states + r);
+    for (int r = 0; r < rows; ++r) {
+      const typename Form::Splat q = Form::splat_group(queries + r * q_stride + d);
+      for (int v = 0; v < vecs; ++v) sums[r][v] = Form::multiply(sums[r][v], key[v], q);
+    }
   }
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vecs; ++v) store(scores + r * stride + (first + v) * kLanes, sums[r][v]);
+}
+
+template <class Form, int rows>
+inline void score_rows(const Stretch<Form>& stretch, const typename Form::Factor* queries,
+                       std::size_t q_stride, Span places, float* scores, std::size_t stride) {
+  int i = places.from / kLanes;
+  const int end = (places.to + kLanes - 1) / kLanes;
+  for (; i + kVecs <= end; i += kVecs)
+    score_tile<Form, rows, kVecs>(stretch, queries, q_stride, i, scores, stride);
+  if (kVecs > 2 && i + 2 <= end) {
+    score_tile<Form, rows, 2>(stretch, queries, q_stride, i, scores, stride);
+    i += 2;
+  }
+  if (i < end) score_tile<Form, rows, 1>(stretch, queries, q_stride, i, scores, stride);
+}
+
+// One row's scores, or weights, times the scales of their positions.
+template <class Form>
+inline void scale_row(const Stretch<Form>& stretch, const float* scales, Span places, float* x) {
+  const int n = stretch.view.key_stride;
+  for (int page = places.from / n; page * n < places.to; ++page) {
+    const float* of_page = scales + stretch.head_of(page) * n - page * n;
+    const int end = smaller(places.to, (page + 1) * n);
+    for (int j = larger(places.from / kLanes * kLanes, page * n); j < end; j += kLanes)
+      store(x + j, mul(load(x + j), load(of_page + j)));
+  }
+}
+
+inline void cap_row(const AttentionView& view, Span places, float* x) {
+  for (int j = places.from / kLanes * kLanes; j < places.to; j += kLanes)
+    store(x + j, mul(splat(view.softcap * kLog2OfE), tanh(load(x + j))));
+}
+
+// What is not seen, up to whole vectors and among the seen, scores nothing.
+inline void hide(const AttentionView& view, Span places, Span all, float* scores) {
+  for (int j = all.from; j < places.from; ++j) scores[j] = -kInfinity;
+  for (int j = places.to; j < all.to; ++j) scores[j] = -kInfinity;
+  const int n = view.key_stride;
+  if (n == view.page_size) return;
+  for (int page = all.from / n; page * n < places.to; ++page)
+    for (int j = page * n + view.page_size; j < (page + 1) * n; ++j) scores[j] = -kInfinity;
+}
+
+// Turns one row's scores, in powers of two, into weights that lie in their place; the largest score
+// and the sum of weights go to `ends`.
+template <class Form>
+inline void weigh(const Stretch<Form>& stretch, Span places, float* scores, float* ends) {
+  constexpr int kStep = 2 * kLanes;
+  const Span all{places.from / kStep * kStep, (places.to + kStep - 1) / kStep * kStep};
+  if constexpr (Form::kScaled) scale_row(stretch, stretch.view.key_scales, places, scores);
+  if (stretch.view.softcap != 0.0F) cap_row(stretch.view, places, scores);
+  hide(stretch.view, places, all, scores);
+  Vec most = splat(-kInfinity);
+  for (int j = all.from; j < all.to; j += kLanes) most = max(most, load(scores + j));
+  ends[0] = max_lanes(most);
+  most = splat(ends[0]);
+  Vec total = splat(0.0F);
+  auto* weights = reinterpret_cast<typename Form::Factor*>(scores);
+  for (int j = all.from; j < all.to; j += kStep) {
+    const Vec first = exp2(sub(load(scores + j), most));
+    const Vec second = exp2(sub(load(scores + j + kLanes), most));
+    Form::put(weights + j, first, second);
+    total = Form::sum_weights(total, weights + j);
+  }
+  ends[1] = sum_lanes(total);
+  if constexpr (Form::kScaled) scale_row(stretch, stretch.view.value_scales, places, scores);
+}
+
+// Values of places join what is in `mixed`; weights: [rows][stride].
+template <class Form, int rows, int vecs>
+inline void mix_tile(const Stretch<Form>& stretch, Span places, int d,
+                     const typename Form::Factor* weights, std::size_t stride, float* mixed) {
+  using Stored = typename Form::Stored;
+  const AttentionView& view = stretch.view;
+  const std::size_t part = part_size(view.value_stride);
+  Vec sums[rows][vecs];
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vecs; ++v) sums[r][v] = load(mixed + r * part + d + v * kLanes);
+  const auto join = [&](const typename Form::Loaded* value, const typename Form::Factor* w) {
+    for (int r = 0; r < rows; ++r) {
+      const typename Form::Splat weight = Form::splat_group(w + r * stride);
+      for (int v = 0; v < vecs; ++v) sums[r][v] = Form::multiply(sums[r][v], value[v], weight);
+    }
+  };
+  for (int page = places.from / view.key_stride; page * view.key_stride < places.to; ++page) {
+    const int base = page * view.key_stride;
+    int j = larger(places.from - base, 0);
+    const int end = smaller(places.to - base, view.page_size);
+    const Stored* values = stretch.values[page] + d * Form::kGroup;
+    const Stored* next = stretch.values[page + 1] + d * Form::kGroup;
+    const typename Form::Factor* w = weights + base;
+    typename Form::Loaded value[vecs];
+    const auto join_half = [&](Half half, int at) {
+      for (int v = 0; v < vecs; ++v)
+        value[v] = Form::only_half(half, Form::load_group(values + at * view.value_stride +
+                                                          v * kLanes * Form::kGroup));
+      join(value, w + at);
+    };
+    if (Form::kGroup == 2 && j % 2 == 1 && j < end) join_half(Half::second, j++ - 1);
+    for (; j + Form::kGroup <= end; j += Form::kGroup) {
+      const std::size_t at = static_cast<std::size_t>(j) * view.value_stride;
+      prefetch(next + at, sizeof(Stored) * Form::kGroup * vecs * kLanes);
+      for (int v = 0; v < vecs; ++v)
+        value[v] = Form::load_group(values + at + v * kLanes * Form::kGroup);
+      join(value, w + j);
+    }
+    if (j < end) join_half(Half::first, j);
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vecs; ++v) store(mixed + r * part + d + v * kLanes, sums[r][v]);
+}
+
+template <class Form, int rows>
+inline void mix_rows(const Stretch<Form>& stretch, Span places,
+                     const typename Form::Factor* weights, std::size_t stride, float* mixed) {
+  if (places.empty()) return;
+  int d = 0;
+  for (; d + kVecs * kLanes <= stretch.view.value_stride; d += kVecs * kLanes)
+    mix_tile<Form, rows, kVecs>(stretch, places, d, weights, stride, mixed);
+  for (; d < stretch.view.value_stride; d += kLanes)
+    mix_tile<Form, rows, 1>(stretch, places, d, weights, stride, mixed);
+}
+
+// Rows join the values that all of them see together, and each the others alone. A group that only
+// some see whole is not for all.
+template <class Form, int rows>
+inline void mix_seen(const Stretch<Form>& stretch, const Span* places,
+                     const typename Form::Factor* weights, std::size_t stride, float* mixed) {
+  Span all = places[0];
+  bool same = true;
+  for (int r = 1; r < rows; ++r) {
+    same = same && places[r].from == all.from && places[r].to == all.to;
+    all = {larger(all.from, places[r].from), smaller(all.to, places[r].to)};
+  }
+  if (!same) {
+    const int slot = all.to % stretch.view.key_stride;
+    all.from += all.from % Form::kGroup;
+    if (slot != stretch.view.page_size) all.to -= slot % Form::kGroup;
+    if (all.empty()) all.to = all.from;
+  }
+  const std::size_t part = part_size(stretch.view.value_stride);
+  for (int r = 0; r < rows; ++r)
+    mix_rows<Form, 1>(stretch, {places[r].from, smaller(all.from, places[r].to)},
+                      weights + r * stride, stride, mixed + r * part);
+  mix_rows<Form, rows>(stretch, all, weights, stride, mixed);
+  for (int r = 0; r < rows; ++r)
+    mix_rows<Form, 1>(stretch, {larger(all.to, places[r].from), places[r].to},
+                      weights + r * stride, stride, mixed + r * part);
+}
+
+// A query in the factors of its form: times the scale of scores, and in powers of two.
+template <class Form>
+inline void prepare_query(const AttentionView& view, const float* q, typename Form::Factor* out) {
+  const Vec factor = splat(view.softcap == 0.0F ? view.scale * kLog2OfE : view.scale / view.softcap);
+  int d = 0;
+  for (; d + 2 * kLanes <= view.head_dim; d += 2 * kLanes)
+    Form::put(out + d, mul(load(q + d), factor), mul(load(q + d + kLanes), factor));
+  if (d == view.head_dim) return;
+  float rest[2 * kLanes] = {};
+  std::memcpy(rest, q + d, sizeof(float) * (view.head_dim - d));
+  Form::put(out + d, mul(load(rest), factor), mul(load(rest + kLanes), factor));
+}
+
+template <class Form, int rows>
+void attend_tile(const Stretch<Form>& stretch, const QueryRow* queries, const Span* places,
+                 float* scratch, float* parts) {
+  const AttentionView& view = stretch.view;
+  const std::size_t part = part_size(view.value_stride);
+  const std::size_t q_stride = query_size(view.head_dim);
+  const std::size_t stride = score_size(view.page_size, view.key_stride);
+  auto* factors = reinterpret_cast<typename Form::Factor*>(scratch);
+  float* scores = scratch + rows * q_stride;
+  Span any = places[0];
+  for (int r = 0; r < rows; ++r) {
+    prepare_query<Form>(view, queries[r].q, factors + r * q_stride);
+    any = {smaller(any.from, places[r].from), larger(any.to, places[r].to)};
+  }
+  score_rows<Form, rows>(stretch, factors, q_stride, any, scores, stride);
+  for (int r = 0; r < rows; ++r)
+    weigh(stretch, places[r], scores + r * stride, parts + r * part + view.value_stride);
+  constexpr std::size_t kNarrow = sizeof(float) / sizeof(typename Form::Factor);
+  mix_seen<Form, rows>(stretch, places, reinterpret_cast<typename Form::Factor*>(scores),
+                       stride * kNarrow, parts);
+}
+
+template <class Form>
+inline void attend_rows(const Stretch<Form>& stretch, const QueryRow* queries, int rows,
+                        const Span* places, float* scratch, float* parts) {
+  const auto run = rows == 1   ? attend_tile<Form, 1>
+                   : rows == 2 ? attend_tile<Form, 2>
+                   : rows == 3 ? attend_tile<Form, 3>
+                   : rows == 4 ? attend_tile<Form, 4>
+                   : rows == 5 ? attend_tile<Form, kRows < 5 ? 1 : 5>
+                               : attend_tile<Form, kRows < 6 ? 1 : 6>;
+  run(stretch, queries, places, scratch, parts);
+}
+
+// Where the pages of `any` lie, and what is read after them.
+template <class Form>
+inline void find_pages(Stretch<Form>& stretch, Span any, bool last) {
+  const AttentionView& view = stretch.view;
+  const int vecs = view.key_stride / kLanes;
+  const int first = any.from / view.key_stride;
+  const int end = (any.to - 1) / view.key_stride + 1;
+  for (int page = first; page < end; ++page) {
+    for (int v = 0; v < vecs; ++v)
+      stretch.keys[page * vecs + v] = stretch.keys_of(page) + v * kLanes * Form::kGroup;
+    stretch.values[page] = stretch.values_of(page);
+  }
+  for (int v = 0; v < 2 * kVecs; ++v)
+    stretch.keys[end * vecs + v] =
+        stretch.values[smaller(first + v / vecs, end - 1)] + v % vecs * kLanes * Form::kGroup;
+  stretch.values[end] = last ? stretch.values[end - 1] : stretch.keys_of(end);
+}
+
+template <class Form>
+void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
+                   const std::int32_t* pages, int kv_head, int stretch, float* scratch,
+                   float* parts) {
+  [[maybe_unused]] const typename Form::Mode mode{};
+  const std::size_t part = part_size(view.value_stride);
+  const int length = stretch_pages(view.page_size) * view.page_size;
+  const int base = stretch * length;
+  const auto place_of = [&](int position) {
+    return position / view.page_size * view.key_stride + position % view.page_size;
+  };
+  Span places[kQueryRows];
+  Span any{view.key_stride * length, 0};
+  bool last = true;
   for (int r = 0; r < count; ++r) {
+    const int from = larger(queries[r].begin - base, 0);
+    const int to = smaller(queries[r].end - base, length);
+    last = last && queries[r].end <= base + length;
     float* ends = parts + r * part + view.value_stride;
-    ends[0] = states[r].most;
-    ends[1] = sum_lanes(states[r].total);
+    places[r] = {0, 0};
+    std::memset(parts + r * part, 0, sizeof(float) * part);
+    ends[0] = -kInfinity;
+    if (from >= to) continue;
+    places[r] = {place_of(from), place_of(to - 1) + 1};
+    any = {smaller(any.from, places[r].from), larger(any.to, places[r].to)};
+  }
+  if (any.empty()) return;
+  auto** lists = reinterpret_cast<const typename Form::Stored**>(scratch);
+  float* rest = scratch + list_size(view.page_size, view.key_stride);
+  Stretch<Form> found{view, lists, lists + list_vectors(view.page_size, view.key_stride),
+                      pages + base / view.page_size, kv_head};
+  find_pages(found, any, last);
+  for (int r = 0; r < count;) {
+    if (places[r].empty()) {
+      ++r;
+      continue;
+    }
+    int rows = 1;
+    while (rows < kRows && r + rows < count && !places[r + rows].empty()) ++rows;
+    attend_rows(found, queries + r, rows, places + r, rest, parts + r * part);
+    r += rows;
   }
 }
 
 void attend(const AttentionView& view, const QueryRow* queries, int count,
-            const std::int32_t* pages, int kv_head, int stretch, float* scores, float* parts) {
-  const auto run = view.number == CacheNumber::float16 ? attend_stored<Float16>
-                   : view.number == CacheNumber::int8  ? attend_stored<Int8>
-                                                       : attend_stored<float>;
-  run(view, queries, count, pages, kv_head, stretch, scores, parts);
+            const std::int32_t* pages, int kv_head, int stretch, float* scratch, float* parts) {
+  const auto run = view.number == CacheNumber::float16    ? attend_stored<Floats<Float16>>
+                   : view.number == CacheNumber::int8     ? attend_stored<Integers8>
+                   : view.number == CacheNumber::float32  ? attend_stored<Floats<float>>
+                   : view.rounded                         ? attend_stored<PairProducts>
+                                                          : attend_stored<WidePairs>;
+  run(view, queries, count, pages, kv_head, stretch, scratch, parts);
 }
 
 void join(const AttentionView& view, int count, const float* next, float* parts) {
@@ -261,8 +358,8 @@ void join(const AttentionView& view, int count, const float* next, float* parts)
       continue;
     }
     const float most = next[n] > parts[n] ? next[n] : parts[n];
-    const Vec keep = exp(splat(parts[n] - most));
-    const Vec take = exp(splat(next[n] - most));
+    const Vec keep = exp2(splat(parts[n] - most));
+    const Vec take = exp2(splat(next[n] - most));
     for (int d = 0; d < n; d += kLanes)
       store(parts + d, fma(load(next + d), take, mul(load(parts + d), keep)));
     float factors[2][kLanes];

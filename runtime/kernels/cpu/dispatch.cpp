@@ -26,6 +26,23 @@ extern const KernelTable kTable;
 namespace avx512_vnni {
 extern const KernelTable kTable;
 }
+namespace avx512_bf16 {
+void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, int, float*,
+            float*);
+void narrow_bfloat16(const float*, int, std::uint16_t*);
+}
+
+// With VNNI and one instruction more, which attention alone uses.
+static const KernelTable* with_bfloat16() {
+  static const KernelTable table = [] {
+    KernelTable made = avx512_vnni::kTable;
+    made.name = "avx512_bf16";
+    made.attend = avx512_bf16::attend;
+    made.narrow_bfloat16 = avx512_bf16::narrow_bfloat16;
+    return made;
+  }();
+  return &table;
+}
 
 static bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -46,6 +63,15 @@ static bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+// Leaf 7, sub-leaf 1, bit 5 of EAX.
+static bool has_avx512_bf16() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 5 & 1) != 0;
+}
+
 static const KernelTable* find_x86(const char* name, bool any) {
   const bool wide = has_avx512();
   const bool narrow = has_avx2();
@@ -53,6 +79,7 @@ static const KernelTable* find_x86(const char* name, bool any) {
     const KernelTable* kernels;
     bool present;
   } sets[] = {
+      {with_bfloat16(), wide && __builtin_cpu_supports("avx512vnni") && has_avx512_bf16()},
       {&avx512_vnni::kTable, wide && __builtin_cpu_supports("avx512vnni")},
       {&avx512::kTable, wide},
       {&avx2_vnni::kTable, narrow && has_avx_vnni()},

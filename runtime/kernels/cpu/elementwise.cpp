@@ -10,6 +10,7 @@ void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int
 void join(const AttentionView&, int, const float*, float*);
 void finish(const AttentionView&, const QueryRow*, int, const float*);
 void narrow(const float*, int, std::uint16_t*);
+void narrow_bfloat16(const float*, int, std::uint16_t*);
 float narrow_int8(const float*, int, std::int8_t*);
 void round_row(const float*, int, const Rounding&, float*);
 void quantize_row(const float*, int, const Rounding&, std::int8_t*, float*, std::int32_t*);
@@ -96,6 +97,7 @@ const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
                             join,
                             finish,
                             narrow,
+                            narrow_bfloat16,
                             narrow_int8,
                             rms_norm,
                             gated_act,

@@ -76,14 +76,17 @@ struct RoundedRows {
 };
 
 // What cached keys and values are held in; int8 with a scale for each head of each token.
-enum class CacheNumber : std::uint8_t { float32, float16, int8 };
+enum class CacheNumber : std::uint8_t { float32, float16, bfloat16, int8 };
 
 // One layer's keys and values, and how they are attended to.
 //
 // keys: [page][kv_head][head_dim][key_stride], so that a vector holds one element of many keys.
 // values: [page][kv_head][page_size][value_stride]. Their scales: [page][kv_head][key_stride].
+// In bfloat16, two elements of a key lie side by side, and two positions of a value's element:
+// [head_dim / 2][key_stride][2] and [page_size / 2][value_stride][2], both halves rounded up.
 struct AttentionView {
   CacheNumber number = CacheNumber::float32;
+  bool rounded = false;  // queries and weights to bfloat16, where that is what they multiply
   void* keys = nullptr;
   void* values = nullptr;
   float* key_scales = nullptr;  // of int8
@@ -128,15 +131,17 @@ struct KernelTable {
   void (*linear)(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
                  const float* bias, float* out, std::size_t out_stride, float* panel);
   // What up to kQueryRows rows of one sequence that read the same `kv_head` see of a stretch, into
-  // their parts; scores: [kQueryRows][key_stride].
+  // their parts; scratch: attend_scratch() floats.
   void (*attend)(const AttentionView& view, const QueryRow* rows, int count,
-                 const std::int32_t* pages, int kv_head, int stretch, float* scores, float* parts);
+                 const std::int32_t* pages, int kv_head, int stretch, float* scratch, float* parts);
   // Adds what rows saw of the next stretch to what they saw before it.
   void (*join)(const AttentionView& view, int count, const float* next, float* parts);
   // Parts of all that rows see become their results.
   void (*finish)(const AttentionView& view, const QueryRow* rows, int count, const float* parts);
   // The nearest float16, the largest for what is beyond.
   void (*narrow)(const float* x, int n, std::uint16_t* out);
+  // The nearest bfloat16, 0 for what is below the normal numbers.
+  void (*narrow_bfloat16)(const float* x, int n, std::uint16_t* out);
   // The nearest of 255 multiples of the scale that is returned, which is the largest magnitude
   // / 127, but never below the normal numbers; NaN where a number is not finite.
   float (*narrow_int8)(const float* x, int n, std::int8_t* out);
@@ -159,7 +164,7 @@ struct KernelTable {
 };
 
 // Rows that one pass over the pages serves.
-constexpr int kQueryRows = 12;
+constexpr int kQueryRows = 24;
 // Elements of a head whose keys and values are narrowed.
 constexpr int kLargestHead = 1024;
 
@@ -171,6 +176,26 @@ inline int stretch_pages(int page_size) { return page_size < kStretch ? kStretch
 
 // A row's part: its mixed values [value_stride], the largest score, the sum of weights, padding.
 inline std::size_t part_size(int value_stride) { return value_stride + kPad; }
+
+// What attend() works in: pointers to vectors of keys and to pages of values, and the queries and
+// scores of as many rows as share loads.
+constexpr int kNarrowest = 4;  // lanes of a vector
+constexpr int kTileRows = 6;
+inline std::size_t list_vectors(int page_size, int key_stride) {
+  return static_cast<std::size_t>(stretch_pages(page_size)) * key_stride / kNarrowest + kPad;
+}
+inline std::size_t list_size(int page_size, int key_stride) {
+  const std::size_t entries = list_vectors(page_size, key_stride) + stretch_pages(page_size) + 1;
+  return round_up(entries * sizeof(void*) / sizeof(float), kPad);
+}
+inline std::size_t query_size(int head_dim) { return round_up(head_dim, 2 * kPad); }
+inline std::size_t score_size(int page_size, int key_stride) {
+  return round_up(static_cast<std::size_t>(stretch_pages(page_size)) * key_stride, 2 * kPad);
+}
+inline std::size_t attend_scratch(int page_size, int key_stride, int head_dim) {
+  return list_size(page_size, key_stride) +
+         kTileRows * (query_size(head_dim) + score_size(page_size, key_stride));
+}
 
 // `name` is "auto", "avx512", "avx2" or "portable"; nullptr where this processor lacks it.
 const KernelTable* find_kernels(const char* name);

@@ -67,12 +67,13 @@ int add_cache(Plan& plan, int kv_heads, int head_dim, const std::string& number)
   if (head_dim > kLargestHead) throw std::invalid_argument("heads are larger than 1024 elements");
   if (number == "float32") return plan.add_cache(kv_heads, head_dim, CacheNumber::float32);
   if (number == "float16") return plan.add_cache(kv_heads, head_dim, CacheNumber::float16);
+  if (number == "bfloat16") return plan.add_cache(kv_heads, head_dim, CacheNumber::bfloat16);
   if (number == "int8") return plan.add_cache(kv_heads, head_dim, CacheNumber::int8);
-  throw std::invalid_argument("caches hold float32, float16 or int8, not " + number);
+  throw std::invalid_argument("caches hold float32, float16, bfloat16 or int8, not " + number);
 }
 
 void add_attend(Plan& plan, int out, int q, int k, int v, int cache, int heads, int kv_heads,
-                int head_dim, float scale, int window, float softcap) {
+                int head_dim, float scale, int window, float softcap, bool rounded) {
   AttentionView view;
   view.heads = heads;
   view.kv_heads = kv_heads;
@@ -80,6 +81,7 @@ void add_attend(Plan& plan, int out, int q, int k, int v, int cache, int heads, 
   view.scale = scale;
   view.window = window;
   view.softcap = softcap;
+  view.rounded = rounded;
   plan.add_attend(out, q, k, v, cache, view);
 }
 
@@ -155,7 +157,7 @@ NB_MODULE(_native, m) {
            nb::arg("head_dim"), nb::arg("table"))
       .def("add_attend", &add_attend, nb::arg("out"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
            nb::arg("cache"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
-           nb::arg("scale"), nb::arg("window"), nb::arg("softcap"))
+           nb::arg("scale"), nb::arg("window"), nb::arg("softcap"), nb::arg("rounded") = false)
       .def("add_gated_act", &add_gated_act, nb::arg("out"), nb::arg("gate"), nb::arg("up"),
            nb::arg("activation"))
       .def("add_add", &Plan::add_add, nb::arg("out"), nb::arg("a"), nb::arg("b"))
@@ -182,7 +184,7 @@ NB_MODULE(_native, m) {
 
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
-    for (const char* name : {"avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable"})
+    for (const char* name : {"avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable"})
       if (find_kernels(name) != nullptr) names.emplace_back(name);
     return names;
   });

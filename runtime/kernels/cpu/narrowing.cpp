@@ -1,5 +1,5 @@
 // Keys and values as the cache holds them.
-#include "simd.hpp"
+#include "simd_pairs.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
 
@@ -21,6 +21,14 @@ void narrow(const float* x, int n, std::uint16_t* out) {
   for_lanes(x, n, [&](int i, Vec a, int count) {
     std::uint16_t narrowed[kLanes];
     store_float16(narrowed, within(a, 65504.0F));
+    std::memcpy(out + i, narrowed, sizeof(*out) * count);
+  });
+}
+
+void narrow_bfloat16(const float* x, int n, std::uint16_t* out) {
+  for_lanes(x, n, [&](int i, Vec a, int count) {
+    std::uint16_t narrowed[2 * kLanes];
+    store_pairs(narrowed, narrow_pairs(a, a));
     std::memcpy(out + i, narrowed, sizeof(*out) * count);
   });
 }

@@ -147,17 +147,22 @@ void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
   const std::size_t key_stride = round_up(page_size, kPad);
   for (Cache& cache : caches_) {
     const std::size_t heads = static_cast<std::size_t>(num_pages) * cache.kv_heads;
-    const std::size_t width = cache.number == CacheNumber::float32   ? 4
-                              : cache.number == CacheNumber::float16 ? 2
-                                                                     : 1;
+    const bool in_pairs = cache.number == CacheNumber::bfloat16;
+    const std::size_t width = cache.number == CacheNumber::float32 ? 4
+                              : cache.number == CacheNumber::int8  ? 1
+                                                                   : 2;
+    const std::size_t elements = round_up(cache.head_dim, in_pairs ? 2 : 1);
+    const std::size_t positions = round_up(page_size, in_pairs ? 2 : 1);
     const int value_stride = static_cast<int>(round_up(cache.head_dim, kPad));
-    cache.keys = Memory<std::uint8_t>(width * heads * cache.head_dim * key_stride);
-    cache.values = Memory<std::uint8_t>(width * heads * page_size * value_stride);
+    cache.keys = Memory<std::uint8_t>(width * heads * elements * key_stride);
+    cache.values = Memory<std::uint8_t>(width * heads * positions * value_stride);
     if (cache.number == CacheNumber::int8) {
       cache.key_scales = Memory<float>(heads * key_stride);
       cache.value_scales = Memory<float>(heads * key_stride);
     }
-    const std::size_t attend = kQueryRows * (key_stride + 2 * part_size(value_stride));
+    const std::size_t attend =
+        2 * kQueryRows * part_size(value_stride) +
+        attend_scratch(page_size, static_cast<int>(key_stride), cache.head_dim);
     scratch_size_ = std::max(scratch_size_, attend);
   }
   for (Memory<float>& scratch : scratch_) scratch = Memory<float>(scratch_size_);

@@ -18,6 +18,21 @@ void store_head(const AttentionView& view, std::size_t head, int slot, const Sto
                   (head * view.page_size + slot) * view.value_stride);
 }
 
+// The same, two elements or positions side by side.
+void store_head_in_pairs(const AttentionView& view, std::size_t head, int slot,
+                         const std::uint16_t* k, const std::uint16_t* v) {
+  const std::size_t elements = round_up(view.head_dim, 2);
+  const std::size_t positions = round_up(view.page_size, 2);
+  auto* key = static_cast<std::uint16_t*>(view.keys) + head * elements * view.key_stride + 2 * slot;
+  for (int d = 0; d < view.head_dim; d += 2, key += 2 * view.key_stride) {
+    key[0] = k[d];
+    if (d + 1 < view.head_dim) key[1] = k[d + 1];
+  }
+  auto* value = static_cast<std::uint16_t*>(view.values) +
+                (head * positions + slot / 2 * 2) * view.value_stride + slot % 2;
+  for (int d = 0; d < view.head_dim; ++d) value[2 * d] = v[d];
+}
+
 }  // namespace
 
 int Plan::add_cache(int kv_heads, int head_dim, CacheNumber number) {
@@ -45,6 +60,11 @@ void Plan::store_token(const AttentionView& view, const Batch& batch, int token,
         kernels_.narrow(k, n, halves[0]);
         kernels_.narrow(v, n, halves[1]);
         store_head(view, head, slot, halves[0], halves[1]);
+        break;
+      case CacheNumber::bfloat16:
+        kernels_.narrow_bfloat16(k, n, halves[0]);
+        kernels_.narrow_bfloat16(v, n, halves[1]);
+        store_head_in_pairs(view, head, slot, halves[0], halves[1]);
         break;
       case CacheNumber::int8:
         view.key_scales[head * view.key_stride + slot] = kernels_.narrow_int8(k, n, codes[0]);
@@ -105,9 +125,9 @@ void Plan::attend_whole(const AttentionView& view, const Queries& queries, float
   const std::size_t parts = kQueryRows * part_size(view.value_stride);
   float* sums = scratch;
   float* next = sums + parts;
-  float* scores = next + parts;
+  float* room = next + parts;
   for (int s = queries.first; s <= queries.last; ++s) {
-    kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s, scores,
+    kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s, room,
                     s == queries.first ? sums : next);
     if (s != queries.first) kernels_.join(view, queries.count, next, sums);
   }

@@ -42,6 +42,15 @@ inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
 }
 // 2 ** n for whole n in [-126, 127].
 inline Vec power_of_two(Vec n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0F), n); }
+// a * 2 ** n for whole n, and what is nearest to a whole number, ties to even.
+inline Vec times_power_of_two(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
+inline Vec round_whole(Vec a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// 0 where a < b, else x.
+inline Vec zero_where_less(Vec a, Vec b, Vec x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
+}
 inline Vec load_float16(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -114,6 +123,13 @@ inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
 inline Vec power_of_two(Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Vec times_power_of_two(Vec a, Vec n) { return _mm256_mul_ps(a, power_of_two(n)); }
+inline Vec round_whole(Vec a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vec zero_where_less(Vec a, Vec b, Vec x) {
+  return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ), x);
 }
 inline Vec load_float16(const std::uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -201,6 +217,10 @@ inline Vec power_of_two(Vec n) {
   std::memcpy(&a, &exponent, sizeof a);
   return a;
 }
+inline Vec times_power_of_two(Vec a, Vec n) { return a * power_of_two(n); }
+// Of magnitudes below 2 ** 22.
+inline Vec round_whole(Vec a) { return (a + 12582912.0F) - 12582912.0F; }
+inline Vec zero_where_less(Vec a, Vec b, Vec x) { return a < b ? splat(0.0F) : x; }
 inline float bits_to_float(std::uint32_t bits) {
   float a;
   std::memcpy(&a, &bits, sizeof a);
@@ -394,6 +414,19 @@ inline Vec exp(Vec x) {
   p = fma(p, r, splat(1.0F));
   p = fma(p, r, splat(1.0F));
   return select_less(x, floor, splat(0.0F), mul(p, power_of_two(n)));
+}
+
+// 2 ** x to about 2e-7, relative, for x of at most some hundred; 0 below -125, and 1 for 0. NaN stays.
+inline Vec exp2(Vec x) {
+  const Vec n = round_whole(x);
+  const Vec r = sub(x, n);
+  Vec p = splat(0.00132647273F);  // minimax for [-0.5, 0.5]
+  p = fma(p, r, splat(0.00967151299F));
+  p = fma(p, r, splat(0.0555073358F));
+  p = fma(p, r, splat(0.240222424F));
+  p = fma(p, r, splat(0.693147004F));
+  p = fma(p, r, splat(1.0F));
+  return zero_where_less(x, splat(-125.0F), times_power_of_two(p, n));
 }
 
 // Near zero the quotient would lose the small numbers' digits; there the series is exact enough.

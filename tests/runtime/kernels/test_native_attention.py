@@ -9,11 +9,14 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from runtime.kernels.cpu._native import Matrix, Plan
 from tests.runtime.kernels.harness import ISAS, POOLS, Floats, gamma, random_floats
 
-NUMBERS = ["float32", "float16", "int8"]
+PAIRS = "bfloat16 by bfloat16"
+"""Of which queries and weights are rounded as well."""
+NUMBERS = ["float32", "float16", "bfloat16", PAIRS, "int8"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,10 @@ def attend_in_steps(
     for part, start in ((q, 0), (k, case.widths[0]), (v, sum(case.widths[:2]))):
         plan.add_slice(part, source, start)
     out = plan.add_buffer(case.widths[0], False)
-    cache = plan.add_cache(case.kv_heads, case.head_dim, number)
+    cache = plan.add_cache(case.kv_heads, case.head_dim, number.partition(" ")[0])
     sizes = (case.kv_heads * case.shared, case.kv_heads, case.head_dim)
-    plan.add_attend(out, q, k, v, cache, *sizes, case.scale, case.window, case.softcap)
+    how = (case.scale, case.window, case.softcap)
+    plan.add_attend(out, q, k, v, cache, *sizes, *how, rounded=number == PAIRS)
     pages = -(-case.tokens // case.page_size)
     table = 1 + np.random.default_rng(case.seed).permutation(pages).astype(np.int32)[None]
     plan.allocate(pages + 1, case.page_size, 1, len(x))
@@ -115,6 +119,22 @@ def with_cache_in_int8(case: Case, x: Floats) -> npt.NDArray[np.float64]:
     return np.concatenate([x[:, :start].astype(np.float64), cached.reshape(len(x), -1)], axis=1)
 
 
+def with_cache_in_bfloat16(case: Case, x: Floats) -> Floats:
+    start = case.widths[0]
+    return np.concatenate([x[:, :start], x[:, start:].astype(bfloat16).astype(np.float32)], axis=1)
+
+
+def with_all_in_bfloat16(case: Case, x: Floats) -> npt.NDArray[np.float64]:
+    """Queries are rounded once they bear the scale of their scores, in powers of two."""
+    factor = np.float32(case.scale) * np.float32(np.log2(np.e))
+    if case.softcap:
+        factor = np.float32(case.scale) / np.float32(case.softcap)
+    cached = with_cache_in_bfloat16(case, x).astype(np.float64)
+    queries = (x[:, : case.widths[0]] * factor).astype(bfloat16).astype(np.float64)
+    cached[:, : case.widths[0]] = queries / np.float64(factor)
+    return cached
+
+
 def split(case: Case, x: npt.NDArray[Any]) -> list[npt.NDArray[np.float64]]:
     """q, k and v, [tokens, heads, head_dim], the last two repeated for each query head."""
     q, k, v = np.split(x.astype(np.float64), np.cumsum(case.widths)[:2], axis=1)
@@ -139,15 +159,22 @@ def reference(case: Case, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return mixed.reshape(case.tokens, -1)
 
 
-def bound(case: Case, x: npt.NDArray[Any], moved: float = 0.0, lost: float = 0.0) -> float:
+def bound(
+    case: Case,
+    x: npt.NDArray[Any],
+    moved: float = 0.0,
+    lost: float = 0.0,
+    rounded: float = 0.0,
+) -> float:
     """An error d of a score changes its weight by a factor e**d; sums and rescalings round too, as
-    do the products with scales. Scores may have `moved`, and values have `lost` so much, before."""
+    do the products with scales. Scores may have `moved`, and values have `lost` so much, before;
+    weights are `rounded`, relatively."""
     q, k, v = split(case, x)
     size = np.einsum("qhd,khd->hqk", np.abs(q), np.abs(k)).max() * case.scale
     pages = -(-case.tokens // case.page_size)
     score = moved + gamma(case.head_dim + 4) * size + (64 * gamma(1) * case.softcap)
     # The exponential's argument is a difference of two scores, and pages rescale one another.
-    weight = 2 * score + gamma(2) * size + (pages + 2) * gamma(12)
+    weight = 2 * score + gamma(2) * size + (pages + 2) * gamma(12) - np.log1p(-rounded)
     spread = np.expm1(2 * weight + 2 * gamma(case.tokens + pages + 6))
     return float(spread * (np.abs(v).max() + lost) + lost)
 
@@ -159,6 +186,41 @@ def test_attention_is_within_the_error_of_its_sums(isa: str, case: Case) -> None
     x = random_floats((case.tokens, sum(case.widths)), case.seed)
     found = attend(case, x, isa)
     assert np.abs(found - reference(case, x)).max() <= bound(case, x)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=20)
+@given(case=cases | long_cases)
+def test_a_cache_in_bfloat16_is_multiplied_by_floats(isa: str, case: Case) -> None:
+    x = random_floats((case.tokens, sum(case.widths)), case.seed)
+    cached = with_cache_in_bfloat16(case, x)
+    found = attend(case, x, isa, number="bfloat16")
+    assert np.abs(found - reference(case, cached)).max() <= bound(case, cached)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=30)
+@given(case=cases | long_cases)
+def test_products_of_bfloat16_are_off_by_their_roundings_alone(isa: str, case: Case) -> None:
+    """Weights are rounded to 8 bits, and it is the rounded ones that are summed."""
+    x = random_floats((case.tokens, sum(case.widths)), case.seed)
+    rounded = with_all_in_bfloat16(case, x)
+    found = attend(case, x, isa, number=PAIRS)
+    assert np.abs(found - reference(case, rounded)).max() <= bound(case, rounded, rounded=2.0**-8)
+
+
+@pytest.mark.parametrize("like", ["avx512", "avx2"])
+@settings(max_examples=20)
+@given(case=cases | long_cases, size=st.sampled_from([1.0, 1e-19, 1e-30, 1e19]))
+def test_products_of_bfloat16_have_the_same_bits_with_and_without_the_instruction(
+    like: str, case: Case, size: float
+) -> None:
+    """Those of small numbers are below the normal ones, which the instruction counts as zeros."""
+    x = random_floats((case.tokens, sum(case.widths)), case.seed) * np.float32(size)
+    same = [isa for isa in ISAS if isa.startswith(like)]
+    for isa in same[1:]:
+        found = attend(case, x, isa, number=PAIRS)
+        np.testing.assert_array_equal(found, attend(case, x, same[0], number=PAIRS))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -189,6 +251,19 @@ def test_int8_holds_every_size_of_number(isa: str) -> None:
     found = attend(case, x, isa, number="int8")
     expected, _ = rounded_to_int8(x[:, 40:])
     np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("number", ["bfloat16", PAIRS])
+def test_bfloat16_holds_every_size_of_number(isa: str, number: str) -> None:
+    """A token that sees itself alone gives its values back as they are cached."""
+    sizes = np.array([0.0, 1e-45, 3e-44, 1e-38, 2e-38, 1e-20, 1.0, 1e20, 3.38e38], np.float32)
+    case = Case(1, 1, 20, len(sizes), 4, 1, 0.0, 0)
+    x = random_floats((case.tokens, 60), 0)
+    x[:, 40:] = np.clip(x[:, 40:], -1, 1) * sizes[:, None]
+    expected = x[:, 40:].astype(bfloat16).astype(np.float32)
+    expected[np.abs(x[:, 40:]) < np.finfo(np.float32).tiny] = 0.0
+    np.testing.assert_array_equal(attend(case, x, isa, number=number), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
