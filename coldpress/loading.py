@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
     from runtime.service import EngineHandle, GenerationService
     from runtime.text.tokenizer import Tokenizer
+    from runtime.worker.process import WorkerProcess
     from runtime.worker.spec import ModelSpec
 
 PAGE_SIZE = 32
@@ -75,10 +76,14 @@ def open_artifact(path: Path, on_note: OnNote | None = None) -> "tuple[Model, To
     from runtime.text.tokenizer import load_tokenizer
 
     model = open_model(path)
+    _tell_notes(model, on_note)
+    return model, load_tokenizer(model)
+
+
+def _tell_notes(model: "Model", on_note: OnNote | None) -> None:
     if on_note is not None:
         for note in dict.fromkeys(model.notes):
-            on_note(f"note: {default_name(path)}: {note}")
-    return model, load_tokenizer(model)
+            on_note(f"note: {default_name(model.path)}: {note}")
 
 
 def open_executor(
@@ -115,7 +120,7 @@ def open_service(
 
     render_pool().start()
     model, tokenizer = open_artifact(path, on_note)
-    _check_context(model, context)
+    check_context(model, context, name or default_name(path))
     options = options or EngineOptions(prompt_lookup=True)
     executor = machine.load(
         model, kv_cache_bytes=kv_cache_bytes, max_step_tokens=options.max_step_tokens
@@ -137,25 +142,31 @@ def open_service(
 class StartedModel:
     """A model that a worker process has begun to load, and this process the text side of.
 
-    `service` waits for both. What it raises ends the worker.
+    `service` waits for both. What it raises ends the worker. process: one that was started ahead.
     """
 
-    def __init__(self, spec: "ModelSpec") -> None:
+    def __init__(self, spec: "ModelSpec", process: "WorkerProcess | None" = None) -> None:
         from runtime.text.template import render_pool
         from runtime.worker.engine_process import start_worker
 
         self.spec = spec
-        self.engine = start_worker(spec)
+        self.engine = start_worker(spec, process)
         render_pool().start()
 
-    def service(self, on_note: OnNote | None = None) -> "GenerationService":
+    def service(
+        self, on_note: OnNote | None = None, model: "Model | None" = None
+    ) -> "GenerationService":
         """What answers; raises what opening the model raised, here or there. on_note: see
-        `open_artifact`."""
+        `open_artifact`. model: where it is open already."""
+        from compile.open_model import open_model
         from runtime.machine import give_back_freed
+        from runtime.text.tokenizer import load_tokenizer
 
         try:
-            model, tokenizer = open_artifact(self.spec.path, on_note)
-            _check_context(model, self.spec.context)
+            model = model or open_model(self.spec.path)
+            check_context(model, self.spec.context, self.spec.name)
+            _tell_notes(model, on_note)
+            tokenizer = load_tokenizer(model)
             facts = self.engine.wait_ready()
             if on_note is not None and facts.memory:
                 on_note(f"memory of {self.spec.name}: {facts.memory}")
@@ -174,18 +185,23 @@ class StartedModel:
 
 
 def open_served(
-    spec: "ModelSpec", on_note: OnNote | None = None
+    spec: "ModelSpec",
+    on_note: OnNote | None = None,
+    model: "Model | None" = None,
+    process: "WorkerProcess | None" = None,
 ) -> "tuple[GenerationService, Callable[[], None]]":
-    """As `open_service`, with the engine in a process of its own."""
-    started = StartedModel(spec)
-    return started.service(on_note), started.close
+    """As `open_service`, with the engine in a process of its own; see StartedModel."""
+    started = StartedModel(spec, process)
+    return started.service(on_note, model), started.close
 
 
-def _check_context(model: "Model", context: int | None) -> None:
+def check_context(model: "Model", context: int | None, name: str) -> None:
+    """InputError for one that is longer than what the model was made for."""
     longest = model.program.sizes.max_positions
     if context is not None and context > longest:
         raise InputError(
-            f"a context of {context} tokens is longer than the model's {longest}; lower --context"
+            f"a context of {context} tokens is longer than the {longest} of '{name}'; "
+            "lower --context"
         )
 
 

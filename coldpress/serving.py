@@ -1,8 +1,8 @@
 """From what an operator asks for to a registry of models: checked before anything is loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,10 @@ from coldpress.loading import (
     DEFAULT_MACHINE,
     Machine,
     OnNote,
+    check_context,
     open_served,
     payload_bytes,
 )
-from quant.format.errors import InputError
 from runtime.engine.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.server.registry import Registry
     from runtime.server.registry_models import Loaded, ModelSettings
     from runtime.server.registry_names import Alias, Shadow
+    from runtime.worker.process import WorkerProcess
     from runtime.worker.spec import ModelSpec
 
 _PUBLISHED = ("perplexity", "tokens", "kld", "top1", "ppl_ratio", "bits_per_weight", "protocol")
@@ -66,8 +67,26 @@ class ServerPlan:
     make_room: bool = False
 
 
-def open_registry(plan: ServerPlan, on_note: OnNote | None = None) -> "Registry":
-    """A registry whose models at the start are loaded; headers of all are read before.
+@contextmanager
+def started_ahead(plan: ServerPlan) -> "Iterator[WorkerProcess | None]":
+    """A process for the model that is loaded first, so that it imports what it needs while this
+    one does; None where none is loaded at the start. It is ended if it was not used by then."""
+    from runtime.worker.process import WorkerProcess
+
+    first = next((model for model in plan.models if not model.on_demand), None)
+    process = None if first is None else WorkerProcess(first.engine.max_running)
+    try:
+        yield process
+    finally:
+        if process is not None and not process.is_used:
+            process.discard()
+
+
+def open_registry(
+    plan: ServerPlan, on_note: OnNote | None = None, ahead: "WorkerProcess | None" = None
+) -> "Registry":
+    """A registry whose models at the start are loaded; headers of all are read before. ahead: from
+    `started_ahead`.
 
     Raises InputError for the first model that cannot be served, with the arithmetic where memory
     does not suffice.
@@ -79,48 +98,53 @@ def open_registry(plan: ServerPlan, on_note: OnNote | None = None) -> "Registry"
 
     check_names([model.name for model in plan.models], plan.aliases, plan.shadows)
     budget = MemoryBudget(available_memory_bytes, unload_idle=plan.make_room)
+    loaders = [_Loader(model, on_note) for model in plan.models]
     registry = Registry(
-        [_settings(model, on_note) for model in plan.models],
+        [loader.settings() for loader in loaders],
         plan.aliases,
         shadows=plan.shadows,
         idle_seconds=plan.idle_seconds,
         make_room=budget,
     )
-    at_start = [registry.models[model.name] for model in plan.models if not model.on_demand]
+    at_start = [loader for loader in loaders if not loader.plan.on_demand]
     try:
-        budget.check_together(at_start)
-        for model in at_start:
-            registry.load(model.name)
+        budget.check_together([registry.models[loader.plan.name] for loader in at_start])
+        for loader in at_start:
+            loader.process, ahead = ahead, None
+            registry.load(loader.plan.name)
     except BaseException:
         registry.close()
         raise
     return registry
 
 
-def _settings(plan: ModelPlan, on_note: OnNote | None) -> "ModelSettings":
-    from compile.open_model import open_model
-    from runtime.server.registry_models import ModelSettings
+@dataclass
+class _Loader:
+    """Loads one model in a process of its own; raises what `open_served` raises. process, model:
+    what the first load finds there already."""
 
-    model = open_model(plan.path)
-    longest = model.program.sizes.max_positions
-    if plan.context is not None and plan.context > longest:
-        raise InputError(
-            f"a context of {plan.context} tokens is longer than the {longest} of '{plan.name}'; "
-            "lower --context"
-        )
-    return ModelSettings(
-        plan.name,
-        partial(load, plan, on_note),
-        needs=_needs(plan, model),
-        card=_card(plan, model),
-    )
+    plan: ModelPlan
+    on_note: OnNote | None
+    process: "WorkerProcess | None" = None
+    model: "Model | None" = None
 
+    def settings(self) -> "ModelSettings":
+        """What there is to know of the model before it is loaded."""
+        from compile.open_model import open_model
+        from runtime.server.registry_models import ModelSettings
 
-def load(plan: ModelPlan, on_note: OnNote | None = None) -> "Loaded":
-    """Load one model in a process of its own; raises what `open_served` raises."""
-    from runtime.server.registry_models import Loaded
+        plan, model = self.plan, open_model(self.plan.path)
+        check_context(model, plan.context, plan.name)
+        if not plan.on_demand:
+            self.model = model
+        return ModelSettings(plan.name, self, needs=_needs(plan, model), card=_card(plan, model))
 
-    return Loaded(*open_served(plan.spec, on_note))
+    def __call__(self) -> "Loaded":
+        from runtime.server.registry_models import Loaded
+
+        process, self.process = self.process, None
+        model, self.model = self.model, None
+        return Loaded(*open_served(self.plan.spec, self.on_note, model, process))
 
 
 def _needs(plan: ModelPlan, model: "Model") -> Mapping[str, int]:

@@ -108,8 +108,7 @@ def command(
 
     With --json, one object with the address is printed when requests are accepted.
     """
-    from coldpress.serving import ModelPlan, ServerPlan, open_registry
-    from runtime.server.main import serve
+    from coldpress.serving import ModelPlan, ServerPlan, open_registry, started_ahead
     from runtime.server.registry_names import parse_alias, parse_shadow
 
     defaults = ModelPlan("", Path(), machine, context, kv_cache, options, on_demand)
@@ -121,8 +120,12 @@ def command(
         make_room,
     )
     plan = _with_config(config, asked, defaults)
-    guarded, tls = access.open()
-    registry = open_registry(plan, console.note)
+    with started_ahead(plan) as ahead:
+        guarded, tls = access.open()
+        # Only now: importing it takes as long as a worker's own start, which runs meanwhile.
+        from runtime.server.main import serve
+
+        registry = open_registry(plan, console.note, ahead)
     try:
         serve(
             registry,

@@ -48,6 +48,7 @@ class EngineProcess:
     def __init__(
         self,
         spec: ModelSpec,
+        process: WorkerProcess | None = None,
         *,
         command: Sequence[str] = COMMAND,
         stall_seconds: float = STALL_SECONDS,
@@ -63,7 +64,8 @@ class EngineProcess:
         self._failure: Exception | None = None
         self._serving = self._draining = self._stopping = False
         self._last_progress = clock()
-        self._worker = WorkerProcess(spec, command)
+        self._worker = process or WorkerProcess(spec.engine.max_running, command)
+        self._worker.load(spec)
         self._thread = threading.Thread(
             target=self._run, name=f"coldpress-worker-{spec.name}", daemon=True
         )
@@ -245,7 +247,8 @@ class EngineProcess:
             if self._changed.wait_for(lambda: self._stopping, pause):
                 return False
             self._worker.close()
-            self._worker = WorkerProcess(self.spec, self._command)
+            self._worker = WorkerProcess(self.spec.engine.max_running, self._command)
+            self._worker.load(self.spec)
             return True
 
     def _hand_over(self) -> None:
@@ -266,6 +269,12 @@ class EngineProcess:
                     self.abort(event.request_id)
 
 
-def start_worker(spec: ModelSpec, *, stall_seconds: float = STALL_SECONDS) -> EngineProcess:
-    """Begin to load a model in a process of its own; returns at once, see `wait_ready`."""
-    return EngineProcess(spec, stall_seconds=stall_seconds)
+def start_worker(
+    spec: ModelSpec,
+    process: WorkerProcess | None = None,
+    *,
+    stall_seconds: float = STALL_SECONDS,
+) -> EngineProcess:
+    """Begin to load a model in a process of its own; returns at once, see `wait_ready`. process:
+    one that was started ahead, for as many running requests."""
+    return EngineProcess(spec, process, stall_seconds=stall_seconds)

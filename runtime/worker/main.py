@@ -29,7 +29,7 @@ from runtime.worker.messages import (
     command_of,
 )
 from runtime.worker.news import TurnWriter
-from runtime.worker.opening import IdleGrammars, Opened, load_model
+from runtime.worker.opening import IdleGrammars, Opened, import_ahead, load_model
 from runtime.worker.outbox import Outbox
 from runtime.worker.spec import ModelSpec, WorkerFacts
 
@@ -50,6 +50,8 @@ def run(socket_fd: int, record_fd: int, open_executor: OpenExecutor | None = Non
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if open_executor is None:
+        import_ahead()
     front = socket.socket(fileno=socket_fd)
     commands = _commands(front)
     load = next(commands, None)

@@ -1,8 +1,10 @@
 """What a worker opens of a model: the executor, and the text side only for grammars."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from runtime.engine.constraint import Constraint, ConstraintError, Matcher
@@ -24,6 +26,13 @@ class Opened:
     executor: "LoadedExecutor"
     memory: str = ""
     draft: "LoadedExecutor | None" = None
+
+
+def import_ahead() -> None:
+    """What nearly every model needs, while the front still finds out which one it is to be."""
+    for name in ("compile.open_model", "runtime.loading", "runtime.executors.cpu.executor"):
+        with contextlib.suppress(ImportError):  # whoever needs it says so
+            import_module(name)
 
 
 def load_model(spec: ModelSpec) -> Opened:

@@ -4,11 +4,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from runtime.worker.flight import FlightRecord
-from runtime.worker.link import Link
-from runtime.worker.messages import Load
-from runtime.worker.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from runtime.worker.link import Link
+    from runtime.worker.spec import ModelSpec
 
 COMMAND = (sys.executable, "-P", "-m", "runtime.worker")
 """Started anew and not forked: a copy of a process with threads may hang. -P: what lies in the
@@ -19,11 +21,15 @@ _STDERR = 2
 
 
 class WorkerProcess:
-    """One process, from its start to its end. It begins to load at once."""
+    """One process, from its start to its end. What every model needs it imports at once; which one
+    to load it learns from `load`.
 
-    def __init__(self, spec: ModelSpec, command: Sequence[str] = COMMAND) -> None:
+    max_running: requests that a step may be about.
+    """
+
+    def __init__(self, max_running: int, command: Sequence[str] = COMMAND) -> None:
         ours, theirs = socket.socketpair()
-        self._record = FlightRecord.create(spec.engine.max_running)
+        self._record = FlightRecord.create(max_running)
         fds = (theirs.fileno(), self._record.fd)
         with theirs:
             self._process = subprocess.Popen(
@@ -33,8 +39,28 @@ class WorkerProcess:
                 stdout=_STDERR,
                 pass_fds=fds,
             )
-        self.link = Link(ours)
-        self.link.send(Load(spec))
+        self._end = ours
+        self._link: Link | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it was told what to load."""
+        return self._link is not None
+
+    @property
+    def link(self) -> "Link":
+        """After `load`."""
+        assert self._link is not None, "the worker has not been told what to load"
+        return self._link
+
+    def load(self, spec: "ModelSpec") -> None:
+        """Begin to load; once in its life. Returns at once."""
+        # Importing these takes longer than starting the process, which therefore comes before.
+        from runtime.worker.link import Link
+        from runtime.worker.messages import Load
+
+        self._link = Link(self._end)
+        self._link.send(Load(spec))
 
     @property
     def pid(self) -> int:
@@ -61,4 +87,11 @@ class WorkerProcess:
     def close(self) -> None:
         """Give the descriptors back, after `reap`."""
         self.link.close()
+        self._record.close()
+
+    def discard(self) -> None:
+        """End a process that is not needed after all."""
+        self.kill()
+        self._process.wait()
+        self._end.close()
         self._record.close()

@@ -1,12 +1,13 @@
 """What `coldpress serve` makes of its arguments and of models.yaml, before anything is loaded."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from coldpress.cli import run
 from coldpress.loading import Machine
-from coldpress.serving import ModelPlan, ServerPlan, named_path, open_registry
+from coldpress.serving import ModelPlan, ServerPlan, named_path, open_registry, started_ahead
 from coldpress.serving_config import read_config
 from coldpress.store.local import Store
 from coldpress.store.pull import pull
@@ -156,3 +157,16 @@ def test_a_server_of_two_models_loads_one_now_and_one_later(tmp_path: Path) -> N
         assert registry.models["a"].state == "unloaded"
     finally:
         registry.close()
+
+
+def test_a_process_that_was_started_ahead_for_nothing_is_ended() -> None:
+    plan = ServerPlan([ModelPlan("later", Path("x.gguf"), on_demand=True)])
+    with started_ahead(plan) as ahead:
+        assert ahead is None
+    plan = ServerPlan([*plan.models, ModelPlan("now", Path("y.gguf"))])
+    with pytest.raises(KeyError), started_ahead(plan) as ahead:
+        assert ahead is not None and not ahead.is_used
+        os.kill(ahead.pid, 0)
+        raise KeyError("a mistake")
+    with pytest.raises(ProcessLookupError):
+        os.kill(ahead.pid, 0)
