@@ -28,7 +28,7 @@ from compile.program import (
     Value,
 )
 from quant.format.errors import InputError, UnsupportedModelError
-from quant.format.scheme import FloatScheme, PerGroup, Scheme
+from quant.format.scheme import FloatScheme, Scheme
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 
 Spans = tuple[tuple[int, int], ...]
@@ -62,7 +62,8 @@ def split_program(program: Program, share: Share) -> SplitProgram:
     """The part of `program` that one rank runs.
 
     Raises InputError where heads, columns or groups do not divide evenly, UnsupportedModelError for
-    mixtures of experts and for inputs that are rounded per token over all ranks' columns.
+    mixtures of experts. Inputs that are rounded by one scale per token need the largest number of
+    their row over all ranks, which executors ask the other ranks for.
     """
     return _Splitter(program, share).split()
 
@@ -221,12 +222,6 @@ def _check_columns(op: Linear, ranks: int) -> None:
     scheme = op.scheme
     if isinstance(scheme, FloatScheme):
         return
-    way = scheme.activation
-    if way is not None and way.dynamic and not isinstance(way.granularity, PerGroup):
-        raise UnsupportedModelError(
-            f"tensor {op.weight} rounds each token's input by one scale ({way}), which no process "
-            "would know of its part alone; serve it with one process"
-        )
     size = scheme.group_size(op.in_features)
     part = op.in_features // ranks
     if size < op.in_features and part % size:

@@ -188,19 +188,25 @@ def compile_model(model: Model, cache: CacheNumber, steps: Iterable[tuple[int, i
             executor.begin(batch, [edited] * sequences, follows)
 
 
-def compile_all(arch: int, models: Sequence[str], schemes: Sequence[str]) -> list[Compiled]:
-    """Every kernel of these models, with every cache that the architecture has."""
+def compile_all(
+    arch: int,
+    models: Sequence[str],
+    schemes: Sequence[str],
+    caches: Sequence[CacheNumber] = CACHES,
+    steps: Sequence[tuple[int, int]] = STEPS,
+) -> list[Compiled]:
+    """Every kernel of these models, the first scheme with every cache that the architecture has."""
     with compiling(arch) as found:
         for name in models:
-            config = CONFIGS[name] | {"num_hidden_layers": 1, "vocab_size": 2048}
+            config = {**CONFIGS[name], "num_hidden_layers": 1, "vocab_size": 2048}
             for scheme in schemes:
                 stored = SCHEMES[scheme]
                 if arch < E4M3_SINCE and "e4m3" in f"{stored} {getattr(stored, 'activation', '')}":
                     continue
                 model = model_of(name, config, stored, blank=True)
-                for cache in CACHES if scheme == schemes[0] else CACHES[:1]:
+                for cache in caches if scheme == schemes[0] else caches[:1]:
                     if cache != "e4m3" or arch >= E4M3_SINCE:
-                        compile_model(model, cache, STEPS)
+                        compile_model(model, cache, steps)
     return found
 
 
@@ -213,12 +219,17 @@ def main() -> int:
     parser.add_argument("--arch", default="80,89,90")
     parser.add_argument("--models", default=",".join(CONFIGS))
     parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--caches", default=",".join(CACHES))
+    parser.add_argument(
+        "--steps", default=",".join(f"{a}x{b}" for a, b in STEPS), help="sequences x tokens of each"
+    )
     arguments = parser.parse_args()
+    steps = [(int(a), int(b)) for a, b in (s.split("x") for s in arguments.steps.split(","))]
+    chosen = (getattr(arguments, name).split(",") for name in ("models", "schemes", "caches"))
+    models, schemes, caches = chosen
     found: list[Compiled] = []
     for arch in arguments.arch.split(","):
-        for each in compile_all(
-            int(arch), arguments.models.split(","), arguments.schemes.split(",")
-        ):
+        for each in compile_all(int(arch), models, schemes, caches, steps):
             print(json.dumps(asdict(each)), flush=True)
             found.append(each)
     wrong = [each for each in found if not each.fits]

@@ -88,7 +88,8 @@ def _random(shape: tuple[int, ...], scheme: Scheme) -> Weight:
         # One row after the other from a short stretch of noise.
         noise = (random.normal(size=columns + 997) * size).astype(ml_dtypes.bfloat16)
         windows = np.lib.stride_tricks.sliding_window_view(noise.view(np.uint16), columns)
-        return windows[np.arange(rows) % 997].view(ml_dtypes.bfloat16)
+        found: Weight = windows[np.arange(rows) % 997].view(ml_dtypes.bfloat16)
+        return found
     codes = random.integers(-128, 128, shape, dtype=np.int8)
     groups = scheme.groups(columns)
     scale = np.full((rows, groups), size / 4, ml_dtypes.bfloat16)

@@ -30,7 +30,11 @@ def open_part(model: Model, spec: PartSpec, ranks: Ranks) -> Executor:
         from runtime.executors.torch import TorchExecutor
 
         return TorchExecutor(
-            part, num_pages=spec.num_pages, page_size=spec.page_size, sum_ranks=ranks.sum
+            part,
+            num_pages=spec.num_pages,
+            page_size=spec.page_size,
+            sum_ranks=ranks.sum,
+            max_ranks=ranks.max,
         )
     if spec.backend == "cuda":
         from runtime.executors.cuda import CudaExecutor
@@ -41,6 +45,7 @@ def open_part(model: Model, spec: PartSpec, ranks: Ranks) -> Executor:
             page_size=spec.page_size,
             device=str(device_of(spec, ranks.rank)),
             sum_ranks=ranks.sum,
+            max_ranks=ranks.max,
         )
     raise AssertionError("check_backend lets no other through")
 

@@ -68,6 +68,12 @@ class Ranks:
         distributed.all_reduce(total)
         return total
 
+    def max(self, x: Tensor) -> Tensor:
+        """The largest of each number over all ranks, of x's shape and dtype."""
+        largest = x.contiguous()
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return largest
+
     def tell(self, kind: Kind, batch: StepBatch | None = None) -> None:
         """What the first rank is about to do, to all others."""
         arrays: Sequence[Numbers] = (

@@ -15,12 +15,13 @@ from quant.format.kv_cache import KvCacheScheme, KvScales
 from quant.format.tensor import WeightSource
 from runtime.engine.batch import Follows, PlainDraw, StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
+from runtime.executors.cuda.building import OtherRanks, OverRanks
 from runtime.executors.cuda.draws import draw
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import lower
 from runtime.executors.cuda.memory import require_gpu
 from runtime.executors.cuda.staging import InFlight, Staging
-from runtime.executors.cuda.values import HIDDEN, Run, SumOverRanks
+from runtime.executors.cuda.values import HIDDEN, Run
 from runtime.executors.cuda.weights import DeviceWeights, Placement
 from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
 from runtime.kernels.triton.edits import hand_over
@@ -41,7 +42,7 @@ class CudaExecutor:
     device: "cuda", or "cpu" for Triton's interpreter. dtype: of activations and of weights that are
     not integers. cache: of keys and values; None is what the
     checkpoint holds scales for, else `dtype`. recorder: how decode steps are kept
-    and replayed; None runs each kernel by kernel. sum_ranks: see `lower`.
+    and replayed; None runs each kernel by kernel. sum_ranks, max_ranks: see `OtherRanks`.
 
     Sums are float32; their order follows the shapes of the step, so that a row's last bits may
     depend on its company.
@@ -57,7 +58,8 @@ class CudaExecutor:
         dtype: Dtype = "bfloat16",
         cache: CacheNumber | None = None,
         recorder: Recorder | None = None,
-        sum_ranks: SumOverRanks | None = None,
+        sum_ranks: OverRanks | None = None,
+        max_ranks: OverRanks | None = None,
     ) -> None:
         assert num_pages > 1, "page 0 is reserved: a pool has two pages or more"
         if page_size < 16 or page_size & (page_size - 1):
@@ -81,7 +83,10 @@ class CudaExecutor:
             _cache(model.weights, op.layer, cache or dtype, cache is None, shape, self._device)
             for op, shape in zip(layers, shapes, strict=True)
         ]
-        self._actions = lower(program, weights, self._caches, sum_ranks)
+        ranks = None
+        if sum_ranks is not None and max_ranks is not None:
+            ranks = OtherRanks(sum_ranks, max_ranks)
+        self._actions = lower(program, weights, self._caches, ranks)
         self._logits = program.ops[-1].out
         self.weight_bytes = weights.nbytes
         self.cache_bytes = sum(each.nbytes for each in self._caches)

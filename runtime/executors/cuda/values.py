@@ -28,7 +28,6 @@ class Run:
 
 
 Action = Callable[[Run], None]
-SumOverRanks = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ class TorchExecutor:
     """Implements `runtime.engine.batch.Executor`; weights are dequantized once, at construction.
 
     dtype: of weights, activations and the KV pool; float32 is the oracle. cache: what keys and
-    values are rounded to before the pool takes them. sum_ranks: the sum of a tensor over the
-    processes that share the model, for a Program that is one rank's.
+    values are rounded to before the pool takes them. sum_ranks, max_ranks: the sum of a tensor, and
+    the largest of each number, over the processes that share the model, for a Program that is one
+    rank's.
     """
 
     def __init__(
@@ -58,10 +59,13 @@ class TorchExecutor:
         dtype: Dtype = "float32",
         cache: KvCacheType = "float32",
         sum_ranks: Callable[[Tensor], Tensor] | None = None,
+        max_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._cache = cache
         self._program: Program = model.program
         self._sum_ranks = sum_ranks
+        self._max_ranks = max_ranks
+        self._summed = {op.x for op in model.program.ops if isinstance(op, SumRanks)}
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         for op in model.program.projections():
@@ -136,7 +140,8 @@ class TorchExecutor:
             case Slice():
                 return values[op.x][:, op.start : op.start + op.size]
             case Linear():
-                out = self._project(values[op.x], op.weight)
+                max_ranks = self._max_ranks if op.out in self._summed else None
+                out = self._project(values[op.x], op.weight, max_ranks)
                 return out if op.bias is None else out + weights[op.bias]
             case Rope():
                 return rotate(values[op.x], self._index(batch.positions), op)
@@ -173,11 +178,13 @@ class TorchExecutor:
                 out[rows] += self._project(gated, expert.down.weight) * factor
         return out
 
-    def _project(self, x: Tensor, weight: str) -> Tensor:
+    def _project(
+        self, x: Tensor, weight: str, max_ranks: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """x @ weight.T, with x rounded as the weight's scheme says."""
         rounding = self._roundings.get(weight)
         if rounding is not None:
-            x = round_input(x, rounding)
+            x = round_input(x, rounding, max_ranks)
         return matmul_by_tiles(x, self._weights[weight])
 
     def _attend(self, op: Attend, q: Tensor, k: Tensor, v: Tensor, batch: StepBatch) -> Tensor:

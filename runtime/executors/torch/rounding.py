@@ -1,5 +1,7 @@
 """Rounding of a linear's input, and of keys and values, in plain PyTorch arithmetic."""
 
+from collections.abc import Callable
+
 from torch import (
     Tensor,
     bfloat16,
@@ -26,16 +28,22 @@ SMALLEST_SCALE = finfo(float32).eps
 SMALLEST_E4M3_SCALE = 0.125
 
 
-def round_input(x: Tensor, rounding: InputRounding) -> Tensor:
+def round_input(
+    x: Tensor, rounding: InputRounding, max_ranks: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """x [rows, columns], rounded in float32 whatever its dtype, which the result has.
 
-    A group whose largest magnitude is not finite becomes NaN; under a fixed scale infinities
-    saturate, and NaN stays NaN alone.
+    max_ranks: the largest over the processes of which each has some columns of the rows; groups lie
+    in one of them, whole rows do not. A group whose largest magnitude is not finite becomes NaN;
+    under a fixed scale infinities saturate, and NaN stays NaN alone.
     """
     columns = x.shape[1]
     size = rounding.group or columns
     groups = pad(x.to(float32), (0, -columns % size)).view(len(x), -(-columns // size), size)
-    scale = _scale(groups.abs().amax(-1, keepdim=True), rounding)
+    largest = groups.abs().amax(-1, keepdim=True)
+    if max_ranks is not None and rounding.group == 0 and rounding.fixed is None:
+        largest = max_ranks(largest)
+    scale = _scale(largest, rounding)
     rounded = _round(groups / scale, rounding.numbers) * scale
     return rounded.flatten(1)[:, :columns].to(x.dtype)
 

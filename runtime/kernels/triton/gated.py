@@ -76,4 +76,6 @@ def _gated_rounded_kernel(
     gate = tl.load(gate_up + row * 2 * size + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * size + size + columns, mask=inside, other=0.0).to(tl.float32)
     result = tl.where(inside, _activated(gate, up, GELU), 0.0)
-    store_rounded(result, codes + row * size + columns, scale + row, inside, INTEGERS, SMALLEST)
+    largest = tl.max(tl.abs(result), axis=0)
+    place = codes + row * size + columns
+    store_rounded(result, largest, place, scale + row, inside, INTEGERS, SMALLEST)

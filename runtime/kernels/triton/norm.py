@@ -31,16 +31,17 @@ def rms_norm_rounded(
     residual: Tensor | None = None,
 ) -> RoundedRows:
     """The same, each row rounded with a scale of its own: never written in 16 bits between."""
-    out = unwritten_rows(*x.shape, numbers, x.device)
+    out = unwritten_rows(len(x), x.shape[1], numbers, x.device)
     _launch(x, weight, eps, residual, out.codes, out.scale, numbers)
     return out
 
 
-def round_rows(x: Tensor, numbers: Numbers) -> RoundedRows:
+def round_rows(x: Tensor, numbers: Numbers, largest: Tensor | None = None) -> RoundedRows:
     """x [rows, size] rounded to nearest, ties to even, with one scale per row: the largest
-    magnitude over 127.5 (int8, clamped to -128 .. 127) or over 448 (e4m3)."""
-    out = unwritten_rows(*x.shape, numbers, x.device)
-    _launch(x, None, 0.0, None, out.codes, out.scale, numbers)
+    magnitude over 127.5 (int8, clamped to -128 .. 127) or over 448 (e4m3). largest: float32 [rows],
+    these magnitudes, where x is only a part of the rows."""
+    out = unwritten_rows(len(x), x.shape[1], numbers, x.device)
+    _launch(x, None, 0.0, None, out.codes, out.scale, numbers, largest)
     return out
 
 
@@ -52,6 +53,7 @@ def _launch(
     out: Tensor,
     scale: Tensor | None,
     rounding: Rounding,
+    largest: Tensor | None = None,
 ) -> None:
     rows, size = x.shape
     if rows == 0:
@@ -62,11 +64,13 @@ def _launch(
         x if weight is None else weight,
         out,
         x if scale is None else scale,
+        x if largest is None else largest,
         size,
         x.stride(0),
         eps,
         HAS_RESIDUAL=residual is not None,
         NORM=weight is not None,
+        TOLD=largest is not None,
         ROUNDING=("none", "int8", "e4m3").index(rounding),
         SMALLEST=SMALLEST_SCALE,
         BLOCK=triton.next_power_of_2(size),
@@ -76,8 +80,8 @@ def _launch(
 
 @triton.jit
 def _norm_kernel(
-    x, residual, weight, out, scale, size, x_stride, eps,
-    HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr, ROUNDING: tl.constexpr,
+    x, residual, weight, out, scale, row_largest, size, x_stride, eps,
+    HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr, TOLD: tl.constexpr, ROUNDING: tl.constexpr,
     SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -96,4 +100,5 @@ def _norm_kernel(
     if ROUNDING == 0:
         tl.store(place, values.to(out.dtype.element_ty), mask=inside)
     else:
-        store_rounded(values, place, scale + row, inside, ROUNDING == 1, SMALLEST)
+        largest = tl.load(row_largest + row) if TOLD else tl.max(tl.abs(values), axis=0)
+        store_rounded(values, largest, place, scale + row, inside, ROUNDING == 1, SMALLEST)

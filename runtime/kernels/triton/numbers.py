@@ -37,10 +37,12 @@ def round_to_e4m3(x):
 
 
 @triton.jit
-def store_rounded(values, place, scale, inside, INTEGERS: tl.constexpr, SMALLEST: tl.constexpr):
-    """One row, zero where it is not `inside`: its codes, and the number that they are multiplied
+def store_rounded(
+    values, largest, place, scale, inside, INTEGERS: tl.constexpr, SMALLEST: tl.constexpr
+):
+    """One row, whose largest magnitude is given: its codes, and the number that they are multiplied
     by. Division is that of IEEE 754, without which a tie could fall to the other side."""
-    step = tl.div_rn(tl.max(tl.abs(values), axis=0), 127.5 if INTEGERS else 448.0)
+    step = tl.div_rn(largest, 127.5 if INTEGERS else 448.0)
     step = tl.where(step == 0.0, SMALLEST, step)
     quotient = tl.div_rn(values, step)
     codes = round_to_int8(quotient) if INTEGERS else round_to_e4m3(quotient)

@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.engine.batch import NO_TOKEN, NOTHING_LEFT
-
+NO_TOKEN = -1
+"""In place of a token, where a row's logits are not finite numbers."""
+NOTHING_LEFT = -2
+"""In place of a token, where they are, but what edits leave is not."""
 _BLOCK = 4096
 
 

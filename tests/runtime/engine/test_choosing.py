@@ -205,7 +205,7 @@ def test_what_comes_and_goes_meanwhile_changes_no_text(
         )
         for i in range(6)
     ]
-    alone = {}
+    alone: dict[str, list[int | None]] = {}
     for request in requests:
         alone |= tokens(run(plain_executor(), [request]))
     runner = Runner()

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
+from torch import Tensor
 
 from compile.model import Model
 from compile.program import Linear, Logits
@@ -25,6 +26,7 @@ from runtime.engine.engine import Engine
 from runtime.engine.request import Request, SamplingParams
 from runtime.executors.torch import TorchExecutor
 from runtime.loading import load_executor
+from runtime.parallel.part import part_of
 from tests.runtime.gpu import COMPILED, DEVICE
 from tests.runtime.kernels.weights import quantized
 from tests.tiny import tiny_config, tiny_model, tiny_shapes
@@ -163,6 +165,27 @@ def test_rounded_inputs_follow_the_oracle(numbers: str) -> None:
         off = np.abs(found - expected).max(axis=1)
         assert off.max() <= np.abs(expected).max() / 8
         assert np.median(off) <= tolerance(model, expected)
+
+
+def test_a_rank_rounds_by_what_the_others_have() -> None:
+    """A rank that has everything, told that another one has numbers twice as large."""
+    model = tiny_model("llama", layers=1, weights=_rounded_weights("int8"))
+    alone = part_of(model, 0, 1)
+    asked: list[int] = []
+
+    def larger(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return factor * x
+
+    batch = steps()[0]
+    expected = executor_of(model).step(batch)
+    for factor in (1.0, 2.0):
+        executor = executor_of(alone, sum_ranks=lambda x: x, max_ranks=larger)
+        found = executor.step(batch)
+        # o_proj and down_proj each asked once, of every token of the step.
+        assert asked == [len(batch.token_ids)] * 2
+        assert (np.abs(found - expected).max() > 0) == (factor > 1)
+        asked.clear()
 
 
 @pytest.mark.parametrize("cache", ["int8", "e4m3"])

@@ -7,6 +7,7 @@ import pytest
 
 from compile.open_model import open_model
 from quant.format.errors import InputError
+from quant.format.scheme import ActivationScheme, IntScheme, PerChannel
 from runtime.engine.batch import StepBatch
 from runtime.engine.engine import Engine
 from runtime.engine.request import Request, SamplingParams
@@ -19,7 +20,9 @@ PAGES, PAGE_SIZE = 12, 8
 
 
 def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "model", "llama")
+    """Rounded by one scale for each token, which no process can make of its own part."""
+    scheme = IntScheme(8, True, PerChannel(), ActivationScheme("int8"))
+    checkpoint = tiny_checkpoint(tmp_path / "model", "llama", scheme=scheme)
     model = open_model(checkpoint)
     spec = PartSpec(checkpoint, "torch", PAGES, PAGE_SIZE)
     alone = TorchExecutor(model, num_pages=PAGES, page_size=PAGE_SIZE)

@@ -3,17 +3,20 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from torch import Tensor
 
 from compile.model import Model
 from compile.program import Linear
 from quant.format.errors import InputError, UnsupportedModelError
-from quant.format.scheme import ActivationScheme, IntScheme, PerChannel, PerGroup
+from quant.format.scheme import ActivationScheme, IntScheme, PerGroup
 from quant.format.tensor import QuantizedTensor, Weight
 from runtime.engine.batch import StepBatch
 from runtime.executors.torch import TorchExecutor
@@ -25,23 +28,27 @@ TOKENS = np.arange(5, 22, dtype=np.int32)
 PAGE_SIZE = 8
 
 
+Reduce = Callable[[Tensor], Tensor]
+
+
 class Meeting:
-    """Sums over threads: all put their part in, then all take the sum, in the order of ranks."""
+    """Sums and maxima over threads: all put their part in, then all take what these are together,
+    in the order of ranks."""
 
     def __init__(self, ranks: int) -> None:
         self._barrier = threading.Barrier(ranks)
         self._parts: list[Tensor | None] = [None] * ranks
 
-    def sum_of(self, rank: int) -> Callable[[Tensor], Tensor]:
-        def total(x: Tensor) -> Tensor:
-            self._parts[rank] = x
-            self._barrier.wait(30)
-            parts = [part for part in self._parts if part is not None]
-            found = sum(parts[1:], start=parts[0].clone())
-            self._barrier.wait(30)
-            return found
+    def of(self, rank: int) -> tuple[Reduce, Reduce]:
+        """The sum and the maximum, for this rank to call."""
+        return partial(self._all, rank, torch.add), partial(self._all, rank, torch.maximum)
 
-        return total
+    def _all(self, rank: int, join: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        self._parts[rank] = x
+        self._barrier.wait(30)
+        found = reduce(join, [part.clone() for part in self._parts if part is not None])
+        self._barrier.wait(30)
+        return found
 
 
 def whole() -> StepBatch:
@@ -50,9 +57,15 @@ def whole() -> StepBatch:
     return StepBatch(TOKENS, order, np.array([0, len(TOKENS)], np.int32), pages, order)
 
 
-def run(model: Model, sum_ranks: Callable[[Tensor], Tensor] | None) -> npt.NDArray[np.float32]:
+def run(model: Model, ranks: tuple[Reduce, Reduce] | None) -> npt.NDArray[np.float32]:
+    sum_ranks, max_ranks = ranks or (None, None)
     executor = TorchExecutor(
-        model, num_pages=5, page_size=PAGE_SIZE, dtype="float64", sum_ranks=sum_ranks
+        model,
+        num_pages=5,
+        page_size=PAGE_SIZE,
+        dtype="float64",
+        sum_ranks=sum_ranks,
+        max_ranks=max_ranks,
     )
     return executor.step(whole())
 
@@ -61,9 +74,7 @@ def run_split(model: Model, ranks: int) -> list[npt.NDArray[np.float32]]:
     meeting = Meeting(ranks)
     parts = [part_of(model, rank, ranks) for rank in range(ranks)]
     with ThreadPoolExecutor(ranks) as threads:
-        futures = [
-            threads.submit(run, part, meeting.sum_of(rank)) for rank, part in enumerate(parts)
-        ]
+        futures = [threads.submit(run, part, meeting.of(rank)) for rank, part in enumerate(parts)]
         return [future.result() for future in futures]
 
 
@@ -146,7 +157,20 @@ def test_what_does_not_divide_is_refused(options: dict[str, Any], ranks: int, wo
         part_of(tiny_model("llama", **options), 0, ranks)
 
 
-def test_groups_across_the_border_and_inputs_rounded_over_it_are_refused() -> None:
+@pytest.mark.parametrize("numbers", ["int8", "e4m3"])
+def test_inputs_are_rounded_by_the_largest_of_the_whole_row(numbers: Any) -> None:
+    """No rank's own part has the largest number of every row."""
+    shapes = tiny_shapes(tiny_config("llama"))
+    weights: dict[str, Weight] = {}
+    for index, (name, shape) in enumerate(shapes.items()):
+        if "_proj" in name:
+            plain = quantized(*shape, num_bits=8, group_size=None, seed=index)
+            scheme = replace(plain.scheme, activation=ActivationScheme(numbers))
+            weights[name] = replace(plain, scheme=scheme)
+    assert_same(tiny_model("llama", weights=weights))
+
+
+def test_groups_across_the_border_are_refused() -> None:
     name = "model.layers.0.self_attn.o_proj.weight"
     plain = quantized(64, 64, seed=1, group_size=64)
     with pytest.raises(InputError, match=r"o_proj.*groups of"):
@@ -154,12 +178,5 @@ def test_groups_across_the_border_and_inputs_rounded_over_it_are_refused() -> No
             IntScheme(4, True, PerGroup(48)), plain.codes, np.ones((64, 2), np.float16)
         )
         part_of(tiny_model("llama", weights={name: uneven}), 0, 2)
-    rounded = QuantizedTensor(
-        IntScheme(8, True, PerChannel(), ActivationScheme("int8")),
-        plain.codes,
-        np.ones((64, 1), np.float16),
-    )
-    with pytest.raises(UnsupportedModelError, match=r"o_proj.*one process"):
-        part_of(tiny_model("llama", weights={name: rounded}), 0, 2)
     with pytest.raises(UnsupportedModelError, match="mix experts"):
         part_of(tiny_model("mixtral"), 0, 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.engine import batch
 from runtime.engine.batch import NO_TOKEN, NOTHING_LEFT, LogitEdits, PlainDraw
 from runtime.engine.edits import EditsBuilder, apply
 from tests.runtime.gpu import DEVICE
@@ -11,7 +12,7 @@ from tests.runtime.gpu import DEVICE
 # The device is chosen before kernels are defined.
 from runtime.executors.cuda.draws import draw  # isort: skip
 from runtime.executors.cuda.staging import Staging, laid_out  # isort: skip
-from runtime.kernels.triton import edits as device_edits  # isort: skip
+from runtime.kernels.triton import edits as device_edits, sampling  # isort: skip
 from runtime.kernels.triton.edits import hand_over  # isort: skip
 
 VOCAB = 70
@@ -56,6 +57,7 @@ def test_what_is_no_number_and_what_is_left_of_numbers_are_told_apart() -> None:
     edits = [nothing.edits(), nothing.edits(), None, None]
     found = draw(torch.from_numpy(logits).to(DEVICE), [greedy(e) for e in edits], Staging(DEVICE))
     assert found.tolist() == [NOTHING_LEFT, NO_TOKEN, 0, NO_TOKEN]
+    assert (sampling.NO_TOKEN, sampling.NOTHING_LEFT) == (batch.NO_TOKEN, batch.NOTHING_LEFT)
 
 
 def test_tokens_go_from_step_to_step() -> None:
