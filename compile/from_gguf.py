@@ -23,10 +23,11 @@ from compile.gguf_names import (
 )
 from quant.format.errors import FileFormatError, UnsupportedModelError
 from quant.format.ggml_fp4 import with_factor
-from quant.format.gguf_blocks import FLOATS, SCHEMES, decode, scheme_of
+from quant.format.gguf_blocks import FLOATS, SCHEMES, decode, scheme_of, stored_integers
 from quant.format.gguf_file import GgufFile, GgufTensor
 from quant.format.gguf_types import F32, NVFP4, GgmlType
 from quant.format.scheme import FloatScheme, Scheme
+from quant.format.stored import StoredIntegers
 from quant.format.tensor import QuantizedTensor, Weight
 
 COMPUTED = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
@@ -97,6 +98,17 @@ class GgufWeights:
         if name in self._experts:
             data = data.reshape(tensor.shape[0], -1)[self._experts[name]]
         return data
+
+    def stored(self, name: str) -> StoredIntegers | None:
+        """Integers as they lie in the file, in Hugging Face's order; None for what is no matrix of
+        integers."""
+        tensor, shape = self._tensors[name], self.shape(name)
+        if len(shape) != 2:
+            return None
+        data, heads = self._raw(name).reshape(shape[0], -1), self._reordered_heads(name)
+        if heads is not None:
+            data = data[halves_order(shape[0], heads)]
+        return stored_integers(tensor.type, data, (shape[0], shape[1]))
 
     def load(self, name: str) -> Weight:
         tensor, shape = self._tensors[name], self.shape(name)

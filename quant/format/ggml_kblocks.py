@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from quant.format.gguf_types import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, GgmlType
 from quant.format.scheme import CodebookScheme, IntScheme, PerGroup
+from quant.format.stored import PackedRows, Plane, StoredIntegers
 from quant.format.tensor import GgmlBlocks, QuantizedTensor
 
 BLOCK = 256
@@ -60,6 +61,11 @@ class _Plane:
     lane: int
     bits: int
     shift: int
+
+    @property
+    def form(self) -> tuple[int, int, int]:
+        """lane, bits, shift."""
+        return self.lane, self.bits, self.shift
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,34 @@ def decode_kblocks(kind: GgmlType, data: Bytes, shape: tuple[int, int]) -> Quant
         minimum=scales.minimum(),
         blocks=GgmlBlocks(kind.name, data.reshape(rows, -1).copy()),
     )
+
+
+def stored_kblocks(kind: GgmlType, data: Bytes, shape: tuple[int, int]) -> StoredIntegers:
+    """The integers of `decode_kblocks`, still in their bytes."""
+    layout, by_row = LAYOUTS[kind], data.reshape(shape[0], -1)
+    assert isinstance(layout.scheme, IntScheme), "codebooks are no integers"
+    planes = [
+        Plane(_place(layout, each.field), dict(layout.fields)[each.field], *each.form)
+        for each in layout.planes
+    ]
+    nested = nested_scales(kind, by_row)
+    minimums = None if nested.sub_minimums is None else nested.sub_minimums.view(np.int8)
+    return StoredIntegers(
+        layout.scheme,
+        shape,
+        PackedRows(by_row, BLOCK, kind.block_bytes, planes, layout.offset),
+        nested.d,
+        minimum=None if nested.m is None else -nested.m,
+        sub_scale=nested.sub_scales,
+        sub_minimum=minimums,
+    )
+
+
+def float16_fields(by_row: Bytes, kind: GgmlType, start: int) -> npt.NDArray[np.float16]:
+    """float16 [out, blocks]: what every block has at byte `start`, a view of uint8 [out, bytes]."""
+    rows, size = by_row.shape
+    shape, strides = (rows, size // kind.block_bytes), (by_row.strides[0], kind.block_bytes)
+    return np.ndarray(shape, np.dtype("<f2"), by_row.data, start, strides)
 
 
 def encode_kblocks(kind: GgmlType, codes: Codes, scales: NestedScales) -> Bytes:
@@ -258,12 +292,14 @@ def _pack(values: Bytes, lane: int, bits: int) -> Bytes:
 
 
 def _field(layout: KLayout, blocks: Bytes, name: str) -> Bytes:
-    at = 0
-    for field, size in layout.fields:
-        if field == name:
-            return blocks[:, at : at + size]
-        at += size
-    raise AssertionError(f"the block has no field {name}")
+    at = _place(layout, name)
+    return blocks[:, at : at + dict(layout.fields)[name]]
+
+
+def _place(layout: KLayout, name: str) -> int:
+    """The byte of a block where a field begins."""
+    names = [field for field, _ in layout.fields]
+    return sum(size for _, size in layout.fields[: names.index(name)])
 
 
 def _float16(data: Bytes) -> npt.NDArray[np.float16]:

@@ -23,7 +23,7 @@ from quant.format.errors import UnsupportedModelError
 from quant.format.ggml_fp4 import SCHEMES as FP4_SCHEMES
 from quant.format.ggml_fp4 import decode_fp4, encode_fp4, holds
 from quant.format.ggml_kblocks import LAYOUTS as NESTED_LAYOUTS
-from quant.format.ggml_kblocks import decode_kblocks
+from quant.format.ggml_kblocks import decode_kblocks, float16_fields, stored_kblocks
 from quant.format.gguf_types import (
     BF16,
     F16,
@@ -48,6 +48,7 @@ from quant.format.scheme import (
     QuantizedScheme,
     Scheme,
 )
+from quant.format.stored import PackedRows, Plane, StoredIntegers
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight
 
 BLOCK = 32
@@ -115,6 +116,23 @@ def decode(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Weight:
         minimum = _float16_column(blocks, 2).reshape(rows, columns // BLOCK)
     codes = unpack_codes(layout, blocks[:, layout.head_bytes :]).reshape(rows, columns)
     return QuantizedTensor(SCHEMES[kind], codes, scale, minimum=minimum)
+
+
+def stored_integers(kind: GgmlType, data: Bytes, shape: tuple[int, int]) -> StoredIntegers | None:
+    """The integers of `decode`, still in their bytes; None for floats and codebooks."""
+    scheme = SCHEMES.get(kind)
+    if not isinstance(scheme, IntScheme):
+        return None
+    if kind in NESTED_LAYOUTS:
+        return stored_kblocks(kind, data, shape)
+    layout, by_row = LAYOUTS[kind], data.reshape(shape[0], -1)
+    head, low = layout.head_bytes, 4 if layout.num_bits == 5 else 0
+    planes = [Plane(head + low, 16, 16, 4)] if layout.num_bits < 8 else [Plane(head, 32, 32, 8)]
+    if low:
+        planes.append(Plane(head, low, 1, 1, 4))
+    rows = PackedRows(by_row, BLOCK, kind.block_bytes, planes, layout.offset)
+    minimum = float16_fields(by_row, kind, 2) if layout.has_minimum else None
+    return StoredIntegers(scheme, shape, rows, float16_fields(by_row, kind, 0), minimum=minimum)
 
 
 def unpack_codes(layout: BlockLayout, body: Bytes) -> Codes:

@@ -1,6 +1,6 @@
 """From a WeightSource to packed native matrices, one tensor at a time."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +12,7 @@ from quant.format.codebooks import codebook_values
 from quant.format.errors import UnsupportedModelError
 from quant.format.ggml_kblocks import LAYOUTS, nested_scales
 from quant.format.scheme import CodebookScheme, PerBlock
+from quant.format.stored import HoldsIntegers, StoredIntegers
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
 from runtime.kernels.cpu._native import Matrix, ThreadPool
 
@@ -54,11 +55,25 @@ class Weights:
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Packed:
         if name not in self._packed:
-            weight = self._load(name, shape)
-            _require_numbers(name, weight)
-            rounding = input_rounding(name, weight)
-            self._packed[name] = pack(weight, self._pool, rounding, self._integer_products)
+            self._packed[name] = self._as_stored(name, shape) or self._decoded(name, shape)
         return self._packed[name]
+
+    def _as_stored(self, name: str, shape: tuple[int, int]) -> Packed | None:
+        """Packed without an array of codes in between, where the source has integers for it."""
+        if not isinstance(self._source, HoldsIntegers):
+            return None
+        weight = self._source.stored(name)
+        if weight is None or weight.shape != shape:
+            return None
+        packed = pack_stored(weight, self._pool, self._integer_products)
+        self._source.forget(name)
+        return packed
+
+    def _decoded(self, name: str, shape: tuple[int, int]) -> Packed:
+        weight = self._load(name, shape)
+        _require_numbers(name, weight)
+        rounding = input_rounding(name, weight)
+        return pack(weight, self._pool, rounding, self._integer_products)
 
     def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
         """float32 [size]: a norm's weight or a bias."""
@@ -88,7 +103,7 @@ def pack(
     own rounding allow it; by `RUNS_OF_INT8` where the model rounds nothing.
     """
     if not isinstance(weight, QuantizedTensor):
-        return Packed(Matrix.from_numbers(*_numbers(weight), pool))
+        return Packed(Matrix.from_numbers(*_numbers(np.ascontiguousarray(weight)), pool))
     starts, order = group_layout(weight)
     numbers = nested_numbers(weight) or plain_numbers(weight)
     codes = np.ascontiguousarray(weight.codes)
@@ -115,6 +130,29 @@ def pack(
         quads=integer_products and rounds_to_int8(rounding),
     )
     return Packed(matrix, order, rounding or (RUNS_OF_INT8 if matrix.in_quads else None))
+
+
+def pack_stored(weight: StoredIntegers, pool: ThreadPool, integer_products: bool) -> Packed:
+    """As `pack` for a weight whose input the model does not round."""
+    rows = weight.rows
+    matrix = Matrix.from_packed(
+        rows.data,
+        weight.shape[1],
+        rows.block,
+        rows.block_bytes,
+        rows.offset,
+        [astuple(plane) for plane in rows.planes],
+        weight.scheme.num_bits,
+        _numbers(weight.scale),
+        weight.zero_point,
+        None if weight.minimum is None else _numbers(weight.minimum),
+        weight.group_starts(),
+        pool,
+        weight.sub_scale,
+        weight.sub_minimum,
+        quads=integer_products,
+    )
+    return Packed(matrix, None, RUNS_OF_INT8 if matrix.in_quads else None)
 
 
 def rounds_to_int8(rounding: InputRounding | None) -> bool:
@@ -184,7 +222,6 @@ def group_layout(
 def _numbers(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
     name = array.dtype.name
     assert name in FLOATS, f"a WeightSource yields {', '.join(FLOATS)}, not {name}"
-    array = np.ascontiguousarray(array)
     return (array if name == "float32" else array.view(np.uint16)), name
 
 

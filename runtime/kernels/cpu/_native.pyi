@@ -1,4 +1,5 @@
-"""The compiled extension; arrays are C-contiguous, ids are what the add_ methods returned."""
+"""The compiled extension; arrays are C-contiguous, but scales and minimums may have any strides;
+ids are what the add_ methods returned."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,26 @@ class Matrix:
         [group_starts[g], group_starts[g + 1]). With `sub_scale` [out, groups], scale and minimum
         are those of several groups, to be multiplied by each group's own. quads: lay the codes out
         for integer products, where the groups allow it (`in_quads` tells)."""
+    @staticmethod
+    def from_packed(
+        data: npt.NDArray[np.uint8],
+        columns: int,
+        block: int,
+        block_bytes: int,
+        offset: int,
+        planes: Sequence[tuple[int, int, int, int, int]],
+        num_bits: int,
+        scale: tuple[npt.NDArray[Any], str],
+        zero_point: npt.NDArray[np.int8] | None,
+        minimum: tuple[npt.NDArray[Any], str] | None,
+        group_starts: npt.NDArray[np.int32],
+        pool: ThreadPool,
+        sub_scale: npt.NDArray[np.int8] | None = None,
+        sub_minimum: npt.NDArray[np.int8] | None = None,
+        quads: bool = False,
+    ) -> Matrix:
+        """`from_integers` of codes that are read from `quant.format.stored.PackedRows`; a plane is
+        (start, bytes, lane, bits, shift). Raises ValueError where these do not fit."""
     @staticmethod
     def from_codebook(
         codes: npt.NDArray[np.int8],

@@ -20,11 +20,12 @@ Number number_named(const std::string& name) {
   throw std::invalid_argument("unknown number type: " + name);
 }
 
-Numbers numbers_of(const AnyMatrix& array, const std::string& type) {
+template <class A>
+Numbers numbers_of(const A& array, const std::string& type) {
   const Number number = number_named(type);
   if (array.itemsize() != (number == Number::float32 ? 4U : 2U))
     throw std::invalid_argument("the array's items are not of type " + type);
-  return {number, array.data()};
+  return {number, array.data(), array.stride(0), array.stride(1)};
 }
 
 std::vector<std::int32_t> to_vector(const Ints& array) {
@@ -42,7 +43,8 @@ void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
-using TypedArray = std::tuple<AnyMatrix, std::string>;
+// Scales and minimums may lie among other things, a row and a column apart by any strides.
+using TypedArray = std::tuple<nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>, std::string>;
 
 // Sub-scales and sub-minimums of nested groups: there are several for each scale.
 void nest(CodesSource& source, const TypedArray& scale, const std::optional<Bytes>& sub_scale,
@@ -67,10 +69,8 @@ void require_groups(const std::optional<A>& array, std::size_t rows, std::size_t
 }
 
 // Every array that `source` points into is as large as the codes and groups say.
-void check_layout(const Bytes& codes, const CodesSource& source, const TypedArray& scale,
-                  const std::optional<TypedArray>& minimum) {
-  const std::size_t rows = codes.shape(0);
-  const std::size_t columns = codes.shape(1);
+void check_layout(std::size_t rows, std::size_t columns, const CodesSource& source,
+                  const TypedArray& scale, const std::optional<TypedArray>& minimum) {
   const std::vector<std::int32_t>& starts = source.group_starts;
   require(!starts.empty() && starts.front() == 0 && std::is_sorted(starts.begin(), starts.end()) &&
               static_cast<std::size_t>(starts.back()) == columns,
@@ -86,6 +86,29 @@ void check_layout(const Bytes& codes, const CodesSource& source, const TypedArra
   if (minimum) require_groups(std::optional(std::get<0>(*minimum)), rows, outer);
 }
 
+// What integers have beside their codes.
+struct GroupArrays {
+  const TypedArray& scale;
+  const std::optional<Bytes>& zero_point;
+  const std::optional<TypedArray>& minimum;
+  const std::optional<Bytes>& sub_scale;
+  const std::optional<Bytes>& sub_minimum;
+};
+
+std::shared_ptr<Matrix> pack_integers(std::size_t rows, std::size_t columns, CodesSource source,
+                                      const GroupArrays& arrays, ThreadPool& pool) {
+  source.scale = numbers_of(std::get<0>(arrays.scale), std::get<1>(arrays.scale));
+  if (arrays.zero_point) source.zero_point = arrays.zero_point->data();
+  if (arrays.minimum)
+    source.minimum = numbers_of(std::get<0>(*arrays.minimum), std::get<1>(*arrays.minimum));
+  nest(source, arrays.scale, arrays.sub_scale, arrays.sub_minimum);
+  check_layout(rows, columns, source, arrays.scale, arrays.minimum);
+  for (const auto& each : {arrays.zero_point, arrays.sub_scale, arrays.sub_minimum})
+    require_groups(each, rows, source.group_starts.size() - 1);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(rows, columns, std::move(source), pool);
+}
+
 std::shared_ptr<Matrix> matrix_from_integers(
     const Bytes& codes, int num_bits, const TypedArray& scale,
     const std::optional<Bytes>& zero_point,
@@ -96,17 +119,31 @@ std::shared_ptr<Matrix> matrix_from_integers(
   source.quads = quads;
   source.type = num_bits <= 4 ? Codes::int4 : Codes::int8;
   source.codes = codes.data();
-  source.scale = numbers_of(std::get<0>(scale), std::get<1>(scale));
-  if (zero_point) source.zero_point = zero_point->data();
-  if (minimum) source.minimum = numbers_of(std::get<0>(*minimum), std::get<1>(*minimum));
-  nest(source, scale, sub_scale, sub_minimum);
   source.group_starts = to_vector(group_starts);
   if (column_order) source.column_order = to_vector(*column_order);
-  check_layout(codes, source, scale, minimum);
-  for (const auto& each : {zero_point, sub_scale, sub_minimum})
-    require_groups(each, codes.shape(0), group_starts.shape(0) - 1);
-  const nb::gil_scoped_release release;
-  return std::make_shared<Matrix>(codes.shape(0), codes.shape(1), std::move(source), pool);
+  return pack_integers(codes.shape(0), codes.shape(1), std::move(source),
+                       {scale, zero_point, minimum, sub_scale, sub_minimum}, pool);
+}
+
+// start, bytes, lane, bits, shift of a plane.
+using PlaneTuple = std::tuple<int, int, int, int, int>;
+
+std::shared_ptr<Matrix> matrix_from_packed(
+    const Array<std::uint8_t, nb::ndim<2>>& data, std::size_t columns, int block, int block_bytes,
+    int offset, const std::vector<PlaneTuple>& planes, int num_bits, const TypedArray& scale,
+    const std::optional<Bytes>& zero_point, const std::optional<TypedArray>& minimum,
+    const Ints& group_starts, ThreadPool& pool, const std::optional<Bytes>& sub_scale,
+    const std::optional<Bytes>& sub_minimum, bool quads) {
+  CodesSource source;
+  source.quads = quads;
+  source.type = num_bits <= 4 ? Codes::int4 : Codes::int8;
+  source.packed = {data.data(), data.shape(1), block, block_bytes, offset, {}};
+  for (const auto& [start, bytes, lane, bits, shift] : planes)
+    source.packed.planes.push_back({start, bytes, lane, bits, shift});
+  require(source.packed.fits(columns), "the planes do not fit the blocks, or the blocks the rows");
+  source.group_starts = to_vector(group_starts);
+  return pack_integers(data.shape(0), columns, std::move(source),
+                       {scale, zero_point, minimum, sub_scale, sub_minimum}, pool);
 }
 
 // `table` holds the 16 values of 4-bit codes; without one, codes are e4m3 floats.
@@ -124,7 +161,7 @@ std::shared_ptr<Matrix> matrix_from_codebook(
   nest(source, scale, sub_scale, std::nullopt);
   source.group_starts = to_vector(group_starts);
   if (column_order) source.column_order = to_vector(*column_order);
-  check_layout(codes, source, scale, std::nullopt);
+  check_layout(codes.shape(0), codes.shape(1), source, scale, std::nullopt);
   require_groups(sub_scale, codes.shape(0), group_starts.shape(0) - 1);
   const nb::gil_scoped_release release;
   return std::make_shared<Matrix>(codes.shape(0), codes.shape(1), std::move(source), pool);
@@ -154,6 +191,12 @@ void bind_matrix(nb::module_& m) {
       .def_static("from_integers", &matrix_from_integers, nb::arg("codes"), nb::arg("num_bits"),
                   nb::arg("scale"), nb::arg("zero_point").none(), nb::arg("minimum").none(),
                   nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),
+                  nb::arg("sub_scale").none() = nb::none(),
+                  nb::arg("sub_minimum").none() = nb::none(), nb::arg("quads") = false)
+      .def_static("from_packed", &matrix_from_packed, nb::arg("data"), nb::arg("columns"),
+                  nb::arg("block"), nb::arg("block_bytes"), nb::arg("offset"), nb::arg("planes"),
+                  nb::arg("num_bits"), nb::arg("scale"), nb::arg("zero_point").none(),
+                  nb::arg("minimum").none(), nb::arg("group_starts"), nb::arg("pool"),
                   nb::arg("sub_scale").none() = nb::none(),
                   nb::arg("sub_minimum").none() = nb::none(), nb::arg("quads") = false)
       .def_static("from_codebook", &matrix_from_codebook, nb::arg("codes"),

@@ -32,27 +32,34 @@ float from_e4m3(std::uint8_t byte) {
 
 bool in_pairs(Codes type) { return type == Codes::int4 || type == Codes::table; }
 
-// from [lanes, columns] to [columns, kStrip], the missing lanes left zero.
+// from [lanes, columns] with these strides to [columns, kStrip], the missing lanes left zero.
 template <class T>
-void transpose_strip(const T* from, int lanes, int columns, T* to) {
+void transpose_strip(const T* from, std::ptrdiff_t row_stride, std::ptrdiff_t stride, int lanes,
+                     int columns, T* to) {
   constexpr int kBlock = 64;
   for (int k0 = 0; k0 < columns; k0 += kBlock) {
     const int k1 = std::min(k0 + kBlock, columns);
     for (int lane = 0; lane < lanes; ++lane) {
-      const T* row = from + static_cast<std::size_t>(lane) * columns;
-      for (int k = k0; k < k1; ++k) to[static_cast<std::size_t>(k) * kStrip + lane] = row[k];
+      const T* row = from + lane * row_stride;
+      for (int k = k0; k < k1; ++k) to[static_cast<std::size_t>(k) * kStrip + lane] = row[k * stride];
     }
   }
 }
 
-void transpose_strip(Number type, const void* from, std::size_t start, int lanes, int columns,
-                     void* to, std::size_t to_start) {
-  if (type == Number::float32) {
-    transpose_strip(static_cast<const std::uint32_t*>(from) + start, lanes, columns,
-                    static_cast<std::uint32_t*>(to) + to_start);
+template <class T>
+void transpose_numbers(const Numbers& numbers, int strip, int lanes, int columns, void* to) {
+  const std::size_t start = static_cast<std::size_t>(strip) * kStrip;
+  transpose_strip(static_cast<const T*>(numbers.data) +
+                      static_cast<std::ptrdiff_t>(start) * numbers.row_stride,
+                  numbers.row_stride, numbers.stride, lanes, columns,
+                  static_cast<T*>(to) + start * columns);
+}
+
+void transpose_strip(const Numbers& numbers, int strip, int lanes, int columns, void* to) {
+  if (numbers.type == Number::float32) {
+    transpose_numbers<std::uint32_t>(numbers, strip, lanes, columns, to);
   } else {
-    transpose_strip(static_cast<const std::uint16_t*>(from) + start, lanes, columns,
-                    static_cast<std::uint16_t*>(to) + to_start);
+    transpose_numbers<std::uint16_t>(numbers, strip, lanes, columns, to);
   }
 }
 
@@ -72,11 +79,25 @@ float read_number(Numbers numbers, std::size_t index) {
   return from_bits(static_cast<std::uint32_t>(bits) << 16);
 }
 
+const std::int8_t* CodesSource::row(std::size_t row, int columns,
+                                    std::vector<std::int8_t>& scratch) const {
+  if (codes != nullptr) return codes + row * columns;
+  scratch.resize(packed.padded(columns));
+  packed.read(row, 0, columns, scratch.data());
+  return scratch.data();
+}
+
+int CodesSource::stretch(int columns) const {
+  constexpr int kStretch = 256;
+  const bool in_blocks = codes != nullptr || kStretch % packed.block == 0;
+  return column_order.empty() && in_blocks ? std::min(kStretch, columns) : columns;
+}
+
 Matrix::Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool)
     : rows_(rows), columns_(columns), codes_type_(Codes::number), number_(numbers.type) {
   strip_bytes_ = static_cast<std::size_t>(columns) * kStrip * width(number_);
   codes_ = Memory<std::uint8_t>(strips() * strip_bytes_, Streamed{});
-  pool.run(strips(), [&](int strip, int) { pack_numbers(numbers.data, strip); });
+  pool.run(strips(), [&](int strip, int) { pack_numbers(numbers, strip); });
 }
 
 Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
@@ -108,19 +129,19 @@ Matrix::Matrix(int rows, int columns, CodesSource source, ThreadPool& pool)
   });
 }
 
-void Matrix::pack_numbers(const void* numbers, int strip) {
+void Matrix::pack_numbers(const Numbers& numbers, int strip) {
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
-  const std::size_t start = static_cast<std::size_t>(strip) * kStrip * columns_;
-  transpose_strip(number_, numbers, start, lanes, columns_, codes_.data(), start);
+  transpose_strip(numbers, strip, lanes, columns_, codes_.data());
 }
 
 void Matrix::pack_codes(const CodesSource& source, int strip) {
   std::uint8_t* to = codes_.data() + strip * strip_bytes_;
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
   const std::uint8_t bias = codes_type_ == Codes::int4 && !unsigned_codes_ ? 8 : 0;
+  std::vector<std::int8_t> scratch;
   for (int lane = 0; lane < lanes; ++lane) {
     const std::int8_t* row =
-        source.codes + (static_cast<std::size_t>(strip) * kStrip + lane) * columns_;
+        source.row(static_cast<std::size_t>(strip) * kStrip + lane, columns_, scratch);
     const auto code = [&](int k) {
       return static_cast<std::uint8_t>(row[column_order_.empty() ? k : column_order_[k]]);
     };
@@ -143,28 +164,70 @@ int Matrix::quad_bias() const {
 }
 
 void Matrix::pack_quads(const CodesSource& source, int strip) {
+  const int stretch = source.stretch(columns_);
+  // Room for whole blocks and quads, whatever ends last.
+  const std::size_t room = round_up(source.packed.padded(stretch), kRun);
+  std::vector<std::int8_t> codes(kStrip * room);
+  for (int first = 0; first < columns_; first += stretch) {
+    const int count = std::min(stretch, columns_ - first);
+    read_strip(source, strip, first, count, codes.data(), room);
+    pack_stretch(strip, first, count, codes.data(), room);
+  }
+}
+
+// Columns [first, first + count) of a strip's rows to [lanes][room], zeros behind them.
+void Matrix::read_strip(const CodesSource& source, int strip, int first, int count,
+                        std::int8_t* codes, std::size_t room) const {
+  const int lanes = std::min(kStrip, rows_ - strip * kStrip);
+  for (int lane = 0; lane < lanes; ++lane, codes += room) {
+    const std::size_t row = static_cast<std::size_t>(strip) * kStrip + lane;
+    if (source.codes == nullptr) {
+      source.packed.read(row, first, count, codes);
+    } else {
+      std::copy_n(source.codes + row * columns_ + first, count, codes);
+    }
+    std::fill(codes + count, codes + room, std::int8_t{0});
+    if (column_order_.empty()) continue;
+    const std::vector<std::int8_t> natural(codes, codes + count);  // a whole row, then
+    for (int k = 0; k < count; ++k) codes[k] = natural[column_order_[k]];
+  }
+}
+
+namespace {
+
+// A quad of each lane: four codes in bytes, or eight in the halves of bytes. In two's complement of so
+// many bits, adding the bias turns the sign bit over.
+template <bool kPairs>
+void pack_lanes(const std::int8_t* codes, std::size_t room, int lanes, std::uint32_t bias,
+                std::uint8_t* to) {
+  for (int lane = 0; lane < lanes; ++lane, codes += room, to += sizeof bias) {
+    std::uint32_t quad;
+    std::memcpy(&quad, codes, sizeof quad);
+    if constexpr (kPairs) {
+      std::uint32_t high;
+      std::memcpy(&high, codes + 4, sizeof high);
+      quad = ((quad & 0x0F0F0F0FU) ^ bias) | ((high & 0x0F0F0F0FU) ^ bias) << 4;
+    } else {
+      quad ^= bias;
+    }
+    std::memcpy(to, &quad, sizeof quad);
+  }
+}
+
+}  // namespace
+
+void Matrix::pack_stretch(int strip, int first, int count, const std::int8_t* codes,
+                          std::size_t room) {
   const int lanes = std::min(kStrip, rows_ - strip * kStrip);
   const bool pairs = codes_type_ == Codes::int4;
-  // In two's complement of so many bits, adding the bias turns the sign bit over.
   const std::uint32_t bias = 0x01010101U * static_cast<std::uint32_t>(quad_bias());
   const int columns = pairs ? 8 : 4;  // of one quad
-  std::vector<std::int8_t> row(round_up(columns_, kRun));
-  for (int lane = 0; lane < lanes; ++lane) {
-    const std::int8_t* codes =
-        source.codes + (static_cast<std::size_t>(strip) * kStrip + lane) * columns_;
-    if (column_order_.empty()) {
-      std::copy_n(codes, columns_, row.data());
+  std::uint8_t* to = codes_.data() + strip * strip_bytes_ + first / columns * 4 * kStrip;
+  for (int k = 0; k < count; k += columns, to += 4 * kStrip) {
+    if (pairs) {
+      pack_lanes<true>(codes + k, room, lanes, bias, to);
     } else {
-      for (int k = 0; k < columns_; ++k) row[k] = codes[column_order_[k]];
-    }
-    std::uint8_t* to = codes_.data() + strip * strip_bytes_ + 4 * lane;
-    for (int k = 0; k < columns_; k += columns, to += 4 * kStrip) {
-      std::uint32_t four[2] = {};
-      std::memcpy(four, row.data() + k, columns);
-      const std::uint32_t quad =
-          pairs ? ((four[0] & 0x0F0F0F0FU) ^ bias) | ((four[1] & 0x0F0F0F0FU) ^ bias) << 4
-                : four[0] ^ bias;
-      std::memcpy(to, &quad, sizeof quad);
+      pack_lanes<false>(codes + k, room, lanes, bias, to);
     }
   }
 }
@@ -183,17 +246,15 @@ void Matrix::pack_groups(const CodesSource& source, int strip) {
   const int groups = static_cast<int>(group_starts_.size()) - 1;
   const std::size_t start = static_cast<std::size_t>(strip) * kStrip * groups;
   const auto bytes = [&](const std::int8_t* from, const Memory<std::int8_t>& to) {
-    if (from != nullptr) transpose_strip(from + start, lanes, groups, to.data() + start);
+    if (from != nullptr)
+      transpose_strip(from + start, groups, 1, lanes, groups, to.data() + start);
   };
   bytes(source.zero_point, zero_points_);
   bytes(source.sub_scale, sub_scales_);
   bytes(source.sub_minimum, sub_minimums_);
   const int outer = groups >> nesting_;
-  const std::size_t first = static_cast<std::size_t>(strip) * kStrip * outer;
-  transpose_strip(scale_type_, source.scale.data, first, lanes, outer, scales_.data(), first);
-  if (!minimums_.empty())
-    transpose_strip(minimum_type_, source.minimum.data, first, lanes, outer, minimums_.data(),
-                    first);
+  transpose_strip(source.scale, strip, lanes, outer, scales_.data());
+  if (!minimums_.empty()) transpose_strip(source.minimum, strip, lanes, outer, minimums_.data());
 }
 
 std::size_t Matrix::bytes() const {

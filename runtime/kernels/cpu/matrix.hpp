@@ -6,25 +6,30 @@
 
 #include "kernels.hpp"
 #include "memory.hpp"
+#include "packed_rows.hpp"
 #include "read_ahead.hpp"
 #include "thread_pool.hpp"
 
 namespace coldpress {
 
-// Floating-point numbers of one of three types, as they lie in someone else's array.
+// Floating-point numbers of one of three types, as they lie in someone else's matrix: so many numbers
+// from one row to the next, and from one column to the next.
 struct Numbers {
   Number type = Number::float32;
   const void* data = nullptr;  // nullptr: none
+  std::ptrdiff_t row_stride = 0;
+  std::ptrdiff_t stride = 1;
 };
 
-// float32 value of element `index`.
+// float32 value of element `index`, where they lie without gaps.
 float read_number(Numbers numbers, std::size_t index);
 
 // Codes are integers of two's complement (with minimums: unsigned), or stand for the 16 values of a
 // table, or are e4m3 floats.
 struct CodesSource {
   Codes type = Codes::int8;
-  const std::int8_t* codes = nullptr;             // [rows, columns]
+  const std::int8_t* codes = nullptr;             // [rows, columns]; or
+  PackedRows packed;                              // they are in there
   std::vector<float> table;                       // [16], or empty
   Numbers scale;                                  // [rows, groups]
   float divisor = 1.0F;                           // of every scale
@@ -36,6 +41,12 @@ struct CodesSource {
   std::vector<std::int32_t> group_starts;         // [groups + 1]
   std::vector<std::int32_t> column_order;         // [columns]: packed column k is this one; or empty
   bool quads = false;                             // for integer products; see quad_step_of
+
+  // int8 [columns] of one row, which lie there or are read into `scratch`.
+  const std::int8_t* row(std::size_t row, int columns, std::vector<std::int8_t>& scratch) const;
+  // How many of so many columns to take at a time, of all rows of a strip: few enough to stay in the
+  // nearest cache.
+  int stretch(int columns) const;
 };
 
 // Columns that integer products take at a time, so that all of them are of one group; 0 where groups
@@ -63,9 +74,12 @@ class Matrix {
   void dequantize_row(int row, float* out) const;
 
  private:
-  void pack_numbers(const void* numbers, int strip);
+  void pack_numbers(const Numbers& numbers, int strip);
   void pack_codes(const CodesSource& source, int strip);
   void pack_quads(const CodesSource& source, int strip);
+  void read_strip(const CodesSource& source, int strip, int first, int count, std::int8_t* codes,
+                  std::size_t room) const;
+  void pack_stretch(int strip, int first, int count, const std::int8_t* codes, std::size_t room);
   void pack_groups(const CodesSource& source, int strip);
   float number_at(Number type, const Memory<std::uint8_t>& numbers,
                   const Memory<std::int8_t>& factors, std::size_t strip, int group, int lane) const;
