@@ -55,3 +55,5 @@ class EngineStats(Counters):
     pages_total: int = 0
     expected_wait_seconds: float = 0.0
     """Of a request that comes now."""
+    worker_restarts: int = 0
+    """Processes of the engine that took the place of one that had ended."""

@@ -76,8 +76,9 @@ class EngineThread:
         with self._wake:
             return self._clock() - self._last_progress if self._listeners else 0.0
 
-    def submit(self, request: Request, on_event: Listener) -> None:
-        """Queue a request; RequestError as from `Engine.add`, or code "shutting_down"."""
+    def submit(self, request: Request, on_event: Listener, waited: float = 0.0) -> None:
+        """Queue a request; RequestError as from `Engine.add`, or code "shutting_down". waited: how
+        long it has been under way already, in seconds of the times that it may take."""
         self._engine.validate(request)
         with self._wake:
             if self._draining:
@@ -94,7 +95,7 @@ class EngineThread:
             if not self._listeners:
                 self._last_progress = self._clock()
             self._listeners[request.request_id] = on_event
-            self._arrivals[request.request_id] = self._engine.now()
+            self._arrivals[request.request_id] = self._engine.now() - waited
             if request.constraint is not None:
                 self._compiling[request.request_id] = request
                 self._compiler.submit(self._compile, request)

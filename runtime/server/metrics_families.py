@@ -78,6 +78,11 @@ COUNTERS: tuple[tuple[str, str, EngineFigure], ...] = (
         "Requests ended because the model gave no finite numbers.",
         lambda s: s.corrupted_requests,
     ),
+    (
+        "worker_restarts",
+        "Processes that took the place of one that had ended.",
+        lambda s: s.worker_restarts,
+    ),
 )
 HISTOGRAMS: tuple[tuple[str, str, AnswerFigure], ...] = (
     (

@@ -16,7 +16,6 @@ from runtime.worker.messages import (
     LoadFailed,
     ProtocolError,
     Refused,
-    Submit,
     ToFront,
     Turn,
 )
@@ -112,7 +111,7 @@ class EngineProcess:
             self._check(request)
             if not self._roster and self._serving:
                 self._last_progress = self._clock()
-            self._roster.add(request, on_event)
+            self._roster.add(request, on_event, self._clock())
             self._hand_over()
 
     def abort(self, request_id: str) -> None:
@@ -247,14 +246,15 @@ class EngineProcess:
             if self._changed.wait_for(lambda: self._stopping, pause):
                 return False
             self._worker.close()
+            self._roster.restart()
             self._worker = WorkerProcess(self.spec.engine.max_running, self._command)
             self._worker.load(self.spec)
             return True
 
     def _hand_over(self) -> None:
         if self._serving:
-            for number, request in self._roster.hand_over():
-                self._worker.link.send(Submit(number, request))
+            for message in self._roster.hand_over(self._clock()):
+                self._worker.link.send(message)
 
     def _deliver(self, news: Iterable[Delivery]) -> None:
         """Outside the lock; a listener that raises loses its request, nobody else's."""

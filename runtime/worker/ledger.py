@@ -19,6 +19,7 @@ class Ledger:
         self._past = Counters()
         self._now = EngineStats()
         self._accepted = 0
+        self._restarts = 0
         self._finished: dict[FinishReason, int] = dict(Counters().finished)
 
     @property
@@ -40,11 +41,15 @@ class Ledger:
         self._past = _sum(self._past, self._now)
         self._now = EngineStats(pages_total=self._now.pages_total)
 
+    def restart(self) -> None:
+        """Another worker was started."""
+        self._restarts += 1
+
     def stats(self, num_live: int) -> EngineStats:
         """Of this moment; requests that the worker has not begun count as waiting."""
         total = vars(_sum(self._past, self._now))
         total |= {"requests": self._accepted, "finished": dict(self._finished)}
-        total |= {"max_waiting": self._max_waiting}
+        total |= {"max_waiting": self._max_waiting, "worker_restarts": self._restarts}
         waiting = max(0, num_live - self._now.num_running)
         return replace(self._now, **total, num_waiting=waiting)
 

@@ -121,7 +121,7 @@ class _Worker:
         request = command.request
         self._writer.begin(request.request_id, command.number)
         try:
-            self._thread.submit(request, self._events.append)
+            self._thread.submit(request, self._events.append, command.waited)
         except RequestError as error:
             self._writer.forget(request.request_id)
             self._front.send(Refused(request.request_id, str(error)))

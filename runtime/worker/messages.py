@@ -28,10 +28,12 @@ class Load(msgspec.Struct, tag="load", frozen=True):
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """`number` names the request in the flight record; each is used once in a worker's life."""
+    """`number` names the request in the flight record; each is used once in a worker's life.
+    waited: seconds since the front accepted it, perhaps for another worker."""
 
     number: int
     request: Request
+    waited: float = 0.0
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):

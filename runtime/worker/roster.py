@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from runtime.engine.request import Request, TokenEvent
 from runtime.engine.stats import EngineStats
 from runtime.worker.ledger import Ledger
-from runtime.worker.messages import Turn
+from runtime.worker.messages import Submit, Turn
 from runtime.worker.news import read_turn
 from runtime.worker.quarantine import Quarantine
 
@@ -28,6 +28,7 @@ class Live:
 
     request: Request
     listener: Listener
+    accepted_at: float
     number: int | None = None
     spoke: bool = False
     aborted: bool = False
@@ -64,9 +65,9 @@ class Roster:
     def __len__(self) -> int:
         return len(self._live)
 
-    def add(self, request: Request, listener: Listener) -> None:
+    def add(self, request: Request, listener: Listener, now: float) -> None:
         self._ledger.accept()
-        self._live[request.request_id] = Live(request, listener)
+        self._live[request.request_id] = Live(request, listener, now)
 
     def num_waiting(self, num_in_step: int) -> int:
         """Accepted requests that no step is about, `num_in_step` being in the one that runs."""
@@ -75,13 +76,17 @@ class Roster:
     def stats(self) -> EngineStats:
         return self._ledger.stats(len(self._live))
 
-    def hand_over(self) -> Iterator[tuple[int, Request]]:
+    def restart(self) -> None:
+        """Another worker was started."""
+        self._ledger.restart()
+
+    def hand_over(self, now: float) -> Iterator[Submit]:
         """What the worker is to be given now, with the numbers that name it there."""
         for live in self._next():
             self._last_number += 1
             live.number = self._last_number
             self._at_worker[live.number] = live
-            yield live.number, live.request
+            yield Submit(live.number, live.request, max(0.0, now - live.accepted_at))
 
     def mute(self, request_id: str) -> None:
         """Its listener is not to be called again."""

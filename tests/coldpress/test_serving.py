@@ -164,9 +164,11 @@ def test_a_process_that_was_started_ahead_for_nothing_is_ended() -> None:
     with started_ahead(plan) as ahead:
         assert ahead is None
     plan = ServerPlan([*plan.models, ModelPlan("now", Path("y.gguf"))])
+    pids = []
     with pytest.raises(KeyError), started_ahead(plan) as ahead:
         assert ahead is not None and not ahead.is_used
+        pids.append(ahead.pid)
         os.kill(ahead.pid, 0)
         raise KeyError("a mistake")
     with pytest.raises(ProcessLookupError):
-        os.kill(ahead.pid, 0)
+        os.kill(pids[0], 0)

@@ -281,3 +281,12 @@ def test_many_threads_submit_and_abort() -> None:
     stats = thread.stats()
     assert stats.requests + reasons.count("abort") - stats.finished["abort"] == 100
     assert stats.pages_in_use == 0 and stats.num_running == stats.num_waiting == 0
+
+
+def test_time_that_was_spent_on_the_way_counts(thread: EngineThread) -> None:
+    answers = []
+    for name, waited in (("late", 3600.0), ("early", 0.0)):
+        answers.append(Answer())
+        request = Request(name, (1, 2), 2, GREEDY, deadline_seconds=1800.0)
+        thread.submit(request, answers[-1], waited)
+    assert [answer.end().finish_reason for answer in answers] == ["timeout", "length"]

@@ -97,8 +97,8 @@ class CountingThread(EngineThread):
 
     num_accepted = 0
 
-    def submit(self, request: Request, on_event: Listener) -> None:
-        super().submit(request, on_event)
+    def submit(self, request: Request, on_event: Listener, waited: float = 0.0) -> None:
+        super().submit(request, on_event, waited)
         self.num_accepted += 1
 
 

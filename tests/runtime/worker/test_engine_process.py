@@ -212,6 +212,7 @@ def test_killed_worker_in_flight_is_told_and_the_rest_runs_again() -> None:
         after = engine.stats()
         assert after.steps > before.steps and after.requests == 6
         assert sum(after.finished.values()) == 6 and after.finished["error"] == 1
+        assert (before.worker_restarts, after.worker_restarts) == (0, 1)
 
 
 def test_a_request_that_kills_workers_is_quarantined_and_others_are_answered() -> None:
