@@ -14,12 +14,13 @@ from runtime.server.encoding import encoded
 from runtime.server.errors import ApiError
 from runtime.server.message_reader import reader_of
 from runtime.server.responses_answer import ResponseAnswer
+from runtime.server.responses_input import messages_of_input
 from runtime.server.responses_schema import (
     ResponseBody,
     check_response_body,
     constraint_of_response,
-    messages_of_input,
 )
+from runtime.server.responses_tools import tools_of_response
 from runtime.server.sse import EventStream, named_event
 from runtime.server.state import (
     generation_params,
@@ -40,20 +41,22 @@ async def create_response(request: Request) -> Response:
     check_response_body(body)
     service = await state.lease(request, body.model)
     constraint = await constraint_of_response(body)
+    tools = await tools_of_response(service, body, is_constrained=constraint is not None)
     keep = kept_tokens(service, body, body.max_output_tokens)
     encode = partial(service.encode_chat, keep_last=keep)
-    prompt = await encoded(request, encode, messages_of_input(body), _variables(body))
+    messages = tools.messages(messages_of_input(body))
+    prompt = await encoded(request, encode, messages, tools.variables(_variables(body)))
     params = generation_params(
         body,
         service.sampling_defaults,
         max_tokens=body.max_output_tokens,
         logprobs=None,
-        constraint=constraint,
+        constraint=tools.constraint or constraint,
     )
-    generations = submit_all(service, [prompt], params)
+    generations = submit_all(service, [prompt], tools.params(params))
     # What is constrained is all content, even where the prompt begins a thought.
-    thoughts = "none" if constraint else body.reasoning_format
-    reader = reader_of(service, prompt, thoughts)
+    thoughts = "none" if constraint or tools.must_call else body.reasoning_format
+    reader = reader_of(service, prompt, thoughts, tools.reader())
     sampling = params[0].sampling
     answer = ResponseAnswer(service.model_name, body, sampling, generations[0], reader)
     if body.stream:

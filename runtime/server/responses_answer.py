@@ -8,15 +8,10 @@ from uuid import uuid4
 from runtime.engine.request import SamplingParams
 from runtime.generation import Generation, TextDelta
 from runtime.server.message_reader import MessageReader
+from runtime.server.responses_items import CallItem, Item, OpenItem, Step, TextItem
 from runtime.server.responses_schema import ResponseBody
 
-Item = dict[str, Any]
 Event = dict[str, Any]
-_KINDS: dict[str, tuple[str, str, str]] = {
-    "reasoning_content": ("reasoning", "reasoning_text", "rs"),
-    "content": ("message", "output_text", "msg"),
-}
-"""By field of a chat message: the type of its item, of its part, and the prefix of its id."""
 
 
 class ResponseAnswer:
@@ -34,8 +29,7 @@ class ResponseAnswer:
         self._reader = reader
         self._number = 0
         self._items: list[Item] = []
-        self._field = ""
-        """Of the item that is being written."""
+        self._open: OpenItem | None = None
         self._fixed = {
             "id": f"resp_{uuid4().hex}",
             "object": "response",
@@ -44,14 +38,14 @@ class ResponseAnswer:
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
             "store": False,
             "temperature": sampling.temperature,
             "text": body.text or {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
             "top_p": sampling.top_p,
             "truncation": "disabled",
         }
@@ -73,11 +67,14 @@ class ResponseAnswer:
     def feed(self, delta: TextDelta) -> Iterator[Event]:
         """What a token brings; after the last one, the end."""
         fields = self._reader.feed(delta)
-        for field in _KINDS:
-            if fields.get(field) or (field == "content" and field in fields and self._is_open()):
-                yield from self._write(field, fields[field])
+        if fields.get("reasoning_content"):
+            yield from self._write("reasoning_content", fields["reasoning_content"])
+        if fields.get("content") or ("content" in fields and self._is_at("content")):
+            yield from self._write("content", fields["content"])
+        for call in fields.get("tool_calls", ()):
+            yield from self._write(call["index"], call["function"]["arguments"], call)
         if delta.finish_reason is not None:
-            if not self._is_open():
+            if all(item["type"] == "reasoning" for item in self._items):
                 yield from self._write("content", "")
             yield from self._close()
             status, reason = self._status()
@@ -89,54 +86,36 @@ class ResponseAnswer:
         response["error"] = {"code": code or "server_error", "message": message}
         return self._event("response.failed", response=response)
 
-    def _is_open(self) -> bool:
-        return self._field == "content"
+    def _is_at(self, key: str | int) -> bool:
+        return self._open is not None and self._open.key == key
 
-    def _write(self, field: str, text: str) -> Iterator[Event]:
-        if self._field != field:
+    def _write(
+        self, key: str | int, text: str, call: dict[str, Any] | None = None
+    ) -> Iterator[Event]:
+        """`call`: the piece of a function call that this is of."""
+        if not self._is_at(key):
             yield from self._close()
-            yield from self._open(field)
-        item, part = self._items[-1], self._items[-1]["content"][0]
-        part["text"] += text
-        place = {"item_id": item["id"], **self._place()}
-        extra: Event = {"logprobs": []} if field == "content" else {}
-        yield self._event(f"response.{part['type']}.delta", **place, delta=text, **extra)
-
-    def _open(self, field: str) -> Iterator[Event]:
-        kind, part_kind, prefix = _KINDS[field]
-        self._field = field
-        item: Item = {"id": f"{prefix}_{uuid4().hex}", "type": kind, "status": "in_progress"}
-        part: Item = {"type": part_kind, "text": ""}
-        if field == "content":
-            item["role"] = "assistant"
-            part |= {"annotations": [], "logprobs": []}
-        else:
-            item["summary"] = []
-        self._items.append({**item, "content": [part]})
-        index = len(self._items) - 1
-        added = {**item, "content": []}
-        yield self._event("response.output_item.added", output_index=index, item=added)
-        place = {"item_id": item["id"], **self._place()}
-        yield self._event("response.content_part.added", **place, part=dict(part))
+            self._open = TextItem(str(key)) if call is None else CallItem(call)
+            self._items.append(self._open.item)
+            yield from self._told(self._open.begin())
+        assert self._open is not None
+        yield from self._told(self._open.write(text))
 
     def _close(self) -> Iterator[Event]:
-        if not self._field:
+        if self._open is None:
             return
-        item = self._items[-1]
-        part = item["content"][0]
-        item["status"] = "completed" if self._reader.finish_reason != "length" else "incomplete"
-        place = {"item_id": item["id"], **self._place()}
-        extra: Event = {"logprobs": []} if self._is_open() else {}
-        self._field = ""
-        yield self._event(f"response.{part['type']}.done", **place, text=part["text"], **extra)
-        yield self._event("response.content_part.done", **place, part=dict(part))
-        index = len(self._items) - 1
-        yield self._event("response.output_item.done", output_index=index, item=dict(item))
+        ended = self._reader.finish_reason != "length"
+        self._open.item["status"] = "completed" if ended else "incomplete"
+        yield from self._told(self._open.end())
+        self._open = None
 
-    def _place(self) -> dict[str, int]:
-        return {"output_index": len(self._items) - 1, "content_index": 0}
+    def _told(self, steps: Iterator[Step]) -> Iterator[Event]:
+        place = {"output_index": len(self._items) - 1}
+        for name, fields in steps:
+            named = {} if "item" in fields else {"item_id": self._items[-1]["id"]}
+            yield self._event(f"response.{name}", **named, **place, **fields)
 
-    def _event(self, name: str, **fields: Any) -> Event:
+    def _event(self, name: str, /, **fields: Any) -> Event:
         number, self._number = self._number, self._number + 1
         return {"type": name, "sequence_number": number, **fields}
 

@@ -1,6 +1,5 @@
-"""The body of POST /v1/responses, and its input as the messages of a chat."""
+"""The body of POST /v1/responses."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -9,9 +8,7 @@ from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError
 from runtime.server.constraints import ConstraintFields, constraint_of
 from runtime.server.schemas import TEXT_CONTENT, GenerationBody
-
-_TEXT_PARTS = ("input_text", "output_text", "text")
-
+from runtime.server.tool_calls import ToolFields
 
 _INPUT = {
     "oneOf": [
@@ -40,11 +37,11 @@ class ReasoningOptions(BaseModel):
     effort: str | None = None
 
 
-class ResponseBody(ConstraintFields, GenerationBody):
+class ResponseBody(ToolFields, ConstraintFields, GenerationBody):
     """POST /v1/responses, without anything that is kept between requests."""
 
     input: Annotated[Any, WithJsonSchema(_INPUT)]
-    """Checked by `messages_of_input`."""
+    """See `responses_input.messages_of_input`."""
     text: dict[str, Any] | None = None
     """Its `format` is what `response_format` is in a chat, with the schema one level up."""
     instructions: str | None = None
@@ -61,9 +58,9 @@ class ResponseBody(ConstraintFields, GenerationBody):
 def check_response_body(body: ResponseBody) -> None:
     """RequestError for what needs something to be kept, or cut."""
     if body.store:
-        raise _unsupported("store must be false: this server keeps no responses", "store")
+        raise unsupported("store must be false: this server keeps no responses", "store")
     if body.truncation not in (None, "disabled"):
-        raise _unsupported(
+        raise unsupported(
             "truncation must be 'disabled'; truncate_prompt_tokens cuts where that is wanted",
             "truncation",
         )
@@ -83,41 +80,5 @@ async def constraint_of_response(body: ResponseBody) -> Constraint | None:
         raise RequestError(str(error), param, error.code) from error
 
 
-def messages_of_input(body: ResponseBody) -> list[dict[str, Any]]:
-    """The conversation. RequestError for the first item that is no message of text."""
-    messages = [] if body.instructions is None else [_message("system", body.instructions)]
-    if isinstance(body.input, str):
-        return [*messages, _message("user", body.input)]
-    if not isinstance(body.input, list) or not body.input:
-        raise RequestError("input must be a string or a list of messages", "input")
-    return [*messages, *(_item(index, item) for index, item in enumerate(body.input))]
-
-
-def _item(index: int, item: object) -> dict[str, Any]:
-    if not isinstance(item, dict) or not isinstance(item.get("role"), str):
-        kind = item.get("type") if isinstance(item, dict) else type(item).__name__
-        raise _unsupported(f"input[{index}] is a '{str(kind)[:40]}' and no message", "input")
-    return _message(item["role"], _text(index, item.get("content")))
-
-
-def _text(index: int, content: object) -> str:
-    if isinstance(content, str):
-        return content
-    parts: list[Any] = content if isinstance(content, list) else [content]
-    for part in parts:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise _unsupported(
-                f"input[{index}].content holds a part of type '{str(kind)[:40]}'; "
-                "only text parts are supported",
-                "input",
-            )
-    return "\n".join(part["text"] for part in parts)
-
-
-def _message(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _unsupported(message: str, field: str) -> RequestError:
+def unsupported(message: str, field: str) -> RequestError:
     return RequestError(message, field, "unsupported_field")
