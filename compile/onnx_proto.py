@@ -1,5 +1,6 @@
 """An ONNX graph as plain data, and its protobuf: the one module that needs the `onnx` package."""
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,15 @@ from typing import Any
 import numpy.typing as npt
 
 from compile.onnx_contract import IR_VERSION, OPSET
+from compile.onnx_lint.wire import BYTES, WireFile
 from quant.format.errors import FileFormatError, InputError, MissingExtraError
 
 MAX_GRAPH_BYTES = 256 << 20
 """Weights lie beside the graph; a protobuf cannot hold 2 GB, and ours never comes near this."""
+MAX_GRAPH_PARTS = 500_000
+"""Fields of the graph and of its nodes: a few of these are a node, which takes a hundred times its
+bytes once it is read."""
+_GRAPH, _NODE = 7, 1
 DTYPES = ("float32", "float16", "bfloat16", "float8e4m3fn", "int8", "int4", "int64", "bool")
 _NAMES = {"float32": "FLOAT"}
 
@@ -102,10 +108,11 @@ def read_graph(path: Path, *, constants: bool = False) -> Graph:
     try:
         if path.stat().st_size > MAX_GRAPH_BYTES:
             raise FileFormatError(path, f"is larger than {MAX_GRAPH_BYTES:,} bytes without weights")
+        _count_parts(path)
         model = onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except FileFormatError:
+    except InputError:
         raise
     except Exception as error:  # DecodeError, of whichever protobuf implementation is there
         raise FileFormatError(path, "is not an ONNX model, or is damaged") from error
@@ -116,6 +123,19 @@ def read_graph(path: Path, *, constants: bool = False) -> Graph:
     except (TypeError, ValueError, UnicodeError) as error:
         # Names that are not UTF-8 arrive as bytes, and attributes may lack a type.
         raise FileFormatError(path, "has names or attributes that are damaged") from error
+
+
+def _count_parts(path: Path) -> None:
+    """FileFormatError where a graph has too many, which is known long before they are read."""
+    file = WireFile(path, MAX_GRAPH_PARTS)
+    try:
+        for number, kind, start, end in file.fields(0, file.size):
+            if (number, kind) == (_GRAPH, BYTES):
+                for part, part_kind, part_start, part_end in file.fields(start, end):
+                    if (part, part_kind) == (_NODE, BYTES):
+                        deque(file.fields(part_start, part_end), maxlen=0)
+    finally:
+        file.close()
 
 
 def _read(onnx: ModuleType, path: Path, model: Any) -> Graph:

@@ -26,8 +26,9 @@ is the value itself."""
 class WireFile:
     """A mapped file. Raises FileFormatError for what is no protobuf, InputError for no file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_fields: int = MAX_FIELDS) -> None:
         self.path = path
+        self._max_fields = max_fields
         try:
             size = path.stat().st_size
             if size > MAX_PROTOBUF_BYTES:
@@ -41,7 +42,7 @@ class WireFile:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         self.size = size
-        self._fields_left = MAX_FIELDS
+        self._fields_left = max_fields
 
     def close(self) -> None:
         self._data.close()
@@ -52,7 +53,7 @@ class WireFile:
         while at < end:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise FileFormatError(self.path, f"has more than {MAX_FIELDS:,} parts")
+                raise FileFormatError(self.path, f"has more than {self._max_fields:,} parts")
             key, at = self._varint(at, end)
             number, kind = key >> 3, key & 7
             if kind == VARINT:

@@ -64,7 +64,8 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 @pytest.mark.parametrize(
-    "location", ["../model.onnx.data", "/etc/passwd", "sub/model.onnx.data", "config.json", ""]
+    "location",
+    ["../model.onnx.data", "/etc/passwd", "sub/model.onnx.data", "config.json", "", "a\0b"],
 )
 def test_weights_lie_beside_the_graph_alone(artifact: Path, location: str) -> None:
     (artifact.parent / "model.onnx.data").write_bytes((artifact / "model.onnx.data").read_bytes())
@@ -132,6 +133,38 @@ def test_a_graph_larger_than_any_of_ours_is_refused_at_once(artifact: Path) -> N
     with pytest.raises(FileFormatError, match="is larger than 268,435,456 bytes without weights"):
         open_model(artifact)
     assert time.process_time() - begin < 1
+
+
+def test_a_graph_of_a_million_nodes_is_refused_before_they_are_made(artifact: Path) -> None:
+    """L3. A protobuf that is written twice is the first one with the second one's lists added."""
+    more = onnx.ModelProto()
+    node = onnx.NodeProto(op_type="Neg", input=["x"], output=["y"])
+    more.graph.node.extend([node] * 1000)
+    with (artifact / "model.onnx").open("ab") as file:
+        file.write(more.SerializeToString() * 1000)
+    begin = time.process_time()
+    with pytest.raises(FileFormatError, match="has more than 500,000 parts"):
+        open_model(artifact)
+    # It took a minute and 800 MB to read them all.
+    assert time.process_time() - begin < 20
+
+
+def test_a_pipe_is_not_waited_for(artifact: Path) -> None:
+    """L3: opening one to read would wait for somebody to write."""
+    data = artifact / "model.onnx.data"
+    data.unlink()
+    os.mkfifo(data)
+    with pytest.raises(InputError, match="what is no plain file"):
+        open_model(artifact)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev/stdin"])
+def test_devices_are_not_read(artifact: Path, target: str) -> None:
+    data = artifact / "model.onnx.data"
+    data.unlink()
+    data.symlink_to(target)
+    with pytest.raises(InputError, match="link"):
+        open_model(artifact)
 
 
 def foreign_domain(model: Any) -> None:
