@@ -10,8 +10,8 @@ from coldpress.loading import (
     DEFAULT_MACHINE,
     Machine,
     OnNote,
+    StartedModel,
     check_context,
-    open_served,
     payload_bytes,
 )
 from runtime.engine.options import EngineOptions
@@ -120,7 +120,7 @@ def open_registry(
 
 @dataclass
 class _Loader:
-    """Loads one model in a process of its own; raises what `open_served` raises. process, model:
+    """Loads one model in a process of its own; raises what StartedModel raises. process, model:
     what the first load finds there already."""
 
     plan: ModelPlan
@@ -144,20 +144,18 @@ class _Loader:
 
         process, self.process = self.process, None
         model, self.model = self.model, None
-        return Loaded(*open_served(self.plan.spec, self.on_note, model, process))
+        started = StartedModel(self.plan.spec, process)
+        service = started.service(self.on_note, model)
+        return Loaded(service, started.close, started.engine.wait_ready().budget)
 
 
 def _needs(plan: ModelPlan, model: "Model") -> Mapping[str, int]:
     """Bytes by what they are for. Where the size of the KV cache is left open it counts as one
     context, the least that is of use; the worker takes more where there is more."""
-    from runtime.loading import DEFAULT_CONTEXTS
     from runtime.worker.budget import plan_memory
 
     budget = plan_memory(plan.spec, model, free=0)
-    if budget is None:
-        return {}
-    pool = budget.pool if plan.kv_cache_bytes else budget.pool // DEFAULT_CONTEXTS
-    return {"weights": budget.weights, "KV cache": pool}
+    return {} if budget is None else budget.least()
 
 
 def _card(plan: ModelPlan, model: "Model") -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from compile.model import Model
 from quant.format.errors import InputError
 from runtime.engine.batch import Executor
 from runtime.engine.options import EngineOptions
@@ -31,11 +32,16 @@ def load_draft(
             f"{options.draft_model}: has a vocabulary of {found} tokens, but the model that it is "
             f"to guess for has {executor.vocab_size}; choose a draft model of the same family"
         )
-    tokens = max(options.max_running * SEQUENCE_TOKENS, model.program.sizes.max_positions)
     return load_executor(
         model,
-        num_pages=min(executor.num_pages, tokens // executor.page_size + 2),
+        num_pages=draft_pages(model, options, executor.num_pages, executor.page_size),
         page_size=executor.page_size,
         threads=threads,
         max_step_tokens=options.max_step_tokens,
     )
+
+
+def draft_pages(model: Model, options: EngineOptions, num_pages: int, page_size: int) -> int:
+    """Pages of the draft model's pool beside a pool of `num_pages`."""
+    tokens = max(options.max_running * SEQUENCE_TOKENS, model.program.sizes.max_positions)
+    return min(num_pages, tokens // page_size + 2)

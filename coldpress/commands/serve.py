@@ -177,6 +177,8 @@ def _tell(console: Console, registry: "Registry", plan: "ServerPlan", url: str) 
     first = registry.models[names[0]]
     service = first.service
     context = first.settings.card["max_model_len"] if service is None else service.max_positions
+    memory = {one.name: one.loaded.memory for one in registry.models.values() if one.loaded}
     value = {"url": url, "model": first.name, "context": context, "models": names}
+    value["memory"] = {name: dict(found) for name, found in memory.items()}
     verb = "answer" if names[1:] else "answers"
     console.result(value, lambda: f"{', '.join(names)} {verb} at {url}/v1")

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from quant.format.errors import InputError
 from runtime.server.registry import Registry
 from runtime.server.registry_models import ServedModel
-
-SPARE_BYTES = 256 << 20
-"""Left free by every load, for what requests take on top."""
+from runtime.worker.budget import HEADROOM_BYTES
 
 
 class MemoryBudget:
@@ -15,6 +13,7 @@ class MemoryBudget:
     longest ago first.
 
     free_bytes: memory that could be taken now; 0 where nobody knows, and everything fits.
+    spare_bytes: left free by every load, for what requests take on top.
     """
 
     def __init__(
@@ -22,7 +21,7 @@ class MemoryBudget:
         free_bytes: Callable[[], int],
         *,
         unload_idle: bool = False,
-        spare_bytes: int = SPARE_BYTES,
+        spare_bytes: int = HEADROOM_BYTES,
     ) -> None:
         self._free_bytes = free_bytes
         self._unload_idle = unload_idle

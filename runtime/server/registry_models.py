@@ -12,10 +12,12 @@ ModelState = Literal["unloaded", "loading", "ready", "unloading", "failed"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that answers, and what frees its memory once its engine has been shut down."""
+    """A model that answers, and what frees its memory once its engine has been shut down. memory:
+    bytes by what they are for, where that is known."""
 
     service: GenerationService
     close: Callable[[], None] = lambda: None
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

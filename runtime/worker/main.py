@@ -167,5 +167,6 @@ def _facts_of(opened: Opened) -> WorkerFacts:
         gives_hidden=isinstance(executor, GivesHidden),
         weight_bytes=executor.weight_bytes,
         pool_bytes=getattr(executor, "cache_bytes", 0),
-        memory=opened.memory,
+        memory="" if opened.budget is None else opened.budget.sentence(),
+        budget={} if opened.budget is None else opened.budget.as_object(),
     )

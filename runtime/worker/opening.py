@@ -14,17 +14,18 @@ from runtime.worker.spec import ModelSpec
 if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
     from runtime.text.grammar.compiler import GrammarCompiler
+    from runtime.worker.budget import Budget
 
 _IDLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is loaded. memory: the arithmetic of what it takes, one line. draft: what
-    guesses for it."""
+    """A model that is loaded. budget: the arithmetic of what it takes, None where nobody knows.
+    draft: what guesses for it."""
 
     executor: "LoadedExecutor"
-    memory: str = ""
+    budget: "Budget | None" = None
     draft: "LoadedExecutor | None" = None
 
 
@@ -56,7 +57,7 @@ def load_model(spec: ModelSpec) -> Opened:
     draft = load_draft(spec.engine, executor, machine.get("threads"))
     del model
     give_back_freed()
-    return Opened(executor, "" if budget is None else budget.sentence(), draft)
+    return Opened(executor, budget, draft)
 
 
 class IdleGrammars:

@@ -30,7 +30,8 @@ class WorkerFacts:
 
     num_pages: the reserved page 0 included. gives_hidden: whether it can make embeddings.
     weight_bytes: of all matrices as they are held. pool_bytes: of the page pool
-    once all of it is used; 0 if the executor does not tell. memory: the arithmetic, one line.
+    once all of it is used; 0 if the executor does not tell. memory: the arithmetic, one line;
+    budget: the same in bytes.
     """
 
     pid: int
@@ -42,6 +43,7 @@ class WorkerFacts:
     weight_bytes: int = 0
     pool_bytes: int = 0
     memory: str = ""
+    budget: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def pool_tokens(self) -> int:

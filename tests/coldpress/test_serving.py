@@ -113,7 +113,7 @@ def test_mistakes_are_told_before_anything_is_loaded(
     def refuse(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("coldpress.serving.open_served", refuse)
+    monkeypatch.setattr("coldpress.serving.StartedModel", refuse)
 
     def told(*args: object) -> str:
         assert run(["serve", *map(str, args)]) == 2

@@ -1,17 +1,20 @@
 """A12: what a model takes is known, said and refused before its weights are read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from compile.open_model import open_model
 from quant.format.errors import InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from runtime.draft_loading import load_draft
 from runtime.engine.options import EngineOptions
 from runtime.kv_cache import kv_bytes_per_page
 from runtime.loading import load_executor
 from runtime.worker.budget import HEADROOM_BYTES, held_bytes, plan_memory
 from runtime.worker.spec import ModelSpec
-from tests.tiny import tiny_model
+from tests.tiny import tiny_checkpoint, tiny_model
 
 MODEL = tiny_model(max_positions=256)
 PAGE = kv_bytes_per_page(MODEL.program, 32, "float16")
@@ -72,3 +75,22 @@ def test_the_pool_is_as_large_as_was_said() -> None:
     executor = load_executor(MODEL, kv_cache_bytes=budget.pool, threads=1)
     assert (executor.num_pages - 1) * executor.page_size == budget.pool_tokens
     assert getattr(executor, "cache_bytes", None) == budget.pool
+
+
+def test_the_model_that_guesses_counts(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "draft", max_positions=64)
+    spec = replace(SPEC, engine=EngineOptions(draft_model=str(path), max_running=1))
+    alone, both = plan_memory(SPEC, MODEL, free=1 << 40), plan_memory(spec, MODEL, free=1 << 40)
+    assert alone is not None and both is not None and alone.draft == 0
+    draft = open_model(path)
+    executor = load_executor(MODEL, kv_cache_bytes=both.pool, threads=1)
+    loaded = load_draft(spec.engine, executor, threads=1)
+    assert loaded is not None
+    weights = sum(held_bytes(draft, name) for name in draft.weights.names())
+    assert both.draft == weights + getattr(loaded, "cache_bytes", 0)
+    assert both.needed == alone.needed + both.draft
+    assert "draft model" in both.sentence() and "draft model" not in alone.sentence()
+    assert both.least() == {**alone.least(), "draft model": both.draft}
+    assert both.as_object()["needed"] == both.needed
+    with pytest.raises(InputError, match="draft model"):
+        plan_memory(spec, MODEL, free=alone.needed - alone.pool + alone.least_pool)
