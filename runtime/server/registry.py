@@ -172,7 +172,7 @@ class Registry:
     def unload_idle(self, model: ServedModel) -> bool:
         """Free a model that nobody uses; the next request loads it again. False if it is in use."""
         with self._changed:
-            if model.state != "ready" or model.in_use or self._is_fixed(model):
+            if not self._is_idle(model):
                 return False
             self._begin_unload(model)
         self._finish_unload(model)
@@ -181,11 +181,7 @@ class Registry:
     def idle_models(self) -> list[ServedModel]:
         """Loaded models that no request uses, the one that was used longest ago first."""
         with self._changed:
-            idle = [
-                model
-                for model in self.models.values()
-                if model.state == "ready" and not model.in_use and not self._is_fixed(model)
-            ]
+            idle = [model for model in self.models.values() if self._is_idle(model)]
             return sorted(idle, key=lambda model: model.last_used)
 
     def start_draining(self, drain_seconds: float) -> None:
@@ -277,6 +273,11 @@ class Registry:
         self._changed.notify_all()
         if changing is not None:
             changing.set_result(None)
+
+    def _is_idle(self, model: ServedModel) -> bool:
+        """Those who waited for its load may not have got around to using it yet."""
+        used = model.in_use or model.num_awaiting
+        return model.state == "ready" and not used and not self._is_fixed(model)
 
     @staticmethod
     def _is_fixed(model: ServedModel) -> bool:
