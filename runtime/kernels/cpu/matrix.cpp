@@ -87,12 +87,6 @@ const std::int8_t* CodesSource::row(std::size_t row, int columns,
   return scratch.data();
 }
 
-int CodesSource::stretch(int columns) const {
-  constexpr int kStretch = 256;
-  const bool in_blocks = codes != nullptr || kStretch % packed.block == 0;
-  return column_order.empty() && in_blocks ? std::min(kStretch, columns) : columns;
-}
-
 Matrix::Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool)
     : rows_(rows), columns_(columns), codes_type_(Codes::number), number_(numbers.type) {
   strip_bytes_ = static_cast<std::size_t>(columns) * kStrip * width(number_);
@@ -163,13 +157,20 @@ int Matrix::quad_bias() const {
   return codes_type_ == Codes::int4 ? 8 : 128;
 }
 
+// How many columns to take at a time, of all rows of a strip: few enough to stay in the nearest cache,
+// but all of them where they are taken in an order.
+int Matrix::stretch(const PackedRows& packed) const {
+  constexpr int kStretch = 256;
+  return column_order_.empty() && kStretch % packed.block == 0 ? kStretch : columns_;
+}
+
 void Matrix::pack_quads(const CodesSource& source, int strip) {
-  const int stretch = source.stretch(columns_);
+  const int columns = std::min(stretch(source.packed), columns_);
   // Room for whole blocks and quads, whatever ends last.
-  const std::size_t room = round_up(source.packed.padded(stretch), kRun);
+  const std::size_t room = round_up(source.packed.padded(columns), kRun);
   std::vector<std::int8_t> codes(kStrip * room);
-  for (int first = 0; first < columns_; first += stretch) {
-    const int count = std::min(stretch, columns_ - first);
+  for (int first = 0; first < columns_; first += columns) {
+    const int count = std::min(columns, columns_ - first);
     read_strip(source, strip, first, count, codes.data(), room);
     pack_stretch(strip, first, count, codes.data(), room);
   }

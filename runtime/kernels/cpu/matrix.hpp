@@ -44,9 +44,6 @@ struct CodesSource {
 
   // int8 [columns] of one row, which lie there or are read into `scratch`.
   const std::int8_t* row(std::size_t row, int columns, std::vector<std::int8_t>& scratch) const;
-  // How many of so many columns to take at a time, of all rows of a strip: few enough to stay in the
-  // nearest cache.
-  int stretch(int columns) const;
 };
 
 // Columns that integer products take at a time, so that all of them are of one group; 0 where groups
@@ -77,6 +74,7 @@ class Matrix {
   void pack_numbers(const Numbers& numbers, int strip);
   void pack_codes(const CodesSource& source, int strip);
   void pack_quads(const CodesSource& source, int strip);
+  int stretch(const PackedRows& packed) const;
   void read_strip(const CodesSource& source, int strip, int first, int count, std::int8_t* codes,
                   std::size_t room) const;
   void pack_stretch(int strip, int first, int count, const std::int8_t* codes, std::size_t room);

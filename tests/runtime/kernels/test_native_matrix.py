@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.format.scheme import PerTensor
+from quant.format.scheme import IntScheme, PerGroup, PerTensor
 from quant.format.tensor import QuantizedTensor, Weight
 from runtime.executors.cpu.weights import pack
 from runtime.kernels.cpu._native import Matrix, Plan
@@ -162,6 +162,23 @@ def test_a_scattered_weight_is_sorted_by_group() -> None:
     assert packed.column_order is not None and packed.matrix.reordered
     groups = weight.column_groups()[packed.column_order]
     assert (np.diff(groups) >= 0).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_columns_in_an_order_of_their_own_are_found_in_quads(bits: int) -> None:
+    """More of them than are packed at a time where they lie in order."""
+    random = np.random.default_rng(bits)
+    columns, half = 600, 1 << (bits - 1)
+    index = random.permutation(np.arange(columns) // 96).astype(np.int32)
+    weight = QuantizedTensor(
+        IntScheme(bits, True, PerGroup(96)),
+        random.integers(-half, half, (70, columns), dtype=np.int8),
+        random.standard_normal((70, 7)).astype(np.float16),
+        group_index=index,
+    )
+    packed = pack(weight, POOLS[2], None, True).matrix
+    assert packed.reordered and packed.in_quads
+    np.testing.assert_array_equal(packed.dequantize(), weight.dequantize())
 
 
 def test_a_group_index_in_natural_order_asks_for_no_gather() -> None:
