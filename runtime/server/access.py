@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from quant.format.errors import InputError
@@ -16,6 +15,7 @@ from runtime.server.keys import KeyRing
 from runtime.server.metrics import Metrics
 from runtime.server.metrics_http import counted
 from runtime.server.record import Observer, ObserveRequests
+from runtime.server.routing import App
 from runtime.server.tracing import traced
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Tls:
                 )
 
 
-def add_access(app: FastAPI, access: Access, metrics: Metrics) -> None:
+def add_access(app: App, access: Access, metrics: Metrics) -> None:
     """Wraps the app; what is added last is outermost."""
     if access.keys is not None:
         limits = KeyLimits(access.keys)

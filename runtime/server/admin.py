@@ -5,8 +5,8 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
 from quant.format.errors import ColdpressError
 from runtime.server.bodies import validated
@@ -14,6 +14,7 @@ from runtime.server.errors import ApiError
 from runtime.server.limits import parse_object, read_body
 from runtime.server.models import model_card
 from runtime.server.registry_errors import load_failed
+from runtime.server.routing import App
 from runtime.server.state import ServerState, state_of
 
 _MAX_DRAIN_SECONDS = 3600.0
@@ -28,7 +29,7 @@ class UnloadBody(BaseModel):
     force: bool = False
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v1/admin/models/{model:path}/load", load_model, methods=["POST"])
     app.add_api_route("/v1/admin/models/{model:path}/unload", unload_model, methods=["POST"])
 

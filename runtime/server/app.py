@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 
-from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from runtime.engine.request import RequestError
@@ -29,6 +28,7 @@ from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
 from runtime.server.registry import Registry
+from runtime.server.routing import App
 from runtime.server.shadows import ShadowFamilies, Shadows
 from runtime.server.state import ServerState
 from runtime.service import GenerationService
@@ -57,7 +57,7 @@ def create_app(
     limits: Limits | None = None,
     access: Access | None = None,
     metrics_compat: Collection[str] = (),
-) -> FastAPI:
+) -> App:
     """An OpenAI-compatible app over one or several models; the first answers unnamed requests.
 
     access: who may ask, and what is told of it; None lets everyone in and tells nothing.
@@ -65,7 +65,7 @@ def create_app(
     """
     access = access or Access()
     registry = served if isinstance(served, Registry) else Registry.of(served)
-    app = FastAPI(title="coldpress", docs_url=None, redoc_url=None, openapi_url=None)
+    app = App()
     observed = Metrics(registry, metrics_compat)
     app.state.server = ServerState(
         registry, limits or Limits(), observed, has_key=access.keys is not None

@@ -2,8 +2,8 @@
 
 from typing import Any, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 
 from runtime.server.errors import from_validation_error
 from runtime.server.limits import Limits, parse_object, read_body

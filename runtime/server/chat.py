@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.engine.request import RequestError
 from runtime.server.answers import collected, json_answer, streamed
@@ -11,12 +12,13 @@ from runtime.server.chat_answer import ChatAnswer
 from runtime.server.constraints import constraint_of
 from runtime.server.encoding import encoded
 from runtime.server.message_reader import reader_of
+from runtime.server.routing import App
 from runtime.server.schemas import ChatBody, messages_of
 from runtime.server.state import generation_params, kept_tokens, state_of, submit_all
 from runtime.server.tool_calls import tool_use_of
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v1/chat/completions", create_chat, methods=["POST"])
 
 

@@ -1,6 +1,7 @@
 """POST /v1/completions."""
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.engine.request import RequestError
 from runtime.server.answers import collected, json_answer, streamed
@@ -8,6 +9,7 @@ from runtime.server.bodies import read_fields, validated
 from runtime.server.completion_answer import CompletionAnswer
 from runtime.server.constraints import constraint_of
 from runtime.server.encoding import encoded
+from runtime.server.routing import App
 from runtime.server.schemas import CompletionBody, prompts_of
 from runtime.server.state import (
     ServerState,
@@ -21,7 +23,7 @@ from runtime.service import GenerationService
 _DEFAULT_MAX_TOKENS = 16
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v1/completions", create_completion, methods=["POST"])
 
 

@@ -9,15 +9,17 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.engine.request import Pooling, TokenEvent
 from runtime.server.bodies import read_fields, validated
 from runtime.server.encoding import encoded
 from runtime.server.errors import generation_failed
 from runtime.server.leaving import unless_left
+from runtime.server.routing import App
 from runtime.server.schemas import Prompts, prompts_of
 from runtime.server.state import state_of
 from runtime.server.wakeups import wakeups
@@ -48,7 +50,7 @@ class EmbeddingBody(BaseModel):
     truncate_prompt_tokens: int | None = Field(None, ge=1)
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v1/embeddings", create_embeddings, methods=["POST"])
 
 

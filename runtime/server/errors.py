@@ -3,10 +3,10 @@
 from math import ceil
 from typing import Any
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from runtime.engine.request import RequestError
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import Response
+from starlette.responses import Response
 
 from runtime.generation import Generation, TextDelta
 from runtime.server.answers import AnswerFeed

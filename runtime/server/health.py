@@ -2,13 +2,15 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.server.errors import ApiError
+from runtime.server.routing import App
 from runtime.server.state import state_of
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/health", show_health, methods=["GET"])
     app.add_api_route("/version", show_version, methods=["GET"])
 

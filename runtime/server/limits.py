@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from runtime.server.errors import ApiError, client_left
 from runtime.server.json_values import MAX_VALUES, overfull_field

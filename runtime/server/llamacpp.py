@@ -2,16 +2,18 @@
 
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.engine.request import SamplingParams
 from runtime.server.errors import ApiError
 from runtime.server.health import show_health, show_version
+from runtime.server.routing import App
 from runtime.server.state import state_of
 from runtime.service import GenerationService
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/props", show_props, methods=["GET"])
     app.add_api_route("/slots", show_slots, methods=["GET"])
     app.add_api_route("/v1/health", show_health_in_words, methods=["GET"])

@@ -6,8 +6,9 @@ Everything here runs on the event loop's thread, so that nothing needs a lock.
 import time
 from collections.abc import Collection
 
-from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.engine.request import FinishReason
 from runtime.generation import Generation, TextDelta
@@ -15,10 +16,11 @@ from runtime.server.metrics_answers import AnswerMetrics
 from runtime.server.metrics_families import OwnFamilies
 from runtime.server.metrics_vllm import VllmFamilies
 from runtime.server.registry import Registry
+from runtime.server.routing import App
 from runtime.service import GenerationService
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/metrics", show_metrics, methods=["GET"])
 
 

@@ -3,14 +3,15 @@ to be."""
 
 from typing import Any
 
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 
 from runtime.server.registry_models import ServedModel
 from runtime.server.registry_names import Alias
+from runtime.server.routing import App
 from runtime.server.state import ServerState, state_of
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v1/models", list_models, methods=["GET"])
     app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])
 

@@ -6,14 +6,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import JSONResponse, Response
 
 from runtime.server import openapi_answers as answers
 from runtime.server.embeddings import EmbeddingBody
 from runtime.server.responses_schema import ResponseBody
+from runtime.server.routing import App
 from runtime.server.schemas import ChatBody, CompletionBody
 from runtime.server.tokens import DetokenizeBody, TemplateBody, TokenizeBody
 
@@ -60,7 +60,7 @@ OPERATIONS = (
 )
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/openapi.json", show_document, methods=["GET"])
 
 

@@ -1,12 +1,13 @@
 """GET /ready: whether to send requests here; /health is about whether to restart the server."""
 
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 
 from runtime.server.errors import ApiError
+from runtime.server.routing import App
 from runtime.server.state import ServerState, state_of
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/ready", show_ready, methods=["GET"])
 
 

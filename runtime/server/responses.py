@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.generation import TextDelta
 from runtime.server.answers import AnswerFeed, collected, json_answer
@@ -21,6 +22,7 @@ from runtime.server.responses_schema import (
     constraint_of_response,
 )
 from runtime.server.responses_tools import tools_of_response
+from runtime.server.routing import App
 from runtime.server.sse import EventStream, named_event
 from runtime.server.state import (
     generation_params,
@@ -30,7 +32,7 @@ from runtime.server.state import (
 )
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v1/responses", create_response, methods=["POST"])
 
 

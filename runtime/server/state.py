@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError, SamplingParams

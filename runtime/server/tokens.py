@@ -4,12 +4,13 @@ other, in the forms of vLLM (`prompt`, `messages`) and of llama.cpp (`content`).
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
 from runtime.engine.request import RequestError
 from runtime.server.bodies import read_fields, validated
 from runtime.server.encoding import encoded
+from runtime.server.routing import App
 from runtime.server.schemas import Messages, checked_messages
 from runtime.server.state import state_of
 from runtime.service import GenerationService
@@ -57,7 +58,7 @@ class DetokenizeBody(_Body):
     tokens: list[int] = Field(max_length=_MAX_TOKENS)
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/tokenize", tokenize, methods=["POST"])
     app.add_api_route("/detokenize", detokenize, methods=["POST"])
     app.add_api_route("/apply-template", apply_template, methods=["POST"])

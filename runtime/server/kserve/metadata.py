@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from runtime.server.errors import ApiError
 from runtime.server.health import show_health, show_version

@@ -1,11 +1,10 @@
 """The paths below /v2. A model has one version, called 1."""
 
-from fastapi import FastAPI
-
 from runtime.server.kserve import generate, metadata
+from runtime.server.routing import App
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/v2", metadata.show_server, methods=["GET"])
     app.add_api_route("/v2/health/live", metadata.show_live, methods=["GET"])
     app.add_api_route("/v2/health/ready", metadata.show_ready, methods=["GET"])

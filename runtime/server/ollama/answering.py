@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
 from runtime.engine.constraint import Constraint
 from runtime.engine.request import RequestError

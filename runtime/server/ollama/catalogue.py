@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from runtime.engine.request import RequestError
 from runtime.server import health

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import Request
+from starlette.requests import Request
 
 from runtime.engine.request import RequestError
 from runtime.server.bodies import read_fields, validated

@@ -1,11 +1,10 @@
 """The paths below /api."""
 
-from fastapi import FastAPI
-
 from runtime.server.ollama import answering, catalogue, embedding
+from runtime.server.routing import App
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/api/generate", answering.generate, methods=["POST"])
     app.add_api_route("/api/chat", answering.chat, methods=["POST"])
     app.add_api_route("/api/embed", embedding.embed, methods=["POST"])

@@ -5,7 +5,10 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.server.routing import App
 
 _PAGE = "index.html"
 _KINDS = {
@@ -36,7 +39,7 @@ _HEADERS = {
 }
 
 
-def add_routes(app: FastAPI) -> None:
+def add_routes(app: App) -> None:
     app.add_api_route("/", show_file, methods=["GET", "HEAD"])
     for name in assets():
         if name != _PAGE:
