@@ -30,6 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compile.to_onnx": (
         "compile.to_onnx", "compile.onnx_contract", "compile.onnx_proto", "compile.onnx_bytes",
+        "compile.rotation",
         "compile.input_rounding", "compile.program", "compile.model", "compile.families",
         "compile.open_model", "quant.format",
     ),

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compile.program import Program, Rope, RopeSpec
+from compile.rotation import cos_and_sin
 
 
 def rope_tables(program: Program) -> Mapping[str, RopeSpec]:
@@ -21,10 +22,5 @@ def table_names(index: int) -> tuple[str, str]:
 
 def rope_table(name: str, spec: RopeSpec, positions: int) -> npt.NDArray[np.float32]:
     """float32 [positions, dimension / 2], multiplied by the attention factor."""
-    pairs = np.arange(spec.dimension // 2, dtype=np.float64)
-    frequencies = spec.theta ** (-2.0 * pairs / spec.dimension)
-    if spec.factors is not None:
-        frequencies = frequencies / np.array(spec.factors, np.float64)
-    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
-    table = np.cos(angles) if name.endswith(".cos") else np.sin(angles)
-    return (table * spec.attention_factor).astype(np.float32)
+    cos, sin = cos_and_sin(spec, positions)
+    return cos if name.endswith(".cos") else sin

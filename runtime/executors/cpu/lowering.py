@@ -26,6 +26,7 @@ from compile.program import (
     Slice,
     Value,
 )
+from compile.rotation import frequencies
 from runtime.executors.cpu.buffers import Buffers, Rows
 from runtime.executors.cpu.weights import Packed, Weights
 from runtime.kernels.cpu._native import Matrix, Plan
@@ -65,14 +66,6 @@ def lower(
     hidden, hidden_ops = lowering.buffers[logits.x], plan.ops
     lowering.add(last)
     return Results(lowering.buffers[logits.out], hidden, hidden_ops)
-
-
-def frequencies(spec: RopeSpec) -> list[float]:
-    """Radians per position of each pair, in float64."""
-    pairs = np.arange(spec.dimension // 2, dtype=np.float64)
-    base = spec.theta ** (-2.0 * pairs / spec.dimension)
-    factors = np.ones_like(base) if spec.factors is None else np.array(spec.factors, np.float64)
-    return [float(value) for value in base / factors]
 
 
 def _by(
@@ -246,6 +239,6 @@ class _Lowering:
 
     def _rope_table(self, spec: RopeSpec) -> int:
         if spec not in self._rope_tables:
-            table = self.plan.add_rope_table(frequencies(spec), spec.attention_factor)
+            table = self.plan.add_rope_table(frequencies(spec).tolist(), spec.attention_factor)
             self._rope_tables[spec] = table
         return self._rope_tables[spec]

@@ -1,8 +1,10 @@
 """Attention, and what happens to queries and keys before it."""
 
+import torch
+
 from compile.program import Attend, RmsNorm, RopeSpec
+from compile.rotation import cos_and_sin
 from runtime.executors.cuda.building import Building
-from runtime.executors.cuda.rope import rope_table
 from runtime.executors.cuda.values import Heads, Run
 from runtime.kernels.triton.attention import attend
 from runtime.kernels.triton.cache import HeadNorm, RopeTable, rotate_and_store
@@ -49,5 +51,6 @@ def _head_norm(to: Building, query: RmsNorm | None, key: RmsNorm | None) -> Head
 def _rope_table(to: Building, spec: RopeSpec) -> RopeTable:
     if spec not in to.ropes:
         count = to.program.sizes.max_positions
-        to.ropes[spec] = rope_table(spec, count, to.weights.placement.device)
+        tables = (torch.from_numpy(table) for table in cos_and_sin(spec, count))
+        to.ropes[spec] = RopeTable(*(table.to(to.weights.placement.device) for table in tables))
     return to.ropes[spec]
