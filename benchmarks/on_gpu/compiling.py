@@ -29,6 +29,7 @@ from quant.format.scheme import (
     CodebookScheme,
     FloatScheme,
     IntScheme,
+    PerBlock,
     PerChannel,
     PerGroup,
     Scheme,
@@ -67,6 +68,9 @@ SCHEMES: Mapping[str, Scheme] = {
     "q6_k": IntScheme(6, True, PerGroup(16), ggml_type="Q6_K"),
     "w8a8": IntScheme(8, True, PerChannel(), ActivationScheme("int8")),
     "fp8": CodebookScheme("e4m3", PerChannel(), activation=ActivationScheme("e4m3")),
+    "fp8-blocks": CodebookScheme(
+        "e4m3", PerBlock(128, 128), activation=ActivationScheme("e4m3", PerGroup(128))
+    ),
     "w4a8-fp8": IntScheme(4, True, PerGroup(128), ActivationScheme("e4m3")),
 }
 STEPS = ((1, 1), (20, 1), (64, 1), (1, 512))

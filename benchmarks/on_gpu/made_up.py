@@ -17,6 +17,7 @@ from quant.format.scheme import (
     CodebookScheme,
     FloatScheme,
     IntScheme,
+    PerBlock,
     PerChannel,
     PerGroup,
     Scheme,
@@ -120,7 +121,10 @@ def model_of(name: str, config: Mapping[str, Any], stored: Scheme, *, blank: boo
 def _blank(shape: tuple[int, ...], scheme: Scheme) -> Weight:
     if isinstance(scheme, FloatScheme):
         return np.zeros(shape, ml_dtypes.bfloat16)
-    scale = np.ones((shape[0], scheme.groups(shape[1])), ml_dtypes.bfloat16)
+    rows = shape[0]
+    if isinstance(scheme.granularity, PerBlock):
+        rows = -(-rows // scheme.granularity.rows)
+    scale = np.ones((rows, scheme.groups(shape[1])), ml_dtypes.bfloat16)
     codes = np.zeros(shape, np.int8)
     if isinstance(scheme, CodebookScheme) or scheme.symmetric:
         return QuantizedTensor(scheme, codes, scale)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from runtime.kernels.triton.norm import round_rows
+from runtime.kernels.triton.norm import round_groups, round_rows
 from runtime.kernels.triton.rounded import Numbers, RoundedRows, RoundedWeight, rounded_matmul
 from runtime.kernels.triton.weight_only import PackedInteger, weight_only_matmul
 
@@ -84,6 +84,26 @@ class Rounded:
         if _torch_is_as_fast(rows):
             return _scaled_product(rows, self.weight, dtype, bias)
         return rounded_matmul(rows, self.weight, dtype, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedInGroups:
+    """The same numbers on both sides, with scales for each `group` columns of either."""
+
+    weight: RoundedWeight
+    numbers: Numbers
+    group: int
+    rounds: None = None
+    """No row is rounded by one scale: norms and gates leave it to this."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def multiply(self, x: Rows, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+        assert isinstance(x, Tensor)
+        rows = round_groups(x, self.numbers, self.group)
+        return rounded_matmul(rows, self.weight, dtype, bias, group=self.group)
 
 
 LEAST_ROWS_OF_TORCH = 64

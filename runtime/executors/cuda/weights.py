@@ -14,16 +14,20 @@ from quant.format.scheme import (
     ActivationScheme,
     CodebookScheme,
     IntScheme,
+    PerBlock,
     PerChannel,
+    PerGroup,
     PerTensor,
 )
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
-from runtime.executors.cuda.forms import Dense, Form, Packed, Rounded
+from runtime.executors.cuda.forms import Dense, Form, Packed, Rounded, RoundedInGroups
 from runtime.kernels.triton.rounded import Numbers, RoundedWeight
 from runtime.kernels.triton.weight_only import pack_integer
 
 GROUPS = (16, 32, 64, 128, 256)
 """Group sizes that the kernels take."""
+ROUNDED_GROUPS = (32, 64, 128)
+"""Of products whose inputs are rounded in groups as well, e.g. FP8 in blocks of 128 x 128."""
 WHOLE_ROW_GROUP = 128
 """A row under one scale is cut into groups of this size, which all have it."""
 
@@ -67,6 +71,8 @@ class DeviceWeights:
         activation = getattr(self._source.scheme(name), "activation", None)
         if not isinstance(activation, ActivationScheme):
             return None
+        if isinstance(activation.granularity, PerGroup):
+            return None
         return None if activation.numbers == "e2m1" else activation.numbers
 
     def vector(self, name: str, offset: float = 0.0) -> Tensor:
@@ -105,6 +111,9 @@ class DeviceWeights:
         first = quantized[0]
         packable = all(_can_be_packed(weight) for weight in quantized)
         if roundings != {None}:
+            group = _rounded_group(names[0], first)
+            if group is not None:
+                return self._in_groups(quantized, group)
             numbers = _numbers_per_token(names[0], first)
             if packable and not _whole_rows_of_8_bits(first):
                 return self._packed(quantized, numbers)
@@ -149,6 +158,15 @@ class DeviceWeights:
             codes = codes.view(torch.float8_e4m3fn)
         scales = [_tensor(weight.effective_scale()[:, 0].copy(), device) for weight in weights]
         return Rounded(RoundedWeight(codes.contiguous(), torch.cat(scales)))
+
+    def _in_groups(self, weights: Sequence[QuantizedTensor], group: int) -> Form:
+        device, scheme = self.placement.device, weights[0].scheme
+        codes = torch.cat([_tensor(weight.codes, device) for weight in weights])
+        numbers: Numbers = "int8"
+        if isinstance(scheme, CodebookScheme):
+            codes, numbers = codes.view(torch.float8_e4m3fn), "e4m3"
+        scales = torch.cat([_tensor(weight.effective_scale(), device) for weight in weights])
+        return RoundedInGroups(RoundedWeight(codes.contiguous(), scales), numbers, group)
 
 
 def dense(weight: Weight, placement: Placement) -> Tensor:
@@ -202,6 +220,19 @@ def _numbers_per_token(name: str, weight: QuantizedTensor) -> Numbers:
     return rounding.numbers
 
 
+def _rounded_group(name: str, weight: QuantizedTensor) -> int | None:
+    """The columns under one scale, where both sides are the same 8-bit numbers in such groups."""
+    rounding, scheme = input_rounding(name, weight), weight.scheme
+    assert rounding is not None
+    own = "int8" if isinstance(scheme, IntScheme) else scheme.codebook
+    alike = own == rounding.numbers and scheme.num_bits == 8 and scheme.symmetric
+    made = rounding.fixed is None and rounding.scales == "float"
+    plain = weight.group_index is None and isinstance(scheme.granularity, PerGroup | PerBlock)
+    size = scheme.group_size(weight.shape[1])
+    fits = size == rounding.group and size in ROUNDED_GROUPS
+    return size if alike and made and plain and fits else None
+
+
 def _check_rounded(name: str, weight: QuantizedTensor) -> None:
     """Both sides of the product are the same numbers, and every row has one scale."""
     numbers, scheme = _numbers_per_token(name, weight), weight.scheme
@@ -214,5 +245,6 @@ def _unsupported(name: str, weight: QuantizedTensor) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"tensor {name} is stored as {weight.scheme}, which the cuda backend does not multiply; it "
         "rounds inputs per token to int8 or e4m3, for integers in groups or for weights of the "
-        "same 8-bit numbers with a scale per row: use --backend torch"
+        "same 8-bit numbers with a scale per row, or both in the same groups of 32 to 128: use "
+        "--backend torch"
     )

@@ -45,6 +45,16 @@ def round_rows(x: Tensor, numbers: Numbers, largest: Tensor | None = None) -> Ro
     return out
 
 
+def round_groups(x: Tensor, numbers: Numbers, group: int) -> RoundedRows:
+    """x [rows, size] rounded with one scale for each `group` columns -> scale [rows, groups]."""
+    rows, size = x.shape
+    groups = -(-size // group)
+    wide = torch.nn.functional.pad(x, (0, groups * group - size)).reshape(rows * groups, group)
+    found = round_rows(wide, numbers)
+    codes = found.codes.view(rows, groups * group)[:, :size].contiguous()
+    return RoundedRows(codes, found.scale.view(rows, groups))
+
+
 def _launch(
     x: Tensor,
     weight: Tensor | None,

@@ -1,4 +1,5 @@
-"""Products of inputs rounded per token, int8 or e4m3, with weights of the same numbers."""
+"""Products of rounded inputs, int8 or e4m3, with weights of the same numbers; one scale for a whole
+row of either side, or one for each group of its columns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ Numbers = Literal["int8", "e4m3"]
 
 @dataclass(frozen=True, eq=False)
 class RoundedRows:
-    """x [rows, in] as codes (int8 or float8_e4m3fn) times scale, float32 [rows]."""
+    """x [rows, in] as codes (int8 or float8_e4m3fn) times scale, float32 [rows], or [rows, groups]."""
 
     codes: Tensor
     scale: Tensor
@@ -30,7 +31,7 @@ def unwritten_rows(rows: int, size: int, numbers: Numbers, device: torch.device)
 
 @dataclass(frozen=True, eq=False)
 class RoundedWeight:
-    """codes: int8 or float8_e4m3fn [out, in], as stored. scale: float32 [out]."""
+    """codes: int8 or float8_e4m3fn [out, in], as stored. scale: float32 [out], or [out, groups]."""
 
     codes: Tensor
     scale: Tensor
@@ -46,9 +47,11 @@ def rounded_matmul(
     dtype: torch.dtype,
     bias: Tensor | None = None,
     config: RoundedConfig | None = None,
+    group: int = 0,
 ) -> Tensor:
     """x @ weight.T + bias as `dtype` [rows, out]. int8 products are summed exactly in int32, those
-    of e4m3 in float32; both scales multiply the sum."""
+    of e4m3 in float32; both scales multiply the sum. group: columns that share a scale on both
+    sides, 32, 64 or 128, each of which is summed for itself; 0 is the whole row."""
     (rows, in_features), out_features = x.codes.shape, len(weight.codes)
     out = torch.empty((rows, out_features), dtype=dtype, device=x.codes.device)
     if rows == 0:
@@ -65,11 +68,13 @@ def rounded_matmul(
         rows,
         out_features,
         in_features,
+        triton.cdiv(in_features, group) if group else 1,
         HAS_BIAS=bias is not None,
         INTEGERS=x.codes.dtype == torch.int8,
+        GROUPED=group > 0,
         ROWS=config.rows,
         COLUMNS=config.columns,
-        DEPTH=config.depth,
+        DEPTH=group or config.depth,
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -78,8 +83,8 @@ def rounded_matmul(
 
 @triton.jit
 def _rounded_kernel(
-    x, x_scale, weight, weight_scale, bias, out, num_rows, num_columns, in_features,
-    HAS_BIAS: tl.constexpr, INTEGERS: tl.constexpr,
+    x, x_scale, weight, weight_scale, bias, out, num_rows, num_columns, in_features, num_groups,
+    HAS_BIAS: tl.constexpr, INTEGERS: tl.constexpr, GROUPED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -87,16 +92,28 @@ def _rounded_kernel(
     in_columns, in_rows = columns < num_columns, rows < num_rows
     x_rows = x + rows[:, None].to(tl.int64) * in_features
     weight_rows = weight + columns[None, :].to(tl.int64) * in_features
-    acc = tl.zeros((ROWS, COLUMNS), dtype=tl.int32 if INTEGERS else tl.float32)
+    number: tl.constexpr = tl.int32 if INTEGERS else tl.float32
+    acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32 if GROUPED else number)
     for first in range(0, in_features, DEPTH):
         k = first + tl.arange(0, DEPTH)
         inside = k < in_features
         a = tl.load(x_rows + k[None, :], mask=in_rows[:, None] & inside[None, :], other=0.0)
         b = tl.load(weight_rows + k[:, None], mask=inside[:, None] & in_columns[None, :], other=0.0)
-        acc = tl.dot(a, b, acc, out_dtype=tl.int32 if INTEGERS else tl.float32)
-    row_scale = tl.load(x_scale + rows, mask=in_rows, other=0.0)
-    column_scale = tl.load(weight_scale + columns, mask=in_columns, other=0.0)
-    result = acc.to(tl.float32) * row_scale[:, None] * column_scale[None, :]
+        if GROUPED:
+            group = first // DEPTH
+            product = tl.dot(a, b, out_dtype=number).to(tl.float32)
+            by_row = tl.load(x_scale + rows * num_groups + group, mask=in_rows, other=0.0)
+            by_column = tl.load(
+                weight_scale + columns * num_groups + group, mask=in_columns, other=0.0
+            )
+            acc += product * by_row[:, None] * by_column[None, :]
+        else:
+            acc = tl.dot(a, b, acc, out_dtype=number)
+    result = acc.to(tl.float32)
+    if not GROUPED:
+        row_scale = tl.load(x_scale + rows, mask=in_rows, other=0.0)
+        column_scale = tl.load(weight_scale + columns, mask=in_columns, other=0.0)
+        result = result * row_scale[:, None] * column_scale[None, :]
     if HAS_BIAS:
         result += tl.load(bias + columns, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     places = rows[:, None].to(tl.int64) * num_columns + columns[None, :]
