@@ -8,6 +8,8 @@ from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+_OOM_SCORE = 500
+"""As if it held half of all memory more than it does."""
 
 
 def available_threads() -> int:
@@ -32,6 +34,13 @@ def give_back_freed() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def end_first() -> None:
+    """Where memory runs out after all, the kernel ends this process rather than those that could
+    start it anew."""
+    with contextlib.suppress(OSError):
+        (PROC / "self" / "oom_score_adj").write_text(str(_OOM_SCORE))
 
 
 def _cgroups() -> Iterator[Path]:

@@ -16,6 +16,7 @@ from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import RequestError, TokenEvent
 from runtime.engine.thread import EngineThread
+from runtime.machine import end_first
 from runtime.worker.failures import described
 from runtime.worker.flight import FlightRecord
 from runtime.worker.messages import (
@@ -50,6 +51,7 @@ def run(socket_fd: int, record_fd: int, open_executor: OpenExecutor | None = Non
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_first()
     if open_executor is None:
         import_ahead()
     front = socket.socket(fileno=socket_fd)

@@ -12,7 +12,8 @@ from runtime.draft_loading import load_draft
 from runtime.engine.options import EngineOptions
 from runtime.kv_cache import kv_bytes_per_page
 from runtime.loading import load_executor
-from runtime.worker.budget import HEADROOM_BYTES, held_bytes, plan_memory
+from runtime.worker.budget import HEADROOM_BYTES, Budget, held_bytes, plan_memory
+from runtime.worker.opening import load_model
 from runtime.worker.spec import ModelSpec
 from tests.tiny import tiny_checkpoint, tiny_model
 
@@ -46,6 +47,25 @@ def test_the_pool_shrinks_to_what_the_weights_leave() -> None:
     free = WEIGHTS + HEADROOM_BYTES + 20 * PAGE
     budget = plan_memory(SPEC, MODEL, free)
     assert budget is not None and budget.pool == 20 * PAGE and budget.needed <= free
+
+
+def test_a_worker_that_comes_after_memory_has_shrunk_takes_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A12: the kernel has ended the one before it. Each asks anew."""
+    spec = replace(SPEC, path=tiny_checkpoint(tmp_path / "m", max_positions=256))
+
+    def opened(free: int) -> Budget:
+        monkeypatch.setattr("runtime.machine.available_memory_bytes", lambda: free)
+        budget = load_model(spec).budget
+        assert budget is not None and budget.needed <= free
+        return budget
+
+    before = opened(1 << 40)
+    after = opened(before.needed - before.pool // 2)
+    assert after.pool < before.pool
+    with pytest.raises(InputError, match="does not fit into memory"):
+        opened(before.needed - before.pool)
 
 
 def test_what_cannot_fit_is_refused_with_the_arithmetic() -> None:

@@ -193,6 +193,16 @@ def test_a_full_queue_and_a_name_in_use_are_refused() -> None:
         assert len(running.tokens) < 50
 
 
+def test_where_memory_runs_out_the_worker_goes_and_not_its_front() -> None:
+    """A12: a limit that is lowered below what is in use already. The next worker is another A11."""
+    with started(spec()) as engine:
+
+        def score(pid: int) -> int:
+            return int(Path(f"/proc/{pid}/oom_score").read_text())
+
+        assert score(engine.worker_pid) > score(os.getpid())
+
+
 def test_killed_worker_in_flight_is_told_and_the_rest_runs_again() -> None:
     """A11: kill -9."""
     with started(spec("slow", max_running=2, max_waiting=10)) as engine:
