@@ -47,9 +47,10 @@ def parse_peer(text: str) -> tuple[str, list[str]]:
 
 
 def run_cells(command: Sequence[str]) -> dict[str, float]:
-    """The numbers of the last line that is printed. Raises ValueError where there is none."""
+    """The numbers of the last JSON object that is printed on a line of its own; some tools have
+    words of farewell. Raises ValueError where there is none."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
         problem = done.stderr.strip().splitlines()[-3:]
         raise ValueError(f"{shlex.join(command)} ended with {done.returncode}: {' '.join(problem)}")

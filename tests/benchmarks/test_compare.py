@@ -30,8 +30,8 @@ def test_the_table_says_what_a_peer_has_not() -> None:
     assert lines[3] == "| in_flight | 6 |  |"
 
 
-def test_cells_are_the_numbers_of_the_last_line() -> None:
-    code = 'print("loading"); print(\'{"model": "m", "decode_1": 12}\')'
+def test_cells_are_the_numbers_of_the_last_object() -> None:
+    code = 'print("loading"); print(\'{"model": "m", "decode_1": 12}\'); print("bye")'
     assert run_cells([sys.executable, "-c", code]) == {"decode_1": 12.0}
     with pytest.raises(ValueError, match=r"ended with 1: .*no such model"):
         run_cells([sys.executable, "-c", "raise SystemExit('no such model')"])
