@@ -19,7 +19,7 @@ from runtime.evaluation.protocol import chunk_batch
 from runtime.loading import load_executor
 from runtime.text.tokenizer import load_tokenizer
 
-pytestmark = [pytest.mark.demo_model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.demo_model]
 
 PROMPTS = (
     "The capital of France is",
