@@ -5,148 +5,9 @@
 // sums run over elements and positions in order, so a row's result depends on its own position and
 // nothing else of the step. Rows share the loads of keys and values, and none reads a value that it
 // does not see: it may be another request's, and not a number.
-//
-// A place is a position of the stretch as keys lie: pages are padded to whole vectors.
-#include "attention_forms.hpp"
+#include "attention_scores.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
-
-constexpr float kInfinity = __builtin_inff();
-constexpr float kLog2OfE = 1.44269504F;
-#if defined(__AVX512F__)
-constexpr int kRows = 6;  // of queries, in one tile
-constexpr int kVecs = 4;  // of keys or values
-#else
-constexpr int kRows = 4;
-constexpr int kVecs = 2;
-#endif
-
-struct Span {
-  int from;
-  int to;
-  bool empty() const { return from >= to; }
-};
-
-inline int larger(int a, int b) { return a > b ? a : b; }
-inline int smaller(int a, int b) { return a < b ? a : b; }
-
-// What a call reads: keys, vector by vector of places, and values, page by page, of one head. Behind
-// the last of either is what is read next, which is asked for as the last ones are read: few lines
-// at a time can be on their way, and asking for many at once would halt whoever asks.
-template <class Form>
-struct Stretch {
-  using Stored = typename Form::Stored;
-  const AttentionView& view;
-  const Stored** keys;
-  const Stored** values;
-  const std::int32_t* pages;  // of the stretch
-  int kv_head;
-
-  std::size_t head_of(int page) const {
-    return static_cast<std::size_t>(pages[page]) * view.kv_heads + kv_head;
-  }
-  const Stored* keys_of(int page) const {
-    const std::size_t elements = round_up(view.head_dim, Form::kGroup);
-    return static_cast<const Stored*>(view.keys) + head_of(page) * elements * view.key_stride;
-  }
-  const Stored* values_of(int page) const {
-    const std::size_t positions = round_up(view.page_size, Form::kGroup);
-    return static_cast<const Stored*>(view.values) + head_of(page) * positions * view.value_stride;
-  }
-};
-
-// scores [rows][stride] of `vecs` vectors of places from `first` on; queries: [rows][q_stride].
-template <class Form, int rows, int vecs>
-inline void score_tile(const Stretch<Form>& stretch, const typename Form::Factor* queries,
-                       std::size_t q_stride, int first, float* scores, std::size_t stride) {
-  using Stored = typename Form::Stored;
-  const AttentionView& view = stretch.view;
-  const Stored* const* keys = stretch.keys + first;
-  Vec sums[rows][vecs];
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
-  std::size_t at = 0;
-  for (int d = 0; d < view.head_dim; d += Form::kGroup, at += Form::kGroup * view.key_stride) {
-    typename Form::Loaded key[vecs];
-    for (int v = 0; v < vecs; ++v) {
-      if (v % 2 == 0 || sizeof(Stored) * Form::kGroup * kLanes >= 64)
-        prefetch(keys[v + vecs] + at, 1);
-      key[v] = Form::load_group(keys[v] + at);
-    }
-    for (int r = 0; r < rows; ++r) {
-      const typename Form::Splat q = Form::splat_group(queries + r * q_stride + d);
-      for (int v = 0; v < vecs; ++v) sums[r][v] = Form::multiply(sums[r][v], key[v], q);
-    }
-  }
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vecs; ++v) store(scores + r * stride + (first + v) * kLanes, sums[r][v]);
-}
-
-template <class Form, int rows>
-inline void score_rows(const Stretch<Form>& stretch, const typename Form::Factor* queries,
-                       std::size_t q_stride, Span places, float* scores, std::size_t stride) {
-  int i = places.from / kLanes;
-  const int end = (places.to + kLanes - 1) / kLanes;
-  for (; i + kVecs <= end; i += kVecs)
-    score_tile<Form, rows, kVecs>(stretch, queries, q_stride, i, scores, stride);
-  if (kVecs > 2 && i + 2 <= end) {
-    score_tile<Form, rows, 2>(stretch, queries, q_stride, i, scores, stride);
-    i += 2;
-  }
-  if (i < end) score_tile<Form, rows, 1>(stretch, queries, q_stride, i, scores, stride);
-}
-
-// One row's scores, or weights, times the scales of their positions.
-template <class Form>
-inline void scale_row(const Stretch<Form>& stretch, const float* scales, Span places, float* x) {
-  const int n = stretch.view.key_stride;
-  for (int page = places.from / n; page * n < places.to; ++page) {
-    const float* of_page = scales + stretch.head_of(page) * n - page * n;
-    const int end = smaller(places.to, (page + 1) * n);
-    for (int j = larger(places.from / kLanes * kLanes, page * n); j < end; j += kLanes)
-      store(x + j, mul(load(x + j), load(of_page + j)));
-  }
-}
-
-inline void cap_row(const AttentionView& view, Span places, float* x) {
-  for (int j = places.from / kLanes * kLanes; j < places.to; j += kLanes)
-    store(x + j, mul(splat(view.softcap * kLog2OfE), tanh(load(x + j))));
-}
-
-// What is not seen, up to whole vectors and among the seen, scores nothing.
-inline void hide(const AttentionView& view, Span places, Span all, float* scores) {
-  for (int j = all.from; j < places.from; ++j) scores[j] = -kInfinity;
-  for (int j = places.to; j < all.to; ++j) scores[j] = -kInfinity;
-  const int n = view.key_stride;
-  if (n == view.page_size) return;
-  for (int page = all.from / n; page * n < places.to; ++page)
-    for (int j = page * n + view.page_size; j < (page + 1) * n; ++j) scores[j] = -kInfinity;
-}
-
-// Turns one row's scores, in powers of two, into weights that lie in their place; the largest score
-// and the sum of weights go to `ends`.
-template <class Form>
-inline void weigh(const Stretch<Form>& stretch, Span places, float* scores, float* ends) {
-  constexpr int kStep = 2 * kLanes;
-  const Span all{places.from / kStep * kStep, (places.to + kStep - 1) / kStep * kStep};
-  if constexpr (Form::kScaled) scale_row(stretch, stretch.view.key_scales, places, scores);
-  if (stretch.view.softcap != 0.0F) cap_row(stretch.view, places, scores);
-  hide(stretch.view, places, all, scores);
-  Vec most = splat(-kInfinity);
-  for (int j = all.from; j < all.to; j += kLanes) most = max(most, load(scores + j));
-  ends[0] = max_lanes(most);
-  most = splat(ends[0]);
-  Vec total = splat(0.0F);
-  auto* weights = reinterpret_cast<typename Form::Factor*>(scores);
-  for (int j = all.from; j < all.to; j += kStep) {
-    const Vec first = exp2(sub(load(scores + j), most));
-    const Vec second = exp2(sub(load(scores + j + kLanes), most));
-    Form::put(weights + j, first, second);
-    total = Form::sum_weights(total, weights + j);
-  }
-  ends[1] = sum_lanes(total);
-  if constexpr (Form::kScaled) scale_row(stretch, stretch.view.value_scales, places, scores);
-}
 
 // Values of places join what is in `mixed`; weights: [rows][stride].
 template <class Form, int rows, int vecs>
@@ -247,7 +108,6 @@ template <class Form, int rows>
 void attend_tile(const Stretch<Form>& stretch, const QueryRow* queries, const Span* places,
                  float* scratch, float* parts) {
   const AttentionView& view = stretch.view;
-  const std::size_t part = part_size(view.value_stride);
   const std::size_t q_stride = query_size(view.head_dim);
   const std::size_t stride = score_size(view.page_size, view.key_stride);
   auto* factors = reinterpret_cast<typename Form::Factor*>(scratch);
@@ -258,8 +118,7 @@ void attend_tile(const Stretch<Form>& stretch, const QueryRow* queries, const Sp
     any = {smaller(any.from, places[r].from), larger(any.to, places[r].to)};
   }
   score_rows<Form, rows>(stretch, factors, q_stride, any, scores, stride);
-  for (int r = 0; r < rows; ++r)
-    weigh(stretch, places[r], scores + r * stride, parts + r * part + view.value_stride);
+  weigh<Form, rows>(stretch, places, scores, stride, parts);
   constexpr std::size_t kNarrow = sizeof(float) / sizeof(typename Form::Factor);
   mix_seen<Form, rows>(stretch, places, reinterpret_cast<typename Form::Factor*>(scores),
                        stride * kNarrow, parts);
@@ -277,9 +136,12 @@ inline void attend_rows(const Stretch<Form>& stretch, const QueryRow* queries, i
   run(stretch, queries, places, scratch, parts);
 }
 
-// Where the pages of `any` lie, and what is read after them.
+// Where the pages of `any` lie, and what is read after them. First lines are asked for at once, so
+// that the system's tables of where pages of memory lie are read for all of them together.
 template <class Form>
 inline void find_pages(Stretch<Form>& stretch, Span any, bool last) {
+  using Stored = typename Form::Stored;
+  constexpr std::size_t kFirst = 128;  // bytes
   const AttentionView& view = stretch.view;
   const int vecs = view.key_stride / kLanes;
   const int first = any.from / view.key_stride;
@@ -288,17 +150,26 @@ inline void find_pages(Stretch<Form>& stretch, Span any, bool last) {
     for (int v = 0; v < vecs; ++v)
       stretch.keys[page * vecs + v] = stretch.keys_of(page) + v * kLanes * Form::kGroup;
     stretch.values[page] = stretch.values_of(page);
+    prefetch(stretch.keys[page * vecs], kFirst);
+    prefetch(stretch.values[page], kFirst);
+    if constexpr (Form::kScaled) {
+      const std::size_t at = stretch.head_of(page) * view.key_stride;
+      prefetch(view.key_scales + at, sizeof(float) * view.key_stride);
+      prefetch(view.value_scales + at, sizeof(float) * view.key_stride);
+    }
   }
   for (int v = 0; v < 2 * kVecs; ++v)
     stretch.keys[end * vecs + v] =
         stretch.values[smaller(first + v / vecs, end - 1)] + v % vecs * kLanes * Form::kGroup;
-  stretch.values[end] = last ? stretch.values[end - 1] : stretch.keys_of(end);
+  const Stored* after = static_cast<const Stored*>(stretch.after);
+  if (!last) after = stretch.keys_of(end);
+  stretch.values[end] = after == nullptr ? stretch.values[end - 1] : after;
 }
 
 template <class Form>
 void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
-                   const std::int32_t* pages, int kv_head, int stretch, float* scratch,
-                   float* parts) {
+                   const std::int32_t* pages, int kv_head, int stretch, const void* after,
+                   float* scratch, float* parts) {
   [[maybe_unused]] const typename Form::Mode mode{};
   const std::size_t part = part_size(view.value_stride);
   const int length = stretch_pages(view.page_size) * view.page_size;
@@ -325,7 +196,7 @@ void attend_stored(const AttentionView& view, const QueryRow* queries, int count
   auto** lists = reinterpret_cast<const typename Form::Stored**>(scratch);
   float* rest = scratch + list_size(view.page_size, view.key_stride);
   Stretch<Form> found{view, lists, lists + list_vectors(view.page_size, view.key_stride),
-                      pages + base / view.page_size, kv_head};
+                      pages + base / view.page_size, kv_head, after};
   find_pages(found, any, last);
   for (int r = 0; r < count;) {
     if (places[r].empty()) {
@@ -340,13 +211,14 @@ void attend_stored(const AttentionView& view, const QueryRow* queries, int count
 }
 
 void attend(const AttentionView& view, const QueryRow* queries, int count,
-            const std::int32_t* pages, int kv_head, int stretch, float* scratch, float* parts) {
+            const std::int32_t* pages, int kv_head, int stretch, const void* after, float* scratch,
+            float* parts) {
   const auto run = view.number == CacheNumber::float16    ? attend_stored<Floats<Float16>>
                    : view.number == CacheNumber::int8     ? attend_stored<Integers8>
                    : view.number == CacheNumber::float32  ? attend_stored<Floats<float>>
                    : view.rounded                         ? attend_stored<PairProducts>
                                                           : attend_stored<WidePairs>;
-  run(view, queries, count, pages, kv_head, stretch, scratch, parts);
+  run(view, queries, count, pages, kv_head, stretch, after, scratch, parts);
 }
 
 void join(const AttentionView& view, int count, const float* next, float* parts) {

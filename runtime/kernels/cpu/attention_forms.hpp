@@ -26,9 +26,10 @@ struct Floats {
     store(to, a);
     store(to + kLanes, b);
   }
-  // `total` and 2 * kLanes weights that were put to `from`.
-  static Vec sum_weights(Vec total, const Factor* from) {
-    return add(add(total, load(from)), load(from + kLanes));
+  // The same of weights, which join `total` as they are put.
+  static Vec put_weights(Vec total, Factor* to, Vec a, Vec b) {
+    put(to, a, b);
+    return add(add(total, a), b);
   }
 };
 
@@ -76,8 +77,10 @@ struct PairProducts {
   }
   static Vec multiply(Vec sum, Loaded a, Splat b) { return dot_pairs(sum, a, b); }
   static void put(Factor* to, Vec a, Vec b) { store_pairs(to, narrow_pairs(a, b)); }
-  static Vec sum_weights(Vec total, const Factor* from) {
-    return dot_pairs(total, load_pairs(from), splat_pair(0x3F803F80U));  // ones
+  static Vec put_weights(Vec total, Factor* to, Vec a, Vec b) {
+    const Pairs pairs = narrow_pairs(a, b);
+    store_pairs(to, pairs);
+    return dot_pairs(total, pairs, splat_pair(0x3F803F80U));  // ones
   }
 };
 

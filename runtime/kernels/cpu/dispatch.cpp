@@ -27,8 +27,8 @@ namespace avx512_vnni {
 extern const KernelTable kTable;
 }
 namespace avx512_bf16 {
-void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, int, float*,
-            float*);
+void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, int,
+            const void*, float*, float*);
 void narrow_bfloat16(const float*, int, std::uint16_t*);
 }
 

@@ -131,9 +131,11 @@ struct KernelTable {
   void (*linear)(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
                  const float* bias, float* out, std::size_t out_stride, float* panel);
   // What up to kQueryRows rows of one sequence that read the same `kv_head` see of a stretch, into
-  // their parts; scratch: attend_scratch() floats.
+  // their parts; after: memory that is to be read when they have seen all, or nullptr; scratch:
+  // attend_scratch() floats.
   void (*attend)(const AttentionView& view, const QueryRow* rows, int count,
-                 const std::int32_t* pages, int kv_head, int stretch, float* scratch, float* parts);
+                 const std::int32_t* pages, int kv_head, int stretch, const void* after,
+                 float* scratch, float* parts);
   // Adds what rows saw of the next stretch to what they saw before it.
   void (*join)(const AttentionView& view, int count, const float* next, float* parts);
   // Parts of all that rows see become their results.

@@ -177,13 +177,15 @@ class Plan {
   template <class F>
   void for_strips(const Batch& batch, const Parts& parts, F&& multiply);
   const std::int32_t* pages_of(const Batch& batch, int token) const;
-  void store_token(const AttentionView& view, const Batch& batch, int token, const float* k,
-                   const float* v) const;
+  void store_head(const AttentionView& view, const Batch& batch, int token, int kv_head,
+                  const float* k, const float* v) const;
   void split_sequences(const Batch& batch, int most);
   struct Queries;
   Queries queries_of(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
                      int piece) const;
-  void attend_whole(const AttentionView& view, const Queries& queries, float* scratch) const;
+  const void* first_key(const AttentionView& view, const Batch& batch, int piece) const;
+  void attend_whole(const AttentionView& view, const Queries& queries, const void* after,
+                    float* scratch) const;
   void attend_split(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
                     int pieces, int stretches);
   // work(row) for every row; rows are handed out in runs of about `grain` / cost_of_row.

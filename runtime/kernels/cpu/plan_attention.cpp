@@ -9,8 +9,8 @@ namespace {
 
 // One head's key and value at their slot of a page.
 template <class Stored>
-void store_head(const AttentionView& view, std::size_t head, int slot, const Stored* k,
-                const Stored* v) {
+void put_head(const AttentionView& view, std::size_t head, int slot, const Stored* k,
+              const Stored* v) {
   Stored* key = static_cast<Stored*>(view.keys) + head * view.head_dim * view.key_stride + slot;
   for (int d = 0; d < view.head_dim; ++d) key[d * view.key_stride] = k[d];
   std::copy_n(v, view.head_dim,
@@ -19,8 +19,8 @@ void store_head(const AttentionView& view, std::size_t head, int slot, const Sto
 }
 
 // The same, two elements or positions side by side.
-void store_head_in_pairs(const AttentionView& view, std::size_t head, int slot,
-                         const std::uint16_t* k, const std::uint16_t* v) {
+void put_head_in_pairs(const AttentionView& view, std::size_t head, int slot,
+                       const std::uint16_t* k, const std::uint16_t* v) {
   const std::size_t elements = round_up(view.head_dim, 2);
   const std::size_t positions = round_up(view.page_size, 2);
   auto* key = static_cast<std::uint16_t*>(view.keys) + head * elements * view.key_stride + 2 * slot;
@@ -31,6 +31,12 @@ void store_head_in_pairs(const AttentionView& view, std::size_t head, int slot,
   auto* value = static_cast<std::uint16_t*>(view.values) +
                 (head * positions + slot / 2 * 2) * view.value_stride + slot % 2;
   for (int d = 0; d < view.head_dim; ++d) value[2 * d] = v[d];
+}
+
+bool has_single_tokens(const Batch& batch) {
+  for (int s = 0; s < batch.sequences; ++s)
+    if (batch.query_starts[s + 1] - batch.query_starts[s] > 1) return false;
+  return true;
 }
 
 }  // namespace
@@ -44,33 +50,33 @@ const std::int32_t* Plan::pages_of(const Batch& batch, int token) const {
   return batch.page_table + static_cast<std::size_t>(sequence_of_[token]) * batch.pages;
 }
 
-void Plan::store_token(const AttentionView& view, const Batch& batch, int token, const float* k,
-                       const float* v) const {
+void Plan::store_head(const AttentionView& view, const Batch& batch, int token, int kv_head,
+                      const float* k, const float* v) const {
   const int position = batch.positions[token];
   const std::size_t page = pages_of(batch, token)[position / page_size_];
+  const std::size_t head = page * view.kv_heads + kv_head;
   const int slot = position % page_size_;
   const int n = view.head_dim;
+  k += static_cast<std::size_t>(kv_head) * n;
+  v += static_cast<std::size_t>(kv_head) * n;
   std::uint16_t halves[2][kLargestHead];
   std::int8_t codes[2][kLargestHead];
-  for (int h = 0; h < view.kv_heads; ++h, k += n, v += n) {
-    const std::size_t head = page * view.kv_heads + h;
-    switch (view.number) {
-      case CacheNumber::float32: store_head(view, head, slot, k, v); break;
-      case CacheNumber::float16:
-        kernels_.narrow(k, n, halves[0]);
-        kernels_.narrow(v, n, halves[1]);
-        store_head(view, head, slot, halves[0], halves[1]);
-        break;
-      case CacheNumber::bfloat16:
-        kernels_.narrow_bfloat16(k, n, halves[0]);
-        kernels_.narrow_bfloat16(v, n, halves[1]);
-        store_head_in_pairs(view, head, slot, halves[0], halves[1]);
-        break;
-      case CacheNumber::int8:
-        view.key_scales[head * view.key_stride + slot] = kernels_.narrow_int8(k, n, codes[0]);
-        view.value_scales[head * view.key_stride + slot] = kernels_.narrow_int8(v, n, codes[1]);
-        store_head(view, head, slot, codes[0], codes[1]);
-    }
+  switch (view.number) {
+    case CacheNumber::float32: put_head(view, head, slot, k, v); break;
+    case CacheNumber::float16:
+      kernels_.narrow(k, n, halves[0]);
+      kernels_.narrow(v, n, halves[1]);
+      put_head(view, head, slot, halves[0], halves[1]);
+      break;
+    case CacheNumber::bfloat16:
+      kernels_.narrow_bfloat16(k, n, halves[0]);
+      kernels_.narrow_bfloat16(v, n, halves[1]);
+      put_head_in_pairs(view, head, slot, halves[0], halves[1]);
+      break;
+    case CacheNumber::int8:
+      view.key_scales[head * view.key_stride + slot] = kernels_.narrow_int8(k, n, codes[0]);
+      view.value_scales[head * view.key_stride + slot] = kernels_.narrow_int8(v, n, codes[1]);
+      put_head(view, head, slot, codes[0], codes[1]);
   }
 }
 
@@ -89,6 +95,7 @@ struct Plan::Queries {
   int count = 0;
   const std::int32_t* pages;
   int kv_head;
+  int token;      // the first
   int first = 0;  // stretch, and the last one, that any of the rows sees
   int last = 0;
 };
@@ -102,7 +109,8 @@ Plan::Queries Plan::queries_of(const AttentionView& view, const Batch& batch, Bu
   const int block = piece % blocks;
   Queries found;
   found.kv_head = piece / blocks % view.kv_heads;
-  found.pages = pages_of(batch, run_starts_[run]);
+  found.token = run_starts_[run];
+  found.pages = pages_of(batch, found.token);
   const int stretch = stretch_pages(page_size_) * page_size_;
   int begin = batch.positions[run_starts_[run]];
   int end = 0;
@@ -121,14 +129,33 @@ Plan::Queries Plan::queries_of(const AttentionView& view, const Batch& batch, Bu
   return found;
 }
 
-void Plan::attend_whole(const AttentionView& view, const Queries& queries, float* scratch) const {
+// Where the keys begin that a piece reads first.
+const void* Plan::first_key(const AttentionView& view, const Batch& batch, int piece) const {
+  const int blocks = (view.heads / view.kv_heads + kQueryRows - 1) / kQueryRows;
+  const int run = static_cast<int>(run_starts_.size()) - 2 - piece / (view.kv_heads * blocks);
+  if (run < 0) return nullptr;
+  const int token = run_starts_[run];
+  const int seen = batch.positions[token] + 1;
+  const int from = view.window != 0 && seen > view.window ? seen - view.window : 0;
+  const std::size_t page = pages_of(batch, token)[from / page_size_];
+  const std::size_t head = page * view.kv_heads + piece / blocks % view.kv_heads;
+  const std::size_t width = view.number == CacheNumber::float32 ? 4
+                            : view.number == CacheNumber::int8  ? 1
+                                                                : 2;
+  const int group = view.number == CacheNumber::bfloat16 ? 2 : 1;
+  return static_cast<const char*>(view.keys) +
+         head * round_up(view.head_dim, group) * view.key_stride * width;
+}
+
+void Plan::attend_whole(const AttentionView& view, const Queries& queries, const void* after,
+                        float* scratch) const {
   const std::size_t parts = kQueryRows * part_size(view.value_stride);
   float* sums = scratch;
   float* next = sums + parts;
   float* room = next + parts;
   for (int s = queries.first; s <= queries.last; ++s) {
-    kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s, room,
-                    s == queries.first ? sums : next);
+    kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s, after,
+                    room, s == queries.first ? sums : next);
     if (s != queries.first) kernels_.join(view, queries.count, next, sums);
   }
   kernels_.finish(view, queries.rows, queries.count, sums);
@@ -148,7 +175,7 @@ void Plan::attend_split(const AttentionView& view, const Batch& batch, BufferId 
     const Queries queries = queries_of(view, batch, q, out, i / stretches);
     if (s < queries.first || s > queries.last) return;
     kernels_.attend(view, queries.rows, queries.count, queries.pages, queries.kv_head, s,
-                    scratch_[thread].data(), part(i / stretches, s));
+                    nullptr, scratch_[thread].data(), part(i / stretches, s));
   });
   pool_->run(pieces, [&](int piece, int) {
     const Queries queries = queries_of(view, batch, q, out, piece);
@@ -172,20 +199,29 @@ void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cach
     view.page_size = page_size_;
     view.key_stride = static_cast<int>(round_up(page_size_, kPad));
     view.value_stride = static_cast<int>(round_up(cache.head_dim, kPad));
-    for_rows(batch.tokens, 4 * buffers_[k].stride, [&](int t) {
-      store_token(view, batch, t, buffers_[k].row(t), buffers_[v].row(t));
-    });
     const int shared = view.heads / view.kv_heads;
+    const int blocks = (shared + kQueryRows - 1) / kQueryRows;
     split_sequences(batch, std::max(1, kQueryRows / shared));
     const int runs = static_cast<int>(run_starts_.size()) - 1;
-    const int pieces = runs * view.kv_heads * ((shared + kQueryRows - 1) / kQueryRows);
+    const int pieces = runs * view.kv_heads * blocks;
     const int furthest = *std::max_element(batch.positions, batch.positions + batch.tokens);
     const int stretches = furthest / (stretch_pages(page_size_) * page_size_) + 1;
+    const auto store = [&](int token, int head) {
+      store_head(view, batch, token, head, buffers_[k].row(token), buffers_[v].row(token));
+    };
     constexpr int kFew = 4;  // pieces for each thread; with more, none is alone for long
-    if (stretches > 1 && pool_->size() > 1 && pieces < kFew * pool_->size())
-      return attend_split(view, batch, q, out, pieces, stretches);
+    const bool splits = stretches > 1 && pool_->size() > 1 && pieces < kFew * pool_->size();
+    // A piece that alone reads what it stores needs to wait for nobody.
+    const bool alone = !splits && blocks == 1 && has_single_tokens(batch);
+    if (!alone)
+      for_rows(batch.tokens, 4 * buffers_[k].stride, [&](int token) {
+        for (int head = 0; head < view.kv_heads; ++head) store(token, head);
+      });
+    if (splits) return attend_split(view, batch, q, out, pieces, stretches);
     pool_->run(pieces, [&](int piece, int thread) {
-      attend_whole(view, queries_of(view, batch, q, out, piece), scratch_[thread].data());
+      const Queries queries = queries_of(view, batch, q, out, piece);
+      if (alone) store(queries.token, queries.kv_head);
+      attend_whole(view, queries, first_key(view, batch, piece + 1), scratch_[thread].data());
     });
   });
 }
