@@ -4,7 +4,9 @@
 
 The server answers one request that fills its context, or 2,000 tokens of it. What it and its
 children then hold, each shared page counted in part (Pss), may be the packed weights, the whole
-pool and 150 MB more. The weights are counted by packing them here once more.
+pool and 150 MB more. Then it answers one that is held to a grammar, for which it reads the
+vocabulary once more, and is measured again; what grammars take is part of the 150 MB as well. The
+weights are counted by packing them here once more.
 """
 
 import argparse
@@ -61,8 +63,13 @@ def held_bytes(pid: int) -> int:
     return 1024 * int(match[1]) + sum(held_bytes(child) for child in children)
 
 
-def ask(url: str, tokens: int) -> None:
-    body = {"model": "model", "prompt": [5 + i % 50 for i in range(tokens)], "max_tokens": 4}
+def ask(url: str, tokens: int, **more: Any) -> None:
+    body = {
+        "model": "model",
+        "prompt": [5 + i % 50 for i in range(tokens)],
+        "max_tokens": 4,
+        **more,
+    }
     headers = {"content-type": "application/json"}
     with urlopen(Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)) as answer:
         assert json.load(answer)["usage"]["prompt_tokens"] == tokens
@@ -74,9 +81,13 @@ def measure(artifact: Path, pool: int) -> dict[str, int]:
     weights = executor.weight_bytes
     executor.close()
     with server(artifact, pool) as (pid, ready):
-        ask(ready["url"], min(PROMPT, ready["context"] - 8))
+        longest = min(PROMPT, ready["context"] - 8)
+        ask(ready["url"], longest)
+        plain = held_bytes(pid) - weights - pool
+        ask(ready["url"], longest, structured_outputs={"regex": "[a-z]{8}"})
         held = held_bytes(pid)
-    return {"held": held, "weights": weights, "pool": pool, "more": held - weights - pool}
+    more = held - weights - pool
+    return {"held": held, "weights": weights, "pool": pool, "plain": plain, "more": more}
 
 
 def main() -> None:

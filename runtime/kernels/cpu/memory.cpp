@@ -17,12 +17,15 @@ namespace coldpress {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-constexpr std::size_t kBlock = 16 * kHugePage;
+// Large, because the last huge page of a block is there as a whole, however little of it is used; what
+// lies behind that is never touched.
+constexpr std::size_t kBlock = 128 * kHugePage;
 
 std::shared_ptr<char> map_block(std::size_t bytes) {
   // Enough that a whole number of huge pages lies in it, wherever it begins.
   const std::size_t mapped = round_up(bytes, kHugePage) + kHugePage;
-  void* start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  constexpr int kKind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, kKind, -1, 0);
   if (start == MAP_FAILED) throw std::bad_alloc();
   madvise(start, mapped, MADV_HUGEPAGE);  // without them, small pages will do
   const auto at = reinterpret_cast<std::uintptr_t>(start);

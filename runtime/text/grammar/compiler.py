@@ -21,6 +21,9 @@ MAX_MASK_SECONDS = 0.25
 _FEW_WORDS = 256
 _WARM_SECONDS = 0.02
 _WARM_STEPS = 64
+_SLICES = [each for each in LLTokenizer.general_slices() if not each.endswith("}")]
+"""Parts of the vocabulary that masks take as a whole; those of short strings alone, which are left
+out, save no measurable time and take as much memory again."""
 MAX_KEPT = 16
 """Grammars that are kept compiled for the next request that asks for the same."""
 
@@ -90,7 +93,9 @@ class GrammarCompiler:
             if not endings:
                 # Something must stand for "it may end here". It is never drawn.
                 self._no_ending = max(source.special_ids, default=source.vocab_size - 1)
-            self._tokenizer = LLTokenizer(source.to_json(), eos_token=endings or [self._no_ending])
+            self._tokenizer = LLTokenizer(
+                source.to_json(), eos_token=endings or [self._no_ending], slices=_SLICES
+            )
             self._source = None  # what is made of it holds a copy
         return self._tokenizer
 
