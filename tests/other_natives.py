@@ -1,7 +1,8 @@
 """A pytest plugin: native modules come from the folder that COLDPRESS_NATIVE names.
 
 Everything else is imported as ever, so that tests run on a build with sanitizers without another
-environment: COLDPRESS_NATIVE=FOLDER python -m pytest -p tests.other_natives ...
+environment: COLDPRESS_NATIVE=FOLDER python -m pytest -p tests.other_natives ... Such a build is
+slow, and its checks see every access, so properties are tried on a few examples.
 """
 
 import os
@@ -12,6 +13,10 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+from hypothesis import settings
+
+EXAMPLES = 10
 MODULES = frozenset(
     {
         "runtime.kernels.cpu._native",
@@ -43,3 +48,12 @@ class OtherNatives:
 
 
 sys.meta_path.insert(0, OtherNatives(Path(os.environ["COLDPRESS_NATIVE"])))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        test = getattr(item, "obj", None)
+        own = getattr(test, "_hypothesis_internal_use_settings", None)
+        if test is not None and own is not None:
+            fewer = min(own.max_examples, EXAMPLES)
+            test._hypothesis_internal_use_settings = settings(own, max_examples=fewer)

@@ -17,12 +17,14 @@ extern const KernelTable kTable;
 namespace avx2 {
 extern const KernelTable kTable;
 }
+#ifndef COLDPRESS_FEWER_SETS
 namespace avx2_vnni {
 extern const KernelTable kTable;
 }
 namespace avx512 {
 extern const KernelTable kTable;
 }
+#endif
 namespace avx512_vnni {
 extern const KernelTable kTable;
 }
@@ -49,27 +51,21 @@ static bool has_avx2() {
          __builtin_cpu_supports("f16c");
 }
 
-// GCC 12 has no name for it yet: leaf 7, sub-leaf 1, bit 4 of EAX.
-static bool has_avx_vnni() {
+// What GCC 12 has no names for yet: leaf 7, sub-leaf 1, a bit of EAX.
+static bool has_newer(int bit) {
   unsigned eax = 0;
   unsigned ebx = 0;
   unsigned ecx = 0;
   unsigned edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> bit & 1) != 0;
 }
+
+[[maybe_unused]] constexpr int kAvxVnni = 4;
+constexpr int kAvx512Bf16 = 5;
 
 static bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
-// Leaf 7, sub-leaf 1, bit 5 of EAX.
-static bool has_avx512_bf16() {
-  unsigned eax = 0;
-  unsigned ebx = 0;
-  unsigned ecx = 0;
-  unsigned edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 5 & 1) != 0;
 }
 
 static const KernelTable* find_x86(const char* name, bool any) {
@@ -79,10 +75,12 @@ static const KernelTable* find_x86(const char* name, bool any) {
     const KernelTable* kernels;
     bool present;
   } sets[] = {
-      {with_bfloat16(), wide && __builtin_cpu_supports("avx512vnni") && has_avx512_bf16()},
+      {with_bfloat16(), wide && __builtin_cpu_supports("avx512vnni") && has_newer(kAvx512Bf16)},
       {&avx512_vnni::kTable, wide && __builtin_cpu_supports("avx512vnni")},
+#ifndef COLDPRESS_FEWER_SETS
       {&avx512::kTable, wide},
-      {&avx2_vnni::kTable, narrow && has_avx_vnni()},
+      {&avx2_vnni::kTable, narrow && has_newer(kAvxVnni)},
+#endif
       {&avx2::kTable, narrow},
   };
   for (const auto& set : sets)
