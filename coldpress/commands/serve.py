@@ -1,5 +1,6 @@
 """coldpress serve: answer OpenAI-compatible requests."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,8 @@ def _with_config(config: Path | None, asked: "ServerPlan", defaults: "ModelPlan"
 
 
 def _tell(console: Console, registry: "Registry", plan: "ServerPlan", url: str) -> None:
+    # The collector need not go through what stays for good, again and again amid answers.
+    gc.freeze()
     names = [model.name for model in plan.models]
     first = registry.models[names[0]]
     service = first.service

@@ -233,6 +233,8 @@ class EngineThread:
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         """Call listeners outside the lock; one that raises loses its request, nobody else's."""
+        if not events:
+            return
         with self._wake:
             news = [(self._listeners.get(event.request_id), event) for event in events]
             for event in events:

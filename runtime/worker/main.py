@@ -1,5 +1,6 @@
 """The worker: loads one model, then runs what the front submits, until the front is gone."""
 
+import gc
 import logging
 import os
 import select
@@ -98,6 +99,8 @@ class _Worker:
             self._front.send(described(error))
             return False
         self._engine = engine
+        # The collector need not go through what stays for good, again and again amid steps.
+        gc.freeze()
         self._thread = EngineThread(engine, after_turn=self._after_turn)
         grammars.begin(lambda: not engine.has_work)
         self._front.send(Loaded(_facts_of(opened)))

@@ -132,7 +132,7 @@ class Roster:
         ]
 
     def _next(self) -> list[Live]:
-        if self._on_trial is not None:
+        if self._on_trial is not None or len(self._at_worker) == len(self._live):
             return []
         while self._suspects:
             suspect = self._suspects.popleft()
