@@ -21,9 +21,12 @@ constexpr int vecs_of(int) { return 2; }
 constexpr bool keeps_totals(int rows) { return rows <= 2; }
 #endif
 constexpr std::size_t kQuadRow = static_cast<std::size_t>(kStrip) * 4;
-// How far ahead a stream of weights is asked for, when each is used once or twice: the processor's
-// own guesses end with each page of memory.
+// How far ahead a tile asks for its weights when it takes half of a strip at a time: the processor
+// guesses well what is read from end to end, and badly every other 128 bytes.
 constexpr std::size_t kAhead = 16 * kQuadRow;
+// So few tiles of rows ask for the next strip, each for its share; of more, products take longer than
+// memory. Evenly: requests that come at once hold up the loads behind them.
+constexpr int kFetchingTiles = 6;
 // Steps of columns whose codes and numbers stay in the first-level cache while all rows pass.
 constexpr int kSteps = 32;
 static_assert(2 * kSteps <= kPanel + 1);
@@ -38,6 +41,8 @@ struct IntegerTile {
   std::size_t out_stride;
   int columns;
   int bias;
+  const std::uint8_t* fetched;  // what is asked for beside the first eight or four columns
+  std::size_t fetch_step;       // from there on
   const float* scales;  // [steps][kStrip]
   const float* shifts;  // the same: zero points, or minimums
 };
@@ -100,12 +105,26 @@ inline COLDPRESS_INLINE void add_products(const std::uint8_t* codes, const std::
   });
 }
 
-// All of one step's columns; codes are moved on behind them.
-template <bool nibbles, int step, int rows, int vecs>
-inline COLDPRESS_INLINE void add_step(const std::uint8_t*& codes, const std::int8_t* x,
-                                      std::size_t x_stride, Integers (&products)[rows][vecs]) {
-  for (int k = 0; k < step; k += nibbles ? 8 : 4, codes += kQuadRow) {
-    if constexpr (rows <= 2) prefetch(codes + kAhead, vecs * kLanes * 4);
+// What memory is asked for: nothing, what this tile will read, or the next strip.
+enum class Fetch : std::uint8_t { none, own, next };
+
+struct Stream {
+  const std::uint8_t* codes;
+  const std::uint8_t* fetched;
+  std::size_t fetch_step;
+};
+
+// All of one step's columns; the stream is moved on behind them.
+template <bool nibbles, int step, Fetch fetch, int rows, int vecs>
+inline COLDPRESS_INLINE void add_step(Stream& stream, const std::int8_t* x, std::size_t x_stride,
+                                      Integers (&products)[rows][vecs]) {
+  for (int k = 0; k < step; k += nibbles ? 8 : 4) {
+    const std::uint8_t* codes = stream.codes;
+    stream.codes += kQuadRow;
+    if constexpr (fetch != Fetch::none) {
+      request(stream.fetched, fetch == Fetch::own ? kQuadRow : 1);
+      stream.fetched += stream.fetch_step;
+    }
     if constexpr (nibbles) {
       add_products<Half::low>(codes, x + k, x_stride, products);
       add_products<Half::high>(codes, x + k + 4, x_stride, products);
@@ -123,8 +142,8 @@ inline std::int32_t sum_of_codes(const std::int32_t* sums) {
   return step == kRun ? sums[0] + sums[1] : sums[0];
 }
 
-template <bool nibbles, Shift shift, int step, int rows>
-void multiply_tile(const IntegerTile& t) {
+template <bool nibbles, Shift shift, int step, int rows, Fetch fetch>
+void multiply_tile(const IntegerTile& t, int channel) {
   constexpr int vecs = vecs_of(rows);
   constexpr bool kKeep = keeps_totals(rows);
   Vec totals[kKeep ? rows : 1][vecs];
@@ -132,8 +151,8 @@ void multiply_tile(const IntegerTile& t) {
   const std::size_t sums_stride = x_stride / kSumRun;
   const std::size_t scales_stride = x_stride / kRun;
   const std::size_t out_stride = t.out_stride;
-  float* const out = t.out;
-  const float* from = t.start;
+  float* const out = t.out + channel;
+  const float* from = t.start + channel;
   std::size_t from_stride = t.start_stride;
   if constexpr (kKeep)
     unroll<rows>([&](auto r) COLDPRESS_INLINE {
@@ -141,9 +160,9 @@ void multiply_tile(const IntegerTile& t) {
         totals[r][v] = load(from + r * from_stride + v * kLanes);
       });
     });
-  const std::uint8_t* codes = t.codes;
-  const float* weights = t.scales;
-  const float* shifts = t.shifts;
+  Stream stream{t.codes + channel * 4, t.fetched, t.fetch_step};
+  const float* weights = t.scales + channel;
+  const float* shifts = t.shifts + channel;
   const std::int8_t* x = t.x.codes;
   const float* x_scales = t.x.scales;
   const std::int32_t* x_sums = t.x.sums;
@@ -154,7 +173,7 @@ void multiply_tile(const IntegerTile& t) {
     });
     Integers products[rows][vecs];
     start_products<rows, vecs, shift>(t.bias, shifts, sums, products);
-    add_step<nibbles, step>(codes, x, x_stride, products);
+    add_step<nibbles, step, fetch>(stream, x, x_stride, products);
     unroll<rows>([&](auto r) COLDPRESS_INLINE {
       const float x_scale = x_scales[r * scales_stride];
       unroll<vecs>([&](auto v) COLDPRESS_INLINE {
@@ -191,33 +210,45 @@ void multiply_tile(const IntegerTile& t) {
     });
 }
 
-template <bool nibbles, Shift shift, int step, int rows>
-inline void multiply_tiles(IntegerTile t) {
+// Moves the tile on by its rows. It is never copied: what was just written must not be read in larger
+// pieces than it was written in.
+template <bool nibbles, Shift shift, int step, int rows, Fetch fetch>
+inline void multiply_tiles(IntegerTile& t) {
   constexpr int vecs = vecs_of(rows);
   for (int v = 0; v < kStripVecs; v += vecs) {
-    multiply_tile<nibbles, shift, step, rows>(t);
-    t.codes += vecs * kLanes * 4;
-    t.scales += vecs * kLanes;
-    t.shifts += vecs * kLanes;
-    t.start += vecs * kLanes;
-    t.out += vecs * kLanes;
+    multiply_tile<nibbles, shift, step, rows, fetch>(t, v * kLanes);
+    if (fetch == Fetch::next) t.fetched += t.columns / (nibbles ? 8 : 4) * t.fetch_step;
   }
+  t.x = t.x.from(rows);
+  t.start += rows * t.start_stride;
+  t.out += rows * t.out_stride;
 }
 
 template <bool nibbles, Shift shift, int step>
 void multiply_rows(IntegerTile t, int rows) {
-  for (; rows >= kRows; rows -= kRows) {
-    multiply_tiles<nibbles, shift, step, kRows>(t);
-    t.x = t.x.from(kRows);
-    t.start += kRows * t.start_stride;
-    t.out += kRows * t.out_stride;
+  t.fetched = t.codes + kAhead;
+  t.fetch_step = kQuadRow;
+  if (rows == kRows) return multiply_tiles<nibbles, shift, step, kRows, Fetch::own>(t);
+  const int tiles = rows / kRows;
+  if (tiles > 0 && tiles <= kFetchingTiles) {
+    const int passes = tiles * kStripVecs / vecs_of(kRows);
+    t.fetched = t.codes + t.columns / (nibbles ? 8 : 4) * kQuadRow;
+    t.fetch_step = (kQuadRow + passes - 1) / passes;
+    for (; rows >= kRows; rows -= kRows)
+      multiply_tiles<nibbles, shift, step, kRows, Fetch::next>(t);
+  }
+  for (; rows >= kRows; rows -= kRows)
+    multiply_tiles<nibbles, shift, step, kRows, Fetch::none>(t);
+  if (tiles > 0) {  // there is nothing left to ask for
+    t.fetched = t.codes;
+    t.fetch_step = 0;
   }
   switch (rows) {
-    case 5: return multiply_tiles<nibbles, shift, step, 5>(t);
-    case 4: return multiply_tiles<nibbles, shift, step, 4>(t);
-    case 3: return multiply_tiles<nibbles, shift, step, 3>(t);
-    case 2: return multiply_tiles<nibbles, shift, step, 2>(t);
-    case 1: return multiply_tiles<nibbles, shift, step, 1>(t);
+    case 5: return multiply_tiles<nibbles, shift, step, 5, Fetch::own>(t);
+    case 4: return multiply_tiles<nibbles, shift, step, 4, Fetch::own>(t);
+    case 3: return multiply_tiles<nibbles, shift, step, 3, Fetch::none>(t);
+    case 2: return multiply_tiles<nibbles, shift, step, 2, Fetch::none>(t);
+    case 1: return multiply_tiles<nibbles, shift, step, 1, Fetch::none>(t);
     default: return;
   }
 }
@@ -262,6 +293,8 @@ void linear_int8(const MatrixView& m, int strip, const RoundedRows& x, int rows,
                 out_stride,
                 0,
                 m.quad_bias,
+                nullptr,
+                0,
                 panel,
                 panel + kSteps * kStrip};
   const bool nibbles = m.codes_type == Codes::int4;

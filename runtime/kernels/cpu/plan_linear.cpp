@@ -10,6 +10,8 @@ namespace {
 
 // Rows that share one expansion of a strip: many enough to pay for it, few enough for the cache.
 constexpr int kRowBlock = 96;
+// What blocks have a multiple of, as tiles of rows have.
+constexpr int kTileRows = 6;
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
@@ -51,12 +53,15 @@ std::shared_ptr<const Plan::Parts> Plan::join(std::vector<Projection> projection
 template <class F>
 void Plan::for_strips(const Batch& batch, const Parts& parts, F&& multiply) {
   const int rows = count(batch, parts.parts.front().out);
-  const int blocks = (rows + kRowBlock - 1) / kRowBlock;
+  if (rows == 0) return;
+  const int most = (rows + kRowBlock - 1) / kRowBlock;
+  const int block = static_cast<int>(round_up((rows + most - 1) / most, kTileRows));
+  const int blocks = (rows + block - 1) / block;
   pool_->run(blocks * parts.strips, [&](int piece, int thread) {
     const int strip = piece % parts.strips;
-    const int first = piece / parts.strips * kRowBlock;
+    const int first = piece / parts.strips * block;
     const Part& part = parts.holding(strip);
-    multiply(part, strip - part.first_strip, first, std::min(kRowBlock, rows - first), thread);
+    multiply(part, strip - part.first_strip, first, std::min(block, rows - first), thread);
   });
 }
 

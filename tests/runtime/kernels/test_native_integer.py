@@ -190,6 +190,22 @@ def test_a_row_has_the_same_bits_in_any_company(isa: str, kind: str, num_bits: i
             np.testing.assert_array_equal(alone, together[start : start + tokens])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("columns", "group_size"), [(1100, 32), (2080, None), (592, 48)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_that_fill_several_panels(
+    isa: str, columns: int, group_size: int | None, kind: str
+) -> None:
+    """Sums go on where the last panel left them, for tiles of every height."""
+    weight = quantized(70, columns, num_bits=4, group_size=group_size, kind=kind)
+    x, bias = random_floats((27, columns), 1), random_floats((70,), 2)
+    check_product(weight, x, RUNS_OF_INT8, isa, bias)
+    build = product(pack_quads(weight), bias)
+    together = run_rows(x, build, isa)
+    for tokens in range(1, 7):
+        np.testing.assert_array_equal(run_rows(x[:tokens], build, isa), together[:tokens])
+
+
 @pytest.mark.parametrize("rows", [1, 64, 130, 700])
 @pytest.mark.parametrize("tokens", [1, 7, 205])
 def test_shares_of_any_size_are_worked_off(rows: int, tokens: int) -> None:
