@@ -16,6 +16,8 @@ SANITIZED := build/sanitized
 SANITIZER := $(foreach name,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
 KERNEL_TESTS := $(wildcard tests/runtime/kernels/test_native_*.py) tests/quant/format/test_ggml_native.py \
   tests/quant/test_rounding_kernels.py tests/quant/test_products.py
+# Long contexts take most of the time, and visit no line of code that short ones do not.
+LONG := test_one_token_behind_many_has_the_bits_it_has_among_them and 300-14
 
 .PHONY: demo test test-clients test-gpu test-sanitized test-peers lint clean
 
@@ -35,7 +37,8 @@ test-gpu:
 
 test-sanitized: $(SANITIZED)/installed
 	LD_PRELOAD="$(SANITIZER)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  COLDPRESS_NATIVE=$(SANITIZED) $(BIN)/python -m pytest -p tests.other_natives --capture=sys $(KERNEL_TESTS)
+	  COLDPRESS_NATIVE=$(SANITIZED) $(BIN)/python -m pytest -p tests.other_natives --capture=sys \
+	  -k 'not ($(LONG))' $(KERNEL_TESTS)
 
 test-peers: $(VENV)/peers-installed
 	$(BIN)/python -m pytest
@@ -70,7 +73,7 @@ $(VENV)-clients/installed: pyproject.toml $(NATIVE)
 $(SANITIZED)/installed: $(VENV)/installed $(NATIVE)
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps --upgrade --target $(SANITIZED) . \
 	  --config-settings=build-dir=build/sanitized-objects --config-settings=install.strip=false \
-	  --config-settings=cmake.build-type=Debug --config-settings=cmake.define.CMAKE_CXX_FLAGS_DEBUG='-O1 -g1' \
+	  --config-settings=cmake.build-type=Debug --config-settings=cmake.define.CMAKE_CXX_FLAGS_DEBUG=-O1 \
 	  --config-settings=cmake.define.COLDPRESS_SANITIZE=ON
 	@touch $@
 

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
-EXAMPLES = 10
+EXAMPLES = 6
 MODULES = frozenset(
     {
         "runtime.kernels.cpu._native",
