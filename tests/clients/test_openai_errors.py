@@ -1,6 +1,7 @@
 """Each refusal is the openai client's own exception, and it retries what a retry can help."""
 
 import threading
+from functools import partial
 
 import openai
 import pytest
@@ -10,6 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from runtime.server.access import Access
 from runtime.server.keys import KeyRing
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
+from tests.waiting import eventually
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
@@ -44,14 +46,14 @@ def test_a_full_queue_is_retried_until_there_is_room() -> None:
     gate = threading.Event()
     with (
         running(
-            ScriptedExecutor(hold=lambda: gate.wait(30)), max_running=1, max_waiting=1
+            ScriptedExecutor(hold=lambda: gate.wait(60)), max_running=1, max_waiting=1
         ) as server,
         server.client() as client,
     ):
-        streams = [
-            client.completions.create(model=MODEL, prompt=[5], max_tokens=2, stream=True)
-            for _ in range(2)
-        ]
+        ask = partial(client.completions.create, model=MODEL, prompt=[5], max_tokens=2, stream=True)
+        streams = [ask()]
+        eventually(lambda: server.engine.num_running == 1)
+        streams.append(ask())
         with pytest.raises(openai.RateLimitError) as refused:
             client.completions.create(model=MODEL, prompt=[5], max_tokens=2)
         wait = refused.value.response.headers["retry-after"]

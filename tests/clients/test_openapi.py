@@ -65,7 +65,7 @@ def test_what_is_allowed_is_answered_as_described(api: Any, place: Operation) ->
 
 
 def test_every_field_that_is_honoured_is_described(short: Running) -> None:
-    found = httpx.get(f"{short.url}/openapi.json").json()
+    found = httpx.get(f"{short.url}/openapi.json", timeout=60).json()
     schemas = found["components"]["schemas"]
     for body, field in (
         ("ChatBody", "messages"),

@@ -22,5 +22,5 @@ def client(server: Running) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="package")
 def http(server: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=20) as one:
+    with httpx.Client(base_url=server.url, timeout=60) as one:
         yield one

@@ -50,7 +50,7 @@ class FakeModel:
         return ModelSettings(self.name, self.load, needs=self.needs)
 
     def load(self) -> Loaded:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if self.failure is not None:
             raise self.failure
         self.num_loads += 1

@@ -116,7 +116,7 @@ class Running:
         return self.server.url
 
     def client(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def make_service(
@@ -164,9 +164,9 @@ def running(
     thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield Running(server, service, engine, engine_thread)
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive() and not engine_thread.is_alive

@@ -45,7 +45,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 def http(server: Running) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=20)
+    return httpx.Client(base_url=server.url, timeout=60)
 
 
 def ask(client: httpx.Client, secret: str) -> httpx.Response:
@@ -213,7 +213,7 @@ def test_https(tmp_path: Path) -> None:
     trusted.check_hostname = False
     with running(ScriptedExecutor(), tls=tls) as server:
         assert server.url.startswith("https://")
-        with httpx.Client(base_url=server.url, verify=trusted) as client:
+        with httpx.Client(base_url=server.url, verify=trusted, timeout=60) as client:
             assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 

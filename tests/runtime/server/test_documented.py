@@ -41,7 +41,7 @@ def test_every_route_is_named(server: Running) -> None:
 def test_every_metric_is_named(server: Running) -> None:
     rows = [line.split("|")[1] for line in METRICS.splitlines() if line.startswith("| `")]
     written = {name for row in rows for name in re.findall(r"`([a-z_]+)[`{]", row)}
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     given = {
         family.name.removeprefix("coldpress_") + ("_total" if family.type == "counter" else "")
         for family in text_string_to_metric_families(text)

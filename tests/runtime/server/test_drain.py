@@ -82,7 +82,7 @@ async def stop_amid(
         process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/ready")
+        httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60)
     return await asyncio.gather(*tasks)
 
 

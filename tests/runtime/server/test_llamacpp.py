@@ -27,17 +27,20 @@ def test_health_in_llamacpps_words(http: httpx.Client) -> None:
 
 def test_slots_are_the_places_of_the_batch() -> None:
     gate = threading.Event()
-    with running(ScriptedExecutor(hold=partial(gate.wait, 10)), max_running=2) as server:
-        slots = httpx.get(f"{server.url}/slots").json()
+    with running(ScriptedExecutor(hold=partial(gate.wait, 60)), max_running=2) as server:
+        slots = httpx.get(f"{server.url}/slots", timeout=60).json()
         assert slots == [{"id": i, "n_ctx": 256, "is_processing": False} for i in range(2)]
         server.service.submit([5], GenerationParams(max_tokens=3))
 
         def busy() -> list[bool]:
-            return [slot["is_processing"] for slot in httpx.get(f"{server.url}/slots").json()]
+            return [
+                slot["is_processing"]
+                for slot in httpx.get(f"{server.url}/slots", timeout=60).json()
+            ]
 
         query = {"fail_on_no_slot": "1"}
         eventually(lambda: busy() == [True, False])
-        assert httpx.get(f"{server.url}/slots", params=query).status_code == 200
+        assert httpx.get(f"{server.url}/slots", params=query, timeout=60).status_code == 200
         server.service.submit([5], GenerationParams(max_tokens=3))
         gate.set()
         eventually(lambda: busy() == [False, False])

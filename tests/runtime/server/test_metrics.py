@@ -70,9 +70,9 @@ def sample(found: Samples, name: str, **labels: str) -> float:
 @pytest.fixture
 def scraped(server: Running) -> Iterator[tuple[Samples, Samples]]:
     """Before and after one answer of three tokens to one of one."""
-    before = samples_of(httpx.get(f"{server.url}/metrics").text)
+    before = samples_of(httpx.get(f"{server.url}/metrics", timeout=60).text)
     server.client().completions.create(model=MODEL, prompt=[5], max_tokens=3)
-    yield before, samples_of(httpx.get(f"{server.url}/metrics").text)
+    yield before, samples_of(httpx.get(f"{server.url}/metrics", timeout=60).text)
 
 
 def test_one_answer_is_counted_once_everywhere(scraped: tuple[Samples, Samples]) -> None:

@@ -18,7 +18,7 @@ GREEDY = {"temperature": 0, "num_predict": 8}
 
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[ollama.Client]:
-    one = ollama.Client(host=server.url, timeout=20)
+    one = ollama.Client(host=server.url, timeout=60)
     yield one
     one._client.close()
 

@@ -45,9 +45,9 @@ def test_a_part_that_the_browser_has_is_not_sent_again(http: httpx.Client) -> No
 
 def test_the_page_is_open_where_the_server_asks_for_a_key() -> None:
     with running(ScriptedExecutor(), access=Access(KeyRing.of("secret"))) as server:
-        assert httpx.get(server.url).status_code == 200
-        assert httpx.get(f"{server.url}/page/app.js").status_code == 200
-        assert httpx.get(f"{server.url}/metrics").status_code == 401
+        assert httpx.get(server.url, timeout=60).status_code == 200
+        assert httpx.get(f"{server.url}/page/app.js", timeout=60).status_code == 200
+        assert httpx.get(f"{server.url}/metrics", timeout=60).status_code == 401
 
 
 @pytest.fixture(scope="module")

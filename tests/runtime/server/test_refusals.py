@@ -287,7 +287,7 @@ def test_tiny_chunks_by_the_megabyte_are_cut_off(
     answer = exchange(server, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunks)
     # A reset may overtake the answer while the client is still sending.
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413 ")
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     # Six bytes earn a tenth of a piece.
     assert num_pieces <= FREE_PIECES * 1.2
     assert resident_bytes() - before < 16 * MEBIBYTE
@@ -311,7 +311,7 @@ def test_a_client_that_leaves_amid_its_body_leaves_no_trace(
     requests = 'coldpress_http_requests_total{method="POST",status="499"}'
     with socket.create_connection((server.server.host, server.server.port), 20) as peer:
         peer.sendall(POST + b"Content-Length: 9\r\n\r\n{")
-    eventually(lambda: requests in httpx.get(f"{server.url}/metrics").text)
+    eventually(lambda: requests in httpx.get(f"{server.url}/metrics", timeout=60).text)
     assert caplog.text == ""
 
 
@@ -343,7 +343,7 @@ def test_requests_that_trickle_in_are_given_up() -> None:
         assert exchange(server, health + b"GET /hea").startswith(b"HTTP/1.1 200 ")
         assert time.monotonic() - start < 20, "each was closed in its time"
         # A head that takes its time, but not too much, is fine.
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -370,7 +370,7 @@ def test_logs_hold_no_prompts(caplog: pytest.LogCaptureFixture) -> None:
     with running(ScriptedExecutor(hold=fail_later)) as server:
         for fields in ({"max_tokens": 2}, {"max_tokens": -1}, {"max_tokens": 50}):
             body = completion(prompt=f"I play {secret}", **fields)
-            httpx.post(f"{server.url}/v1/completions", content=body, timeout=20)
+            httpx.post(f"{server.url}/v1/completions", content=body, timeout=60)
     assert any("rolled back" in record.message for record in caplog.records)
     assert secret not in caplog.text and "play" not in caplog.text
 
@@ -447,7 +447,7 @@ def test_images_are_refused_and_nothing_is_fetched(http: httpx.Client, url: str)
 def test_a_wrong_key_is_turned_away() -> None:
     with (
         running(ScriptedExecutor(), access=Access(KeyRing.of("clé"))) as server,
-        httpx.Client(base_url=server.url) as http,
+        httpx.Client(base_url=server.url, timeout=60) as http,
     ):
 
         def status(path: str, key: bytes | None) -> int:

@@ -117,7 +117,7 @@ def test_an_ending_token_completes_the_response() -> None:
                 kinds = [event.type for event in stream]
                 final = stream.get_final_response()
         body = {"input": "Hi", "stream": True}
-        events = events_of(httpx.post(f"{server.url}/v1/responses", json=body, timeout=20).content)
+        events = events_of(httpx.post(f"{server.url}/v1/responses", json=body, timeout=60).content)
     assert answer.status == "completed" and answer.output_text == "abc"
     assert (
         final.output_text == "abc" and kinds.count("response.output_text.delta") == len(letters) + 1
@@ -137,7 +137,7 @@ def test_a_failure_in_the_middle_is_the_last_event() -> None:
 
     with running(ScriptedExecutor(hold=fail_later)) as server:
         body = {"input": "Hi", "stream": True}
-        events = events_of(httpx.post(f"{server.url}/v1/responses", json=body, timeout=20).content)
+        events = events_of(httpx.post(f"{server.url}/v1/responses", json=body, timeout=60).content)
     assert events[-1]["type"] == "response.failed"
     assert "jammed" in events[-1]["response"]["error"]["message"]
     assert events[-1]["response"]["status"] == "failed"

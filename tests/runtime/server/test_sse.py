@@ -76,17 +76,17 @@ def test_a_failure_in_the_middle_is_an_error_event() -> None:
             raise RuntimeError("the plates are jammed")
 
     with running(ScriptedExecutor(hold=fail_later)) as server:
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=20)
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=60)
         chunks = payloads(answer.content)
         assert answer.status_code == 200 and len(chunks) > 2
         error = chunks[-1]["error"]
         assert "the plates are jammed" in error["message"]
         assert (error["type"], error["code"]) == ("server_error", "generation_failed")
         whole = httpx.post(
-            f"{server.url}/v1/chat/completions", json={**CHAT, "stream": False}, timeout=20
+            f"{server.url}/v1/chat/completions", json={**CHAT, "stream": False}, timeout=60
         )
         assert whole.status_code == 500 and whole.headers["x-should-retry"] == "false"
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_an_event_is_one_line() -> None:

@@ -28,7 +28,9 @@ def test_a_deadline_is_503_with_a_time_to_come_back() -> None:
 def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
     executor = ScriptedExecutor(hold=partial(threading.Event().wait, 0.02))
     with running(executor, deadline_seconds=0.2) as server:
-        answer = httpx.post(f"{server.url}/v1/completions", json={**BODY, "stream": True})
+        answer = httpx.post(
+            f"{server.url}/v1/completions", json={**BODY, "stream": True}, timeout=60
+        )
         events = answer.text.strip().split("\n\n")
         assert len(events) > 2 and events[-1] == "data: [DONE]"
         assert '"code":"timeout"' in events[-2].replace(" ", "")
@@ -72,7 +74,7 @@ def test_a_request_may_say_how_long_it_may_wait() -> None:
 
 def test_one_that_waits_too_long_is_not_begun() -> None:
     gate = threading.Event()
-    executor = ScriptedExecutor(hold=partial(gate.wait, 10))
+    executor = ScriptedExecutor(hold=partial(gate.wait, 60))
     with (
         running(executor, max_running=1, queue_seconds=0.05) as server,
         ThreadPoolExecutor(2) as pool,
@@ -87,7 +89,7 @@ def test_one_that_waits_too_long_is_not_begun() -> None:
             threading.Event().wait(0.01)
         threading.Event().wait(0.1)
         gate.set()
-        assert first.result(10).choices[0].finish_reason == "length"
+        assert first.result(60).choices[0].finish_reason == "length"
         with pytest.raises(openai.InternalServerError, match="in the queue"):
-            second.result(10)
+            second.result(60)
         assert server.engine.stats.prompt_tokens == 1

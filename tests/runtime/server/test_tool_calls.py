@@ -64,7 +64,7 @@ class Stage:
         """The prompt's length is asked of the server, as the answers' places depend on it."""
         self._model.first, self._model.words = -10_000, [5] * 20_000
         body = {"messages": MESSAGES, "max_tokens": 1, **fields}
-        answer = httpx.post(f"{self.server.url}/v1/chat/completions", json=body, timeout=20)
+        answer = httpx.post(f"{self.server.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         self._model.first = answer.json()["usage"]["prompt_tokens"] - 1
         self._model.words = tiny_tokenizer().encode(text)
@@ -225,6 +225,6 @@ def test_what_is_wrong_with_tools_is_named(
     stage: Stage, fields: dict[str, Any], param: str, words: str
 ) -> None:
     body = {"messages": MESSAGES, **fields}
-    answer = httpx.post(f"{stage.server.url}/v1/chat/completions", json=body, timeout=20)
+    answer = httpx.post(f"{stage.server.url}/v1/chat/completions", json=body, timeout=60)
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == param and words in error["message"]
