@@ -28,7 +28,7 @@ test: $(VENV)/installed lint
 	$(BIN)/python -m pytest
 
 test-clients: $(VENV)-clients/installed
-	$(VENV)-clients/bin/python -m pytest tests/clients
+	$(VENV)-clients/bin/python -m pytest -p no:unraisableexception -m clients tests/clients
 
 # In an environment whose torch has CUDA; without a GPU the same tests run interpreted, in `test`.
 test-gpu:
@@ -62,12 +62,15 @@ $(VENV)/peers-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --progress-bar off --editable '.[dev,quantize,peers]'
 	@touch $@
 
-# Some of these clients pin older versions of what the other tests use.
-$(VENV)-clients/installed: pyproject.toml $(NATIVE)
-	$(PYTHON) -m venv $(VENV)-clients
-	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-clients/bin/python -m pip install --quiet --progress-bar off '$(TORCH)'
-	$(VENV)-clients/bin/python -m pip install --quiet --progress-bar off '$(TORCH)' --editable '.[dev,quantize,clients]'
+# Clients that want older versions of a few packages: over the environment of the other tests.
+CLIENTS := $(VENV)-clients
+SITE    := import sysconfig; print(sysconfig.get_path("purelib"))
+$(CLIENTS)/installed: $(VENV)/installed tests/clients/requirements.txt
+	$(BIN)/python -m venv --clear --without-pip $(CLIENTS)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+	  > $$($(CLIENTS)/bin/python -c '$(SITE)')/tests.pth
+	$(BIN)/python -m pip --python $(CLIENTS)/bin/python install --quiet --progress-bar off \
+	  --no-deps --no-compile --requirement tests/clients/requirements.txt
 	@touch $@
 
 $(SANITIZED)/installed: $(VENV)/installed $(NATIVE)

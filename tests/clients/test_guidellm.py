@@ -15,9 +15,9 @@ from tests.tiny import write_tokenizer
 pytestmark = [
     pytest.mark.clients,
     pytest.mark.skipif(
-        find_spec("guidellm") is None, reason="gigabytes with guidellm: run `make test-clients`"
+        find_spec("guidellm") is None, reason="guidellm is not installed: run `make test-clients`"
     ),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 OUTPUT = 8
 
