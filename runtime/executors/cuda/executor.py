@@ -19,7 +19,7 @@ from runtime.executors.cuda.building import OtherRanks, OverRanks
 from runtime.executors.cuda.draws import draw
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import lower
-from runtime.executors.cuda.memory import require_gpu
+from runtime.executors.cuda.memory import check_e4m3, require_gpu
 from runtime.executors.cuda.staging import InFlight, Staging
 from runtime.executors.cuda.values import HIDDEN, Run
 from runtime.executors.cuda.weights import DeviceWeights, Placement
@@ -73,6 +73,9 @@ class CudaExecutor:
         self.vocab_size, self.max_positions = sizes.vocab_size, sizes.max_positions
         self.page_size, self.num_pages = page_size, num_pages
         self._heads = (sizes.heads, sizes.kv_heads)
+        if self._device.type == "cuda":
+            capability = torch.cuda.get_device_capability(self._device)
+            check_e4m3(program, cache or dtype, capability)
         placement = Placement(self._device, getattr(torch, dtype))
         weights = DeviceWeights(model.weights, placement)
         layers = sorted(

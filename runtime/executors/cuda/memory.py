@@ -6,11 +6,12 @@ import torch
 
 from compile.program import Attend, Program
 from quant.format.errors import InputError
-from quant.format.scheme import CodebookScheme, IntScheme, Scheme
+from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, Scheme
 from runtime.kernels.triton.cache import CacheNumber
 
 MEMORY_SHARE = 0.9
 """Part of the free memory that weights and pages may fill; the rest is for a step's values."""
+E4M3_SINCE = (8, 9)
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "e4m3": 1}
 _SCALE_BYTES = 4
 _SCALE_BITS = 1
@@ -23,6 +24,22 @@ def require_gpu() -> None:
     if not torch.cuda.is_available():
         raise InputError(
             "no NVIDIA GPU can be used here; leave out --backend cuda, or install torch with CUDA"
+        )
+
+
+def check_e4m3(program: Program, cache: CacheNumber, capability: tuple[int, int]) -> None:
+    """Raises InputError where a model or its cache needs numbers that a GPU of this compute
+    capability does not have."""
+    if capability >= E4M3_SINCE:
+        return
+    schemes = {op.scheme for op in program.projections()}
+    ways = [scheme.activation for scheme in schemes if not isinstance(scheme, FloatScheme)]
+    if cache == "e4m3" or any(way is not None and way.numbers == "e4m3" for way in ways):
+        major, minor = capability
+        raise InputError(
+            f"this GPU, of compute capability {major}.{minor}, has no e4m3 numbers, which this "
+            "model or its cache is rounded to; 8.9 and later ones have them: use --backend torch, "
+            "or a build that rounds to int8 or not at all"
         )
 
 

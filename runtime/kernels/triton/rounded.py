@@ -16,7 +16,7 @@ Numbers = Literal["int8", "e4m3"]
 
 @dataclass(frozen=True, eq=False)
 class RoundedRows:
-    """x [rows, in] as codes (int8 or float8_e4m3fn) times scale, float32 [rows], or [rows, groups]."""
+    """x [rows, in]: codes, int8 or float8_e4m3fn, times scale, float32 [rows] or [rows, groups]."""
 
     codes: Tensor
     scale: Tensor

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from compile.model import Model
-from compile.program import Linear, Logits
+from compile.program import Linear, Logits, Program
 from quant.format.errors import InputError, UnsupportedModelError
 from quant.format.kv_cache import KvCacheScheme, KvScales
 from quant.format.scheme import (
@@ -35,6 +35,8 @@ from tests.tiny import tiny_config, tiny_model, tiny_shapes
 # The device is chosen before kernels are defined.
 from runtime.executors.cuda import CudaExecutor  # isort: skip
 from runtime.executors.cuda.graphs import EagerRecorder  # isort: skip
+from runtime.executors.cuda.memory import check_e4m3  # isort: skip
+from runtime.kernels.triton.cache import CacheNumber  # isort: skip
 
 PAGE_SIZE = 16
 PAGES = 8
@@ -184,11 +186,13 @@ def test_rounded_inputs_follow_the_oracle(numbers: str) -> None:
     weights = _rounded_in_groups(kind) if groups else _rounded_weights(kind)
     model = tiny_model("llama", layers=1, weights=weights)
     oracle, executor = oracle_of(model), executor_of(model)
+    near: list[bool] = []
     for batch in steps():
         expected, found = oracle.step(batch), executor.step(batch)
         off = np.abs(found - expected).max(axis=1)
         assert off.max() <= np.abs(expected).max() / 8
-        assert np.quantile(off, 0.2) <= tolerance(model, expected)
+        near += (off <= tolerance(model, expected)).tolist()
+    assert sum(near) >= len(near) // 5
 
 
 def test_a_rank_rounds_by_what_the_others_have() -> None:
@@ -285,11 +289,25 @@ def test_what_no_kernel_multiplies_is_refused_by_name(scheme: Any, words: str) -
         executor_of(tiny_model("llama", layers=1, weights=weights))
 
 
-def test_experts_are_refused_and_so_are_odd_pages() -> None:
+def test_experts_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="mix experts"):
         executor_of(tiny_model("mixtral"))
+
+
+def test_odd_pages_are_refused() -> None:
     with pytest.raises(InputError, match="pages of 24 tokens"):
         CudaExecutor(tiny_model("llama"), num_pages=4, page_size=24, device=str(DEVICE))
+
+
+def test_numbers_that_a_gpu_does_not_have_are_refused() -> None:
+    plain = tiny_model("llama", layers=1).program
+    rounded = tiny_model("llama", layers=1, weights=_rounded_weights("e4m3")).program
+    cases: tuple[tuple[Program, CacheNumber], ...] = ((plain, "e4m3"), (rounded, "bfloat16"))
+    for program, cache in cases:
+        check_e4m3(program, cache, (8, 9))
+        with pytest.raises(InputError, match=r"capability 8\.6, has no e4m3"):
+            check_e4m3(program, cache, (8, 6))
+    check_e4m3(plain, "int8", (8, 0))
 
 
 @pytest.mark.skipif(COMPILED, reason="there is a GPU here")
