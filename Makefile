@@ -1,5 +1,6 @@
 # make demo: press a real model from checkpoint to an answered request.
 # make test: lint, types and tests.  Both make .venv first; the second run skips that.
+# make test-kernels: every Triton kernel compiled for four generations of GPUs, without one.
 # make test-sanitized: the tests of native code once more, under AddressSanitizer and UBSan.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ KERNEL_TESTS := $(wildcard tests/runtime/kernels/test_native_*.py) tests/quant/f
 # Long contexts take most of the time, and visit no line of code that short ones do not.
 LONG := test_one_token_behind_many_has_the_bits_it_has_among_them and 300-14
 
-.PHONY: demo test test-clients test-gpu test-sanitized test-peers lint clean
+.PHONY: demo test test-clients test-gpu test-kernels test-sanitized test-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/coldpress demo
@@ -34,6 +35,10 @@ test-clients: $(VENV)-clients/installed
 test-gpu:
 	$(PYTHON) -m pytest tests/runtime/kernels/triton tests/runtime/executors/test_cuda_executor.py \
 		tests/runtime/executors/test_cuda_served.py tests/benchmarks/test_gpu_models.py
+
+# Every Triton kernel down to machine code for four generations of GPUs, none of which need be there.
+test-kernels: $(VENV)/installed
+	$(BIN)/python -m benchmarks.on_gpu.compiling --arch 80,86,89,90
 
 test-sanitized: $(SANITIZED)/installed
 	LD_PRELOAD="$(SANITIZER)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
