@@ -11,7 +11,7 @@ namespace {
 // Rows that share one expansion of a strip: many enough to pay for it, few enough for the cache.
 constexpr int kRowBlock = 96;
 // What blocks have a multiple of, as tiles of rows have.
-constexpr int kTileRows = 6;
+constexpr int kProductRows = 6;
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
@@ -55,7 +55,7 @@ void Plan::for_strips(const Batch& batch, const Parts& parts, F&& multiply) {
   const int rows = count(batch, parts.parts.front().out);
   if (rows == 0) return;
   const int most = (rows + kRowBlock - 1) / kRowBlock;
-  const int block = static_cast<int>(round_up((rows + most - 1) / most, kTileRows));
+  const int block = static_cast<int>(round_up((rows + most - 1) / most, kProductRows));
   const int blocks = (rows + block - 1) / block;
   pool_->run(blocks * parts.strips, [&](int piece, int thread) {
     const int strip = piece % parts.strips;
