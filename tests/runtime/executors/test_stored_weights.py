@@ -18,8 +18,9 @@ from tests.tiny import tiny_checkpoint
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
 def test_every_matrix_of_a_file_is_the_same_either_way(tmp_path: Path, kind: str) -> None:
     """Those of queries and keys too, whose rows a file has in another order."""
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
-    checkpoint = tiny_checkpoint(tmp_path / "float", **sizes)
+    checkpoint = tiny_checkpoint(
+        tmp_path / "float", hidden_size=256, intermediate_size=256, num_attention_heads=4
+    )
     build_gguf(checkpoint, tmp_path / "model.gguf", kind)
     source, pool = open_model(tmp_path / "model.gguf").weights, ThreadPool(1)
     assert isinstance(source, GgufWeights) and isinstance(source, HoldsIntegers)
