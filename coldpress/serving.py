@@ -91,13 +91,15 @@ def open_registry(
     Raises InputError for the first model that cannot be served, with the arithmetic where memory
     does not suffice.
     """
-    from runtime.machine import available_memory_bytes
+    from runtime.machine import HEADROOM_BYTES, available_memory_bytes
     from runtime.server.registry import Registry
     from runtime.server.registry_memory import MemoryBudget
     from runtime.server.registry_names import check_names
 
     check_names([model.name for model in plan.models], plan.aliases, plan.shadows)
-    budget = MemoryBudget(available_memory_bytes, unload_idle=plan.make_room)
+    budget = MemoryBudget(
+        available_memory_bytes, unload_idle=plan.make_room, spare_bytes=HEADROOM_BYTES
+    )
     loaders = [_Loader(model, on_note) for model in plan.models]
     registry = Registry(
         [loader.settings() for loader in loaders],

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+HEADROOM_BYTES = 256 << 20
+"""What a model takes beside weights and pages: interpreter, buffers of a step, requests."""
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 _OOM_SCORE = 500

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from quant.format.errors import InputError
 from runtime.server.registry import Registry
 from runtime.server.registry_models import ServedModel
-from runtime.worker.budget import HEADROOM_BYTES
 
 
 class MemoryBudget:
@@ -21,7 +20,7 @@ class MemoryBudget:
         free_bytes: Callable[[], int],
         *,
         unload_idle: bool = False,
-        spare_bytes: int = HEADROOM_BYTES,
+        spare_bytes: int,
     ) -> None:
         self._free_bytes = free_bytes
         self._unload_idle = unload_idle

@@ -11,14 +11,13 @@ from quant.format.scheme import FloatScheme
 from runtime.engine.options import EngineOptions
 from runtime.kv_cache import kv_bytes_per_page, resolve_kv_cache_type
 from runtime.loading import DEFAULT_CONTEXTS, DEFAULT_SHARE, resolve_backend
+from runtime.machine import HEADROOM_BYTES
 from runtime.worker.spec import ModelSpec
 
 if TYPE_CHECKING:
     from compile.model import Model
 
 PAGE_SIZE = 32
-HEADROOM_BYTES = 256 << 20
-"""For the interpreter, the buffers of a step and what requests take."""
 
 
 @dataclass(frozen=True)
