@@ -12,7 +12,8 @@ from runtime.draft_loading import load_draft
 from runtime.engine.options import EngineOptions
 from runtime.kv_cache import kv_bytes_per_page
 from runtime.loading import load_executor
-from runtime.worker.budget import HEADROOM_BYTES, Budget, held_bytes, plan_memory
+from runtime.machine import HEADROOM_BYTES
+from runtime.worker.budget import Budget, held_bytes, plan_memory
 from runtime.worker.opening import load_model
 from runtime.worker.spec import ModelSpec
 from tests.tiny import tiny_checkpoint, tiny_model
