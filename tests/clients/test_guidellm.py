@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.skipif(
         find_spec("guidellm") is None, reason="guidellm is not installed: run `make test-clients`"
     ),
-    pytest.mark.timeout(600),
 ]
 OUTPUT = 8
 

@@ -14,7 +14,7 @@ from tests.runtime.server.harness import MODEL, running
 
 harness = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 pytest.importorskip("tenacity", reason="the extra lm-eval is not installed")
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.clients]
 
 
 def write_tasks(folder: Path) -> None:
