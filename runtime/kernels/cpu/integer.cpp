@@ -266,12 +266,17 @@ inline void multiply_columns(const MatrixView& m, const IntegerTile& t, int rows
                       : multiply_steps<nibbles, kSumRun>(m, t, rows);
 }
 
-// The numbers of columns [from, to), step by step; `group` is moved on to that of the last.
+// The numbers of columns [from, to), step by step; `group` is moved on to that of the last. `codes` of
+// `step_bytes` for each step are asked for meanwhile: few rows would wait for them. May be null.
 inline void expand_numbers(const MatrixView& m, int strip, int from, int to, int& group,
-                           float* panel) {
+                           float* panel, const std::uint8_t* codes, std::size_t step_bytes) {
   const std::size_t first = static_cast<std::size_t>(strip) * m.groups * kStrip;
   const bool shifted = m.zero_points != nullptr || m.minimums != nullptr;
   for (int k = from; k < to; k += m.quad_step, panel += kStrip) {
+    if (codes != nullptr) {
+      request(codes, step_bytes);
+      codes += step_bytes;
+    }
     while (m.group_starts[group + 1] <= k) ++group;
     const std::size_t numbers = first + static_cast<std::size_t>(group) * kStrip;
     for (int v = 0; v < kStrip; v += kLanes) {
@@ -301,7 +306,8 @@ void linear_int8(const MatrixView& m, int strip, const RoundedRows& x, int rows,
   const int most = kSteps * m.quad_step;
   for (int k = 0, group = 0; k < m.columns; k += most) {
     t.columns = m.columns - k < most ? m.columns - k : most;
-    expand_numbers(m, strip, k, k + t.columns, group, panel);
+    expand_numbers(m, strip, k, k + t.columns, group, panel, rows <= 3 ? t.codes : nullptr,
+                   m.quad_step / (nibbles ? 8 : 4) * kQuadRow);
     nibbles ? multiply_columns<true>(m, t, rows) : multiply_columns<false>(m, t, rows);
     t.codes += most / (nibbles ? 8 : 4) * kQuadRow;
     t.x.codes += most;
