@@ -26,9 +26,9 @@ is the value itself."""
 class WireFile:
     """A mapped file. Raises FileFormatError for what is no protobuf, InputError for no file."""
 
-    def __init__(self, path: Path, max_fields: int = MAX_FIELDS) -> None:
+    def __init__(self, path: Path, max_fields: int | None = None) -> None:
         self.path = path
-        self._max_fields = max_fields
+        self._max_fields = MAX_FIELDS if max_fields is None else max_fields
         try:
             size = path.stat().st_size
             if size > MAX_PROTOBUF_BYTES:
@@ -42,7 +42,7 @@ class WireFile:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         self.size = size
-        self._fields_left = max_fields
+        self._fields_left = self._max_fields
 
     def close(self) -> None:
         self._data.close()
