@@ -31,7 +31,7 @@ from runtime.worker.messages import (
     command_of,
 )
 from runtime.worker.news import TurnWriter
-from runtime.worker.opening import IdleGrammars, Opened, import_ahead, load_model
+from runtime.worker.opening import LazyGrammars, Opened, import_ahead, load_model
 from runtime.worker.outbox import Outbox
 from runtime.worker.spec import ModelSpec, WorkerFacts
 
@@ -85,7 +85,7 @@ class _Worker:
         try:
             opened = open_executor(self._spec)
             executor = opened.executor
-            grammars = IdleGrammars(self._spec, executor.vocab_size)
+            grammars = LazyGrammars(self._spec, executor.vocab_size)
             options = self._options()
             engine = Engine(
                 executor,
@@ -102,7 +102,6 @@ class _Worker:
         # The collector need not go through what stays for good, again and again amid steps.
         gc.freeze()
         self._thread = EngineThread(engine, after_turn=self._after_turn)
-        grammars.begin(lambda: not engine.has_work)
         self._front.send(Loaded(_facts_of(opened)))
         self._front.send(Turn(stats=self._thread.stats()))
         return True

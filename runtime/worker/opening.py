@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
     from runtime.text.grammar.compiler import GrammarCompiler
     from runtime.worker.budget import Budget
-
-_IDLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,42 +57,31 @@ def load_model(spec: ModelSpec) -> Opened:
     return Opened(executor, budget, draft)
 
 
-class IdleGrammars:
-    """The `Grammars` of a model, prepared on a thread once the engine has nothing to do, or when
-    the first constraint comes: preparing holds the interpreter for a quarter of a second and more,
-    for which neither the start nor, where it can be helped, an answer should wait."""
+class LazyGrammars:
+    """The `Grammars` of a model, prepared when the first constraint comes: the vocabulary takes
+    tens of megabytes, which a server that nobody asks for grammars does not need."""
 
     def __init__(self, spec: ModelSpec, vocab_size: int) -> None:
         self._spec = spec
         self._vocab_size = vocab_size
         self._grammars: GrammarCompiler | None = None
         self._failure = ""
-        self._wanted = threading.Event()
-        self._ready = threading.Event()
-
-    def begin(self, is_idle: Callable[[], bool]) -> None:
-        """Start the thread; `is_idle` is asked once a second."""
-        threading.Thread(target=self._wait, args=(is_idle,), daemon=True).start()
+        self._lock = threading.Lock()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """See `Grammars`; after `begin`."""
-        self._wanted.set()
-        self._ready.wait()
+        """See `Grammars`. Safe from any thread."""
+        with self._lock:
+            if self._grammars is None and not self._failure:
+                self._read()
         if self._grammars is None:
             raise ConstraintError(f"the model's tokenizer cannot be read: {self._failure}")
         return self._grammars.matcher(constraint)
-
-    def _wait(self, is_idle: Callable[[], bool]) -> None:
-        while not self._wanted.wait(_IDLE_SECONDS) and not is_idle():
-            pass
-        self._read()
-        self._ready.set()
 
     def _read(self) -> None:
         try:
             self._grammars = _prepared(self._spec, self._vocab_size)
         except Exception as error:
-            self._failure = str(error)
+            self._failure = str(error) or type(error).__name__
         give_back_freed()
 
 

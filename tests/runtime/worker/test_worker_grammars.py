@@ -9,7 +9,7 @@ from coldpress.loading import open_served
 from runtime.engine.constraint import Constraint, ConstraintError
 from runtime.engine.request import SamplingParams
 from runtime.generation import GenerationParams
-from runtime.worker.opening import IdleGrammars
+from runtime.worker.opening import LazyGrammars
 from runtime.worker.spec import ModelSpec
 from tests.tiny import tiny_checkpoint, write_tokenizer
 
@@ -34,8 +34,7 @@ def test_an_answer_from_a_worker_is_held_to_its_schema(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_cannot_be_read_fails_constraints_alone(tmp_path: Path) -> None:
-    grammars = IdleGrammars(ModelSpec(tmp_path, "nothing here"), 384)
-    grammars.begin(lambda: False)
+    grammars = LazyGrammars(ModelSpec(tmp_path, "nothing here"), 384)
     for _ in range(2):
         with pytest.raises(ConstraintError, match="tokenizer cannot be read"):
             grammars.matcher(Constraint("regex", "a"))
