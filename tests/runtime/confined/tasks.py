@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from typing import Any
 
 from runtime.confined.messages import Refused
@@ -56,7 +55,6 @@ TASKS: dict[str, Any] = {
     "echo": lambda value: value,
     "pid": os.getpid,
     "kill_itself": lambda: os._exit(3),
-    "sleep": time.sleep,
     "spin": spin,
     "swell": swell,
     "read": tell_parents_files,

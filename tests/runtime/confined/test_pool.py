@@ -2,15 +2,16 @@ import os
 import platform
 import socket
 import sys
-import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from runtime.confined.messages import Refused
 from runtime.confined.pool import Busy, ConfinedPool, Overrun
-from tests.waiting import eventually
+from tests.runtime.confined.harness import halted
+from tests.waiting import PATIENCE_SECONDS
 
 TASKS = "tests.runtime.confined.tasks"
 FILTERED = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
@@ -21,14 +22,6 @@ def pool() -> Iterator[ConfinedPool]:
     pool = ConfinedPool(TASKS, seconds=20)
     yield pool
     pool.close()
-
-
-def take_one(pool: ConfinedPool, seconds: float) -> threading.Thread:
-    """One of its processes sleeps for so long, from now on."""
-    sleeping = threading.Thread(target=pool.call, args=("sleep", seconds))
-    sleeping.start()
-    eventually(lambda: not pool._idle)
-    return sleeping
 
 
 def is_gone(pid: int) -> bool:
@@ -78,23 +71,24 @@ def test_what_overruns_is_killed_and_replaced(task: str) -> None:
 
 
 def test_who_waits_too_long_is_told_so() -> None:
-    pool = ConfinedPool(TASKS, seconds=5, patience=0.05)
-    pool.call("pid")
-    waiting = take_one(pool, 0.6)
-    with pytest.raises(Busy):
-        pool.call("pid")
-    waiting.join()
+    pool = ConfinedPool(TASKS, seconds=PATIENCE_SECONDS, patience=0.05)
+    pid = pool.call("pid")
+    with halted(pool, partial(pool.call, "pid")) as working:
+        with pytest.raises(Busy):
+            pool.call("pid")
+        assert not working.done()
+    assert working.result() == pid
     assert pool.call("echo", 1) == 1
     pool.close()
 
 
 def test_a_second_process_serves_while_the_first_is_busy() -> None:
-    pool = ConfinedPool(TASKS, size=2, seconds=5)
-    pool.call("pid")
-    waiting = take_one(pool, 1.5)
-    assert pool.call("echo", 1) == 1
-    assert len(pool.pids) == 2, "it did not wait for the first"
-    waiting.join()
+    pool = ConfinedPool(TASKS, size=2, seconds=PATIENCE_SECONDS)
+    first = pool.call("pid")
+    with halted(pool, partial(pool.call, "pid")) as working:
+        assert pool.call("pid") != first
+        assert not working.done()
+    assert working.result() == first and len(pool.pids) == 2
     pids = pool.pids
     pool.close()
     assert all(map(is_gone, pids)) and pool.pids == []
