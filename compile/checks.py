@@ -32,7 +32,7 @@ class Check:
 
 def same_integers(reference: QuantizedTensor, stored: QuantizedTensor) -> list[Check]:
     return [
-        _exact("integer", _integers(reference), _integers(stored)),
+        _exact("integer", reference.integers(), stored.integers()),
         _bitwise("scale", _per_column(reference, "scale"), _per_column(stored, "scale")),
         _bitwise("minimum", _per_column(reference, "minimum"), _per_column(stored, "minimum")),
         *_same_input_scale(reference, stored),
@@ -58,7 +58,7 @@ def same_integers_rounded_minimum(
     assert stored.minimum is not None
     expected = _rounded(-zero_point * scale, stored.minimum.dtype)
     return [
-        _exact("integer", reference.codes.astype(np.int16) - lowest, _integers(stored)),
+        _exact("integer", reference.codes.astype(np.int16) - lowest, stored.integers()),
         _bitwise("scale", scale, _per_column(stored, "scale")),
         _exact("minimum", expected, _per_column(stored, "minimum")),
     ]
@@ -74,7 +74,7 @@ def same_codes_nearest_factor(reference: QuantizedTensor, stored: QuantizedTenso
         np.full((1, 1), value, np.float32) for value in (expected, stored.global_scale or 0)
     ]
     return [
-        _exact("integer", _integers(reference), _integers(stored)),
+        _exact("integer", reference.integers(), stored.integers()),
         _bitwise("scale", *scales),
         _bitwise("global scale", *divisors),
     ]
@@ -109,7 +109,7 @@ def nearest_integers(reference: Weight, stored: QuantizedTensor) -> list[Check]:
     last one on that side. Writers may divide before they round scale and minimum to 16 bits, which
     moves the quotient by the unit roundoff of those."""
     scale, minimum = _per_column(stored, "scale"), _per_column(stored, "minimum")
-    integers = _integers(stored).astype(np.float32)
+    integers = stored.integers().astype(np.float32)
     offset = _values(reference) - minimum
     step = np.where(scale == 0, np.float32(1), scale)
     exact = np.where(scale == 0, integers, offset / step)
@@ -148,15 +148,6 @@ def _integer_limits(stored: QuantizedTensor) -> tuple[Matrix | float, Matrix | f
         return 0.0, highest - lowest
     zero_point = _per_column(stored, "zero_point")
     return lowest - zero_point, highest - zero_point
-
-
-def _integers(tensor: QuantizedTensor) -> npt.NDArray[np.int16]:
-    """int16 [rows, in]: code - zero_point, which no choice of zero point changes; or the bits of a
-    codebook."""
-    codes = tensor.codes.astype(np.int16)
-    if tensor.zero_point is None:
-        return codes
-    return codes - tensor.zero_point.astype(np.int16)[:, tensor.column_groups()]
 
 
 def _per_column(tensor: QuantizedTensor, what: str) -> Float32:

@@ -29,9 +29,8 @@ def tensor_digest(weight: Weight) -> str:
     """Hexadecimal SHA-256, equal exactly for the same numbers in the same shape."""
     parts = [hashlib.sha256(" ".join(map(str, weight.shape)).encode()).digest()]
     if isinstance(weight, QuantizedTensor):
-        codebook = isinstance(weight.scheme, CodebookScheme)
         kind = weight.scheme.codebook if isinstance(weight.scheme, CodebookScheme) else "integers"
-        parts += [kind.encode(), _integers(weight, codebook)]
+        parts += [kind.encode(), _integers(weight)]
         parts.append(_runs(weight, weight.effective_scale()))
         if weight.minimum is not None:
             parts.append(_runs(weight, weight.minimum.astype(np.float32)))
@@ -40,18 +39,12 @@ def tensor_digest(weight: Weight) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _integers(weight: QuantizedTensor, codebook: bool) -> bytes:
+def _integers(weight: QuantizedTensor) -> bytes:
     sha, (rows, columns) = hashlib.sha256(), weight.shape
-    group = None if weight.zero_point is None else weight.column_groups()
     step = max(1, _PART_ELEMENTS // max(1, columns))
     for start in range(0, rows, step):
-        part = slice(start, start + step)
-        codes = weight.codes[part].view(np.uint8) if codebook else weight.codes[part]
-        net = codes.astype("<i2")
-        if weight.zero_point is not None:
-            zero_point = weight.zero_point
-            net -= (zero_point[part] if len(zero_point) == rows else zero_point)[:, group]
-        sha.update(np.ascontiguousarray(net).data)
+        part = weight.integers(slice(start, start + step))
+        sha.update(np.ascontiguousarray(part, "<i2").data)
     return sha.digest()
 
 

@@ -68,6 +68,17 @@ class QuantizedTensor:
         size = min(self.scheme.group_size(columns), max(columns, 1))
         return (np.arange(columns, dtype=np.int32) // size).astype(np.int32)
 
+    def integers(self, rows: slice = slice(None)) -> npt.NDArray[np.int16]:
+        """int16 [rows, in]: code - zero_point, which no choice of zero point changes; of a codebook
+        the stored bits, from 0 on."""
+        codebook = isinstance(self.scheme, CodebookScheme)
+        codes = self.codes[rows]
+        integers = (codes.view(np.uint8) if codebook else codes).astype(np.int16)
+        if self.zero_point is not None:
+            lone = len(self.zero_point) != len(self.codes)
+            integers -= self.zero_point[slice(None) if lone else rows][:, self.column_groups()]
+        return integers
+
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 [out, in]. Exact for integers: every product of a code and a 16-bit scale fits
         float32; codebooks with float32 scales are rounded once."""
