@@ -42,7 +42,7 @@ def prompt(name: str, length: int, max_tokens: int = 1) -> Request:
 
 @pytest.mark.parametrize(("fixed", "each"), [(0.01, 0.001), (0.05, 0.004), (0.001, 0.0001)])
 def test_a_long_prompt_delays_answers_by_one_step_of_the_target(fixed: float, each: float) -> None:
-    """Issue 6, line 4: 64 KiB of prompt beside others' streams."""
+    """64 KiB of prompt beside others' streams."""
     machine = Machine(fixed, each)
     options = EngineOptions(target_step_seconds=0.25)
     engine = Engine(machine, options, clock=machine.clock)

@@ -151,7 +151,7 @@ def test_equal_prompts_at_once_are_computed_once() -> None:
 
 
 def test_a_shared_beginning_is_computed_once_over_many_chunks() -> None:
-    """Issue 6, line 5, counted in tokens: 32 requests, one system prompt."""
+    """Counted in tokens: 32 requests, one system prompt."""
     executor = FakeExecutor(num_pages=200, max_positions=300)
     engine = Engine(executor, EngineOptions(max_step_tokens=16), check=True)
     requests = [asking(str(i), (*range(100), i, i), 2) for i in range(32)]

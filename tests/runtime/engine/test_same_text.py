@@ -1,5 +1,5 @@
 """With the cpu executor an answer is the same alone, in a batch of 16, with prefix hits, in chunks,
-after preemptions and with guesses, to the last bit of its probabilities (issue 6, line 6)."""
+after preemptions and with guesses, to the last bit of its probabilities."""
 
 from collections.abc import Iterator
 from dataclasses import replace
