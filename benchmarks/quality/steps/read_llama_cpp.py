@@ -4,7 +4,6 @@ With a float32 cache and plain attention, so that weights and the rounding of ac
 type brings are all that differs from the float model.
 """
 
-import argparse
 import ctypes
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.quality.scores import load_baseline, score_window
+from benchmarks.quality.steps.scoring import arguments, write_scores
 
 
 class Reader:
@@ -56,23 +55,12 @@ def _settings(window: int, threads: int) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("baseline", type=Path)
-    parser.add_argument("scored", type=Path)
-    parser.add_argument("threads", type=int)
-    args = parser.parse_args()
+    args = arguments()
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    baseline, windows = load_baseline(args.baseline), np.load(args.scored)
-    reader = Reader(args.model, windows.shape[1], args.threads)
-    scores = [
-        score_window(reader.logits(window), baseline.logits(number), window[1:])
-        for number, window in enumerate(windows)
-    ]
-    np.save(args.out / "scores.npy", np.stack(scores))
+    longest = np.load(args.scored).shape[1]
+    write_scores(args, Reader(args.model, longest, args.threads).logits)
 
 
 if __name__ == "__main__":
