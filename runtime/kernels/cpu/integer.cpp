@@ -1,26 +1,19 @@
 // Rows of int8 times one strip of a matrix in quads: bytes are multiplied and summed in int32, and
 // each run of columns that shares its scales joins the float32 sum by one multiply-add.
-//
-// Integer sums are exact and runs are added in order, so a row's bits depend on the row alone:
-// not on the tile it fell into, nor on which instruction set with fused multiply-adds runs it.
-#include "groups.hpp"
-#include "simd_integer.hpp"
+#include "integer_few.hpp"
+#include "integer_products.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
 
-constexpr int kStripVecs = kStrip / kLanes;
 #if defined(__AVX512F__)
 // Products and sums of a tile all stay in registers. Storing sums after every run costs as much as
 // a quarter of its products.
 constexpr int kRows = 6;
-constexpr int vecs_of(int rows) { return rows <= 3 ? 4 : 2; }
 constexpr bool keeps_totals(int) { return true; }
 #else
 constexpr int kRows = 4;
-constexpr int vecs_of(int) { return 2; }
 constexpr bool keeps_totals(int rows) { return rows <= 2; }
 #endif
-constexpr std::size_t kQuadRow = static_cast<std::size_t>(kStrip) * 4;
 // How far ahead a tile asks for its weights when it takes half of a strip at a time: the processor
 // guesses well what is read from end to end, and badly every other 128 bytes.
 constexpr std::size_t kAhead = 16 * kQuadRow;
@@ -46,101 +39,6 @@ struct IntegerTile {
   const float* scales;  // [steps][kStrip]
   const float* shifts;  // the same: zero points, or minimums
 };
-
-enum class Shift : std::uint8_t { none, zero_point, minimum };
-
-// A loop whose every turn is code of its own, so that arrays of sums become registers.
-template <int i>
-struct Index {
-  constexpr operator int() const { return i; }
-};
-template <int n, int i = 0, class F>
-inline __attribute__((always_inline)) void unroll(F&& f) {
-  if constexpr (i < n) {
-    f(Index<i>{});
-    unroll<n, i + 1>(f);
-  }
-}
-#define COLDPRESS_INLINE __attribute__((always_inline))
-
-// Codes are stored as code + bias: what that adds to a sum of products is where the sum starts.
-template <int rows, int vecs, Shift shift>
-inline COLDPRESS_INLINE void start_products(int bias, const float* shifts,
-                                            const std::int32_t (&sums)[rows],
-                                            Integers (&products)[rows][vecs]) {
-  if constexpr (shift == Shift::zero_point) {
-    unroll<vecs>([&](auto v) COLDPRESS_INLINE {
-      const Integers zero = add_integers(to_integers(load(shifts + v * kLanes)), splat_integer(bias));
-      unroll<rows>([&](auto r) COLDPRESS_INLINE {
-        products[r][v] = mul_integers(zero, splat_integer(-sums[r]));
-      });
-    });
-  } else {
-    unroll<rows>([&](auto r) COLDPRESS_INLINE {
-      const Integers first = splat_integer(-bias * sums[r]);
-      unroll<vecs>([&](auto v) COLDPRESS_INLINE { products[r][v] = first; });
-    });
-  }
-}
-
-enum class Half : std::uint8_t { low, high, whole };
-
-// Four columns of every row times the four that the bytes at `codes`, or a half of each, hold.
-template <Half half, int rows, int vecs>
-inline COLDPRESS_INLINE void add_products(const std::uint8_t* codes, const std::int8_t* x,
-                                          std::size_t x_stride, Integers (&products)[rows][vecs]) {
-  Integers quads[vecs];
-  unroll<vecs>([&](auto v) COLDPRESS_INLINE {
-    const Integers both = load_quads(codes + v * kLanes * 4);
-    quads[v] = half == Half::low    ? low_nibbles(both)
-               : half == Half::high ? high_nibbles(both)
-                                    : both;
-  });
-  unroll<rows>([&](auto r) COLDPRESS_INLINE {
-    const Integers four = splat_quad(x + r * x_stride);
-    unroll<vecs>([&](auto v) COLDPRESS_INLINE {
-      products[r][v] = half == Half::whole ? dot_bytes(products[r][v], quads[v], four)
-                                           : dot_nibbles(products[r][v], quads[v], four);
-    });
-  });
-}
-
-// What memory is asked for: nothing, what this tile will read, or the next strip.
-enum class Fetch : std::uint8_t { none, own, next };
-
-struct Stream {
-  const std::uint8_t* codes;
-  const std::uint8_t* fetched;
-  std::size_t fetch_step;
-};
-
-// All of one step's columns; the stream is moved on behind them.
-template <bool nibbles, int step, Fetch fetch, int rows, int vecs>
-inline COLDPRESS_INLINE void add_step(Stream& stream, const std::int8_t* x, std::size_t x_stride,
-                                      Integers (&products)[rows][vecs]) {
-  for (int k = 0; k < step; k += nibbles ? 8 : 4) {
-    const std::uint8_t* codes = stream.codes;
-    stream.codes += kQuadRow;
-    if constexpr (fetch != Fetch::none) {
-      request(stream.fetched, fetch == Fetch::own ? kQuadRow : 1);
-      stream.fetched += stream.fetch_step;
-    }
-    if constexpr (nibbles) {
-      add_products<Half::low>(codes, x + k, x_stride, products);
-      add_products<Half::high>(codes, x + k + 4, x_stride, products);
-    } else {
-      add_products<Half::whole>(codes, x + k, x_stride, products);
-    }
-  }
-  unroll<rows>([&](auto r) COLDPRESS_INLINE {
-    unroll<vecs>([&](auto v) COLDPRESS_INLINE { part_from_loop(products[r][v]); });
-  });
-}
-
-template <int step>
-inline std::int32_t sum_of_codes(const std::int32_t* sums) {
-  return step == kRun ? sums[0] + sums[1] : sums[0];
-}
 
 template <bool nibbles, Shift shift, int step, int rows, Fetch fetch>
 void multiply_tile(const IntegerTile& t, int channel) {
@@ -172,7 +70,8 @@ void multiply_tile(const IntegerTile& t, int channel) {
       sums[r] = sum_of_codes<step>(x_sums + r * sums_stride);
     });
     Integers products[rows][vecs];
-    start_products<rows, vecs, shift>(t.bias, shifts, sums, products);
+    const auto zero_points = [&](int v) COLDPRESS_INLINE { return load(shifts + v * kLanes); };
+    start_products<rows, vecs, shift>(t.bias, zero_points, sums, products);
     add_step<nibbles, step, fetch>(stream, x, x_stride, products);
     unroll<rows>([&](auto r) COLDPRESS_INLINE {
       const float x_scale = x_scales[r * scales_stride];
@@ -267,7 +166,7 @@ inline void multiply_columns(const MatrixView& m, const IntegerTile& t, int rows
 }
 
 // The numbers of columns [from, to), step by step; `group` is moved on to that of the last. `codes` of
-// `step_bytes` for each step are asked for meanwhile: few rows would wait for them. May be null.
+// `step_bytes` for each step are asked for meanwhile: three rows would wait for them. May be null.
 inline void expand_numbers(const MatrixView& m, int strip, int from, int to, int& group,
                            float* panel, const std::uint8_t* codes, std::size_t step_bytes) {
   const std::size_t first = static_cast<std::size_t>(strip) * m.groups * kStrip;
@@ -290,9 +189,12 @@ inline void expand_numbers(const MatrixView& m, int strip, int from, int to, int
 void linear_int8(const MatrixView& m, int strip, const RoundedRows& x, int rows, const float* bias,
                  float* out, std::size_t out_stride, float* panel) {
   static constexpr float kZeros[kStrip] = {};
+  const float* start = bias != nullptr ? bias + strip * kStrip : kZeros;
+  if (rows <= kFewRows)
+    return linear_int8_few(m, strip, x, rows, start, out + strip * kStrip, out_stride);
   IntegerTile t{m.codes + strip * m.strip_bytes,
                 x,
-                bias != nullptr ? bias + strip * kStrip : kZeros,
+                start,
                 0,
                 out + strip * kStrip,
                 out_stride,
