@@ -104,6 +104,17 @@ NOTHING_LEFT = -2
 
 
 @runtime_checkable
+class FindsBest(Protocol):
+    """What an executor has besides, where it finds the largest logits itself."""
+
+    def best(self) -> Int32:
+        """Of each row that `step` last gave, the index of its largest logit: the first of equal
+        ones, or of the first that is not a number. int32 [R]; valid until the next call of
+        `step`."""
+        ...
+
+
+@runtime_checkable
 class ChoosesTokens(Protocol):
     """What an executor has besides, where logits are too much to be handed over."""
 

@@ -13,7 +13,7 @@ from runtime.engine.outcome import Outcome, outcome_of
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk
 from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
-from runtime.engine.run import run_chunks
+from runtime.engine.run import best_of, run_chunks
 from runtime.engine.sampling import RowSampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
@@ -266,7 +266,7 @@ class Engine:
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
     ) -> Iterator[Outcome]:
         """One after the other, so that each is committed before the next is drawn."""
-        best = logits.argmax(axis=1).tolist() if len(logits) else []
+        best = best_of(self._executor, logits)
         row = hidden_row = 0
         for chunk in chunks:
             if chunk.sequence.request.pooling is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.engine.batch import Executor, GivesHidden
+from runtime.engine.batch import Executor, FindsBest, GivesHidden
 from runtime.engine.candidates import Float32
 from runtime.engine.plan import Chunk, build_batch
 
@@ -31,3 +31,13 @@ def run_chunks(executor: Executor, chunks: Sequence[Chunk]) -> tuple[Float32, Fl
     if len(hidden) != sum(chunk.num_logits for chunk in pooled):
         raise ValueError(f"the executor returned {len(hidden)} rows of hidden numbers")
     return hidden, logits
+
+
+def best_of(executor: Executor, logits: Float32) -> list[int]:
+    """Of each row of logits that the executor gave last, the index of the largest, the first of
+    equal ones; of the first NaN where there is one."""
+    if not len(logits):
+        return []
+    found = executor.best() if isinstance(executor, FindsBest) else logits.argmax(axis=1)
+    best: list[int] = found.tolist()
+    return best

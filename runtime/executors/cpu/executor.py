@@ -73,6 +73,11 @@ class CpuExecutor:
         """Logits, float32 [R, vocab_size]: native memory that the next step overwrites."""
         return self._run(batch, self._results.logits, None)
 
+    def best(self) -> npt.NDArray[np.int32]:
+        """Implements `runtime.engine.batch.FindsBest`."""
+        assert self._plan is not None, "the executor is closed"
+        return self._plan.best()
+
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]: native memory as well."""
         return self._run(batch, self._results.hidden, self._results.hidden_ops)

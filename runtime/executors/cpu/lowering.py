@@ -236,6 +236,7 @@ class _Lowering:
         self._project(*self._at(op.x), [(out, packed, None)])
         if op.softcap is not None:
             self.plan.add_softcap(out, op.softcap)
+        self.plan.add_argmax(out)
 
     def _rope_table(self, spec: RopeSpec) -> int:
         if spec not in self._rope_tables:

@@ -145,6 +145,7 @@ class Plan:
     def add_collect(self, out: int, x: int) -> None: ...
     def add_select_rows(self, out: int, x: int) -> None: ...
     def add_softcap(self, x: int, cap: float) -> None: ...
+    def add_argmax(self, x: int) -> None: ...
     def allocate(
         self, num_pages: int, page_size: int, max_tokens: int, vocab_size: int
     ) -> None: ...
@@ -169,6 +170,10 @@ class Plan:
 
         ops: only so many of the plan's ops are run."""
 
+    def best(self) -> npt.NDArray[np.int32]:
+        """What `add_argmax` found in each row of the last step that ran it: the index of the
+        largest number, the first of equal ones, or of the first that is none. A view that the next
+        step overwrites."""
     @property
     def ops(self) -> int:
         """Ops added so far."""

@@ -87,6 +87,34 @@ void rope(const float* x, const float* cosines, const float* sines, int heads, i
   }
 }
 
+// The first of the largest numbers; or the first that is none. Blocks are small enough to be in the
+// first-level cache when they are looked at again.
+int argmax(const float* x, int n) {
+  constexpr int kBlock = 1024;
+  float largest = -__builtin_inff();
+  int first = 0;
+  for (int from = 0; from < n; from += kBlock) {
+    const int end = from + kBlock < n ? from + kBlock : n;
+    int strange = 0;
+    for (int i = from; i < end; ++i) strange |= static_cast<int>(x[i] != x[i]);
+    if (strange != 0) {
+      while (x[from] == x[from]) ++from;
+      return from;
+    }
+    Vec most = splat(largest);
+    int i = from;
+    for (; i + kLanes <= end; i += kLanes) most = max(most, load(x + i));
+    float found = max_lanes(most);
+    for (; i < end; ++i) found = x[i] > found ? x[i] : found;
+    if (found > largest) {
+      largest = found;
+      first = from;
+    }
+  }
+  while (x[first] != largest) ++first;
+  return first;
+}
+
 #define COLDPRESS_STRING(name) #name
 #define COLDPRESS_NAME(name) COLDPRESS_STRING(name)
 
@@ -106,6 +134,7 @@ const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
                             rope,
                             round_row,
                             quantize_row,
-                            linear_int8};
+                            linear_int8,
+                            argmax};
 
 }  // namespace coldpress::COLDPRESS_ISA

@@ -163,6 +163,9 @@ struct KernelTable {
   // out[rows, strip] = x[rows, columns] @ strip.T + bias, of a matrix in quads; panel as above.
   void (*linear_int8)(const MatrixView& m, int strip, const RoundedRows& x, int rows,
                       const float* bias, float* out, std::size_t out_stride, float* panel);
+  // The index of the largest of n > 0 numbers, the first of equal ones; of the first NaN if there is
+  // one.
+  int (*argmax)(const float* x, int n);
 };
 
 // Rows that one pass over the pages serves.

@@ -121,6 +121,12 @@ nb::ndarray<nb::numpy, float> step(nb::handle self, const Ints& token_ids, const
           {static_cast<std::int64_t>(plan.stride(result)), 1}};
 }
 
+// A view as well.
+nb::ndarray<nb::numpy, const std::int32_t> best(nb::handle self) {
+  const std::vector<std::int32_t>& found = nb::cast<Plan&>(self).best();
+  return {found.data(), {found.size()}, self};
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -167,8 +173,10 @@ NB_MODULE(_native, m) {
       .def("add_collect", &Plan::add_collect, nb::arg("out"), nb::arg("x"))
       .def("add_select_rows", &Plan::add_select_rows, nb::arg("out"), nb::arg("x"))
       .def("add_softcap", &Plan::add_softcap, nb::arg("x"), nb::arg("cap"))
+      .def("add_argmax", &Plan::add_argmax, nb::arg("x"))
       .def("allocate", &Plan::allocate, nb::arg("num_pages"), nb::arg("page_size"),
            nb::arg("max_tokens"), nb::arg("vocab_size"))
+      .def("best", &best)
       .def_prop_ro("cache_bytes", &Plan::cache_bytes)
       .def("profile", &Plan::profile, nb::arg("on"))
       .def("timings", [](const Plan& plan) {

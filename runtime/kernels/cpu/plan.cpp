@@ -33,94 +33,87 @@ int Plan::add_rope_table(std::vector<double> frequencies, double attention_facto
   return static_cast<int>(rope_tables_.size()) - 1;
 }
 
-int Plan::count(const Batch& batch, BufferId out) const {
-  return rows_of(batch, buffers_[out].selected, buffers_[out].routed);
+Plan::Rows Plan::rows_like(BufferId id) const {
+  return {buffers_[id].selected, buffers_[id].routed};
 }
 
-int Plan::rows_of(const Batch& batch, bool selected, bool routed) const {
-  if (routed) return static_cast<int>(routes_[expert_].rows.size());
-  return selected ? batch.selected : batch.tokens;
+int Plan::count(const Batch& batch, Rows rows) const {
+  if (rows.routed) return static_cast<int>(routes_[expert_].rows.size());
+  return rows.selected ? batch.selected : batch.tokens;
 }
 
 void Plan::add_embed(BufferId out, std::shared_ptr<const Matrix> table, float scale) {
-  add_op("embed", [this, out, table, scale](const Batch& batch) {
-    for_rows(batch.tokens, 8 * static_cast<std::size_t>(table->columns()), [&](int t) {
-      float* row = buffers_[out].row(t);
-      table->dequantize_row(batch.token_ids[t], row);
-      if (scale == 1.0F) return;
-      for (int i = 0; i < buffers_[out].width; ++i) row[i] *= scale;
-    });
+  const std::size_t cost = 8 * static_cast<std::size_t>(table->columns());
+  add_row_op("embed", rows_like(out), cost, [this, out, table, scale](const Batch& batch, int t) {
+    float* row = buffers_[out].row(t);
+    table->dequantize_row(batch.token_ids[t], row);
+    if (scale == 1.0F) return;
+    for (int i = 0; i < buffers_[out].width; ++i) row[i] *= scale;
   });
 }
 
 void Plan::add_slice(BufferId out, BufferId x, int start) {
   if (start < 0 || start + buffers_[out].width > buffers_[x].width)
     throw std::invalid_argument("a slice reaches beyond its source");
-  add_op("slice", [this, out, x, start](const Batch& batch) {
-    for_rows(count(batch, out), buffers_[out].stride, [&](int row) {
-      std::copy_n(buffers_[x].row(row) + start, buffers_[out].width, buffers_[out].row(row));
-    });
+  const std::size_t cost = buffers_[out].stride;
+  add_row_op("slice", rows_like(out), cost, [this, out, x, start](const Batch&, int row) {
+    std::copy_n(buffers_[x].row(row) + start, buffers_[out].width, buffers_[out].row(row));
   });
 }
 
 void Plan::add_rms_norm(BufferId out, BufferId x, std::vector<float> weight, float eps) {
-  add_op("norm", [this, out, x, weight = std::move(weight), eps](const Batch& batch) {
-    const int size = static_cast<int>(weight.size());
-    const int runs = buffers_[x].width / size;
-    for_rows(count(batch, out), buffers_[x].width, [&](int row) {
-      kernels_.rms_norm(buffers_[x].row(row), weight.data(), runs, size, eps,
-                        buffers_[out].row(row));
-    });
-  });
+  const int size = static_cast<int>(weight.size());
+  const int runs = buffers_[x].width / size;
+  add_row_op("norm", rows_like(out), buffers_[x].width,
+             [this, out, x, weight = std::move(weight), size, runs, eps](const Batch&, int row) {
+               kernels_.rms_norm(buffers_[x].row(row), weight.data(), runs, size, eps,
+                                 buffers_[out].row(row));
+             });
 }
 
 void Plan::add_gather(BufferId out, BufferId x, std::shared_ptr<const Matrix> matrix) {
-  add_op("gather", [this, out, x, matrix](const Batch& batch) {
+  const std::size_t cost = matrix->column_order().size();
+  add_row_op("gather", rows_like(out), cost, [this, out, x, matrix](const Batch&, int row) {
     const std::vector<std::int32_t>& order = matrix->column_order();
-    for_rows(count(batch, out), order.size(), [&](int row) {
-      const float* from = buffers_[x].row(row);
-      float* to = buffers_[out].row(row);
-      for (std::size_t k = 0; k < order.size(); ++k) to[k] = from[order[k]];
-    });
+    const float* from = buffers_[x].row(row);
+    float* to = buffers_[out].row(row);
+    for (std::size_t k = 0; k < order.size(); ++k) to[k] = from[order[k]];
   });
 }
 
 void Plan::add_round(BufferId out, BufferId x, Rounding rounding) {
-  add_op("round", [this, out, x, rounding](const Batch& batch) {
-    for_rows(count(batch, out), 2 * buffers_[x].stride, [&](int row) {
-      kernels_.round_row(buffers_[x].row(row), buffers_[x].width, rounding, buffers_[out].row(row));
-    });
+  const std::size_t cost = 2 * buffers_[x].stride;
+  add_row_op("round", rows_like(out), cost, [this, out, x, rounding](const Batch&, int row) {
+    kernels_.round_row(buffers_[x].row(row), buffers_[x].width, rounding, buffers_[out].row(row));
   });
 }
 
 void Plan::add_rope(BufferId out, BufferId x, int heads, int head_dim, int table) {
-  add_op("rope", [this, out, x, heads, head_dim, table](const Batch& batch) {
-    const RopeTable& rope = rope_tables_[table];
-    const int half = static_cast<int>(rope.frequencies.size());
-    for_rows(batch.tokens, buffers_[x].width, [&](int t) {
-      const float* cosines = rope.cosines.data() + static_cast<std::size_t>(t) * half;
-      const float* sines = rope.sines.data() + static_cast<std::size_t>(t) * half;
-      kernels_.rope(buffers_[x].row(t), cosines, sines, heads, head_dim, half,
-                    buffers_[out].row(t));
-    });
-  });
+  const std::size_t cost = buffers_[x].width;
+  add_row_op("rope", rows_like(out), cost,
+             [this, out, x, heads, head_dim, table](const Batch&, int t) {
+               const RopeTable& rope = rope_tables_[table];
+               const std::size_t half = rope.frequencies.size();
+               kernels_.rope(buffers_[x].row(t), rope.cosines.data() + t * half,
+                             rope.sines.data() + t * half, heads, head_dim, static_cast<int>(half),
+                             buffers_[out].row(t));
+             });
 }
 
 void Plan::add_gated_act(BufferId out, BufferId gate, BufferId up, Activation activation) {
-  add_op("activation", [this, out, gate, up, activation](const Batch& batch) {
-    for_rows(count(batch, out), 4 * buffers_[out].stride, [&](int row) {
-      kernels_.gated_act(buffers_[gate].row(row), buffers_[up].row(row), buffers_[out].stride,
-                         activation, buffers_[out].row(row));
-    });
-  });
+  const std::size_t cost = 4 * buffers_[out].stride;
+  add_row_op("activation", rows_like(out), cost,
+             [this, out, gate, up, activation](const Batch&, int row) {
+               kernels_.gated_act(buffers_[gate].row(row), buffers_[up].row(row),
+                                  buffers_[out].stride, activation, buffers_[out].row(row));
+             });
 }
 
 void Plan::add_add(BufferId out, BufferId a, BufferId b) {
-  add_op("add", [this, out, a, b](const Batch& batch) {
-    for_rows(count(batch, out), buffers_[out].stride, [&](int row) {
-      kernels_.add(buffers_[a].row(row), buffers_[b].row(row), buffers_[out].stride,
-                   buffers_[out].row(row));
-    });
+  const std::size_t cost = buffers_[out].stride;
+  add_row_op("add", rows_like(out), cost, [this, out, a, b](const Batch&, int row) {
+    kernels_.add(buffers_[a].row(row), buffers_[b].row(row), buffers_[out].stride,
+                 buffers_[out].row(row));
   });
 }
 
@@ -132,10 +125,16 @@ void Plan::add_select_rows(BufferId out, BufferId x) {
 }
 
 void Plan::add_softcap(BufferId x, float cap) {
-  add_op("softcap", [this, x, cap](const Batch& batch) {
-    for_rows(count(batch, x), 8 * buffers_[x].stride, [&](int row) {
-      kernels_.softcap(buffers_[x].row(row), buffers_[x].stride, cap);
-    });
+  const std::size_t cost = 8 * buffers_[x].stride;
+  add_row_op("softcap", rows_like(x), cost, [this, x, cap](const Batch&, int row) {
+    kernels_.softcap(buffers_[x].row(row), buffers_[x].stride, cap);
+  });
+}
+
+void Plan::add_argmax(BufferId x) {
+  const std::size_t cost = buffers_[x].stride;
+  add_row_op("argmax", rows_like(x), cost, [this, x](const Batch&, int row) {
+    best_[row] = kernels_.argmax(buffers_[x].row(row), buffers_[x].width);
   });
 }
 
@@ -246,6 +245,7 @@ void Plan::step(const Batch& batch, std::size_t ops) {
   ops = std::min(ops, ops_.size());
   ++steps_;
   reserve(batch.tokens, batch.selected);
+  best_.resize(batch.selected);
   locate_sequences(batch);
   for (RopeTable& table : rope_tables_) fill_rope_table(table, batch);
   if (profiled_) return run_timed(batch, ops);
@@ -253,8 +253,25 @@ void Plan::step(const Batch& batch, std::size_t ops) {
 }
 
 void Plan::add_op(const char* name, Op op) {
+  chain_ = nullptr;
   ops_.push_back(std::move(op));
   timings_.push_back({name});
+}
+
+void Plan::add_row_op(const char* name, Rows rows, std::size_t cost, RowWork work) {
+  if (chain_ == nullptr || !(chain_->rows == rows)) {
+    const auto chain = std::make_shared<Chain>(Chain{rows, 0, {}});
+    add_op("", [this, chain](const Batch& batch) {
+      for_rows(count(batch, chain->rows), chain->cost, [&](int row) {
+        for (const RowWork& each : chain->works) each(batch, row);
+      });
+    });
+    chain_ = chain;
+  }
+  chain_->cost += cost;
+  chain_->works.push_back(std::move(work));
+  std::string& names = timings_.back().name;
+  names += names.empty() ? name : std::string(" + ") + name;
 }
 
 void Plan::profile(bool on) {

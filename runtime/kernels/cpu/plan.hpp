@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels.hpp"
@@ -76,6 +77,8 @@ class Plan {
   void add_collect(BufferId out, BufferId x);
   void add_select_rows(BufferId out, BufferId x);
   void add_softcap(BufferId x, float cap);
+  // Of each row the index of its largest number; see best().
+  void add_argmax(BufferId x);
 
   // Takes the memory of the KV pool and of steps of up to `tokens` tokens (larger ones grow it).
   void allocate(int num_pages, int page_size, int tokens, int vocab_size);
@@ -87,12 +90,14 @@ class Plan {
   const float* rows(BufferId id) const { return buffers_[id].data.data(); }
   std::size_t stride(BufferId id) const { return buffers_[id].stride; }
   int width(BufferId id) const { return buffers_[id].width; }
+  // What argmax found in each row of the last step that came so far.
+  const std::vector<std::int32_t>& best() const { return best_; }
   std::size_t cache_bytes() const;
 
   // Seconds that each op took since profiling began, in the steps of one token for each sequence
   // (decode) and in the others (prefill).
   struct Timing {
-    const char* name;
+    std::string name;
     double decode_seconds = 0.0;
     double prefill_seconds = 0.0;
   };
@@ -157,16 +162,31 @@ class Plan {
     std::uint64_t start = 0;  // its place in the stream
     std::vector<ReadAhead::Span> following;
   };
+  // Which rows a buffer has.
+  struct Rows {
+    bool selected;
+    bool routed;
+    bool operator==(const Rows&) const = default;
+  };
+  // Neighbouring ops of which each row needs the same row alone: they run as one, so that a row is
+  // in the first-level cache for all of them and threads meet once.
+  using RowWork = std::function<void(const Batch&, int row)>;
+  struct Chain {
+    Rows rows;
+    std::size_t cost;  // of a row
+    std::vector<RowWork> works;
+  };
   using Op = std::function<void(const Batch&)>;
   void add_op(const char* name, Op op);
+  void add_row_op(const char* name, Rows rows, std::size_t cost, RowWork work);
   void run_timed(const Batch& batch, std::size_t ops);
 
   void check(const Batch& batch) const;
   void reserve(int tokens, int selected);
   void locate_sequences(const Batch& batch);
   void fill_rope_table(RopeTable& table, const Batch& batch);
-  int count(const Batch& batch, BufferId out) const;
-  int rows_of(const Batch& batch, bool selected, bool routed) const;
+  Rows rows_like(BufferId id) const;
+  int count(const Batch& batch, Rows rows) const;
   static std::shared_ptr<const Parts> join(std::vector<Projection> projections);
   // The product's index in the stream of weights.
   std::size_t enter(const Parts& parts);
@@ -199,9 +219,11 @@ class Plan {
   std::vector<RopeTable> rope_tables_;
   std::vector<Cache> caches_;
   std::vector<Op> ops_;
+  std::shared_ptr<Chain> chain_;  // what the last op runs, if another row op may join it
   std::vector<Timing> timings_;  // of each op
   bool profiled_ = false;
   std::vector<int> sequence_of_;
+  std::vector<std::int32_t> best_;
   std::vector<Route> routes_;  // one for each expert of the layer that is run
   int expert_ = 0;
   std::vector<Product> products_;

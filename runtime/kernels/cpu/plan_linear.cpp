@@ -52,7 +52,7 @@ std::shared_ptr<const Plan::Parts> Plan::join(std::vector<Projection> projection
 
 template <class F>
 void Plan::for_strips(const Batch& batch, const Parts& parts, F&& multiply) {
-  const int rows = count(batch, parts.parts.front().out);
+  const int rows = count(batch, rows_like(parts.parts.front().out));
   if (rows == 0) return;
   const int most = (rows + kRowBlock - 1) / kRowBlock;
   const int block = static_cast<int>(round_up((rows + most - 1) / most, kProductRows));
@@ -89,14 +89,14 @@ Plan::BufferId Plan::add_rounded_buffer(int width, bool selected, bool routed) {
 
 void Plan::add_quantize(BufferId out, BufferId x, Rounding rounding) {
   require(rounding.group % kRun == 0, "rounded groups are rows or multiples of 32 columns");
-  add_op("quantize", [this, out, x, rounding](const Batch& batch) {
+  const Rows rows{rounded_[out].selected, rounded_[out].routed};
+  const std::size_t cost = 2 * buffers_[x].stride;
+  add_row_op("quantize", rows, cost, [this, out, x, rounding](const Batch&, int row) {
     const RoundedBuffer& to = rounded_[out];
-    for_rows(rows_of(batch, to.selected, to.routed), 2 * buffers_[x].stride, [&](int row) {
-      kernels_.quantize_row(buffers_[x].row(row), to.width, rounding,
-                            to.codes.data() + row * to.stride,
-                            to.scales.data() + row * (to.stride / kRun),
-                            to.sums.data() + row * (to.stride / kSumRun));
-    });
+    kernels_.quantize_row(buffers_[x].row(row), to.width, rounding,
+                          to.codes.data() + row * to.stride,
+                          to.scales.data() + row * (to.stride / kRun),
+                          to.sums.data() + row * (to.stride / kSumRun));
   });
 }
 

@@ -15,7 +15,7 @@ from compile.program import Linear, Logits
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import IntScheme, PerChannel
 from quant.format.tensor import QuantizedTensor, Weight
-from runtime.engine.batch import Executor, StepBatch
+from runtime.engine.batch import Executor, FindsBest, StepBatch
 from runtime.executors.cpu import CpuExecutor
 from runtime.executors.torch import TorchExecutor
 from runtime.kernels.cpu._native import instruction_sets
@@ -220,6 +220,17 @@ def test_only_the_asked_rows_come_back_in_their_order(model: Model) -> None:
     rows = np.array([0, 7, 44], np.int32)
     some = StepBatch(batch.token_ids, batch.positions, batch.query_starts, batch.page_table, rows)
     np.testing.assert_array_equal(executor.step(some), everything[rows])
+
+
+def test_the_largest_logits_are_found_beside_them(model: Model) -> None:
+    executor = executor_of(model)
+    assert isinstance(executor, FindsBest)
+    tokens = np.arange(12, dtype=np.int32) % executor.vocab_size
+    batch = replace(whole(tokens), logit_rows=np.array([2, 7, 11], np.int32))
+    logits = executor.step(batch)
+    np.testing.assert_array_equal(executor.best(), logits.argmax(axis=1))
+    executor.hidden(batch)
+    np.testing.assert_array_equal(executor.step(batch).argmax(axis=1), executor.best())
 
 
 def test_a_step_may_ask_for_no_row(model: Model) -> None:

@@ -171,3 +171,22 @@ def test_add_and_select_rows() -> None:
         return chosen
 
     np.testing.assert_array_equal(run_rows(x, build, "auto"), x + x)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60)
+@given(size=st.integers(1, 2500), seed=st.integers(0, 99), data=st.data())
+def test_argmax_is_numpys(isa: str, size: int, seed: int, data: st.DataObject) -> None:
+    """Ties, infinities and NaN included: few values, so that they come together."""
+    values = np.array([-np.inf, -1.0, -0.0, 0.0, 1.0, np.inf, np.nan], np.float32)
+    few = data.draw(st.integers(1, len(values)))
+    x = np.random.default_rng(seed).choice(values[:few], (3, size))
+    found: list[Plan] = []
+
+    def build(plan: Plan, source: int) -> int:
+        plan.add_argmax(source)
+        found.append(plan)
+        return source
+
+    run_rows(x, build, isa, threads=2)
+    np.testing.assert_array_equal(found[0].best()[:3], x.argmax(axis=1))
