@@ -14,6 +14,7 @@ KvCacheChoice = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 PAD = 16
 """The cpu executor pads pages and heads to whole vectors."""
 _WIDTHS: dict[KvCacheType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+_GROUPS: dict[KvCacheType, int] = {"bfloat16": 2, "int8": 4}
 _SCALE_BYTES = 4
 
 
@@ -41,7 +42,7 @@ def kv_bytes_per_page(program: Program, page_size: int, number: KvCacheType) -> 
     for op in program.ops:
         if isinstance(op, Attend):
             slots = _padded(page_size)
-            group = 2 if number == "bfloat16" else 1
+            group = _GROUPS.get(number, 1)
             elements, positions = (-(-n // group) * group for n in (op.head_dim, page_size))
             numbers = elements * slots + _padded(op.head_dim) * positions
             scales = 2 * slots * _SCALE_BYTES if number == "int8" else 0

@@ -5,7 +5,7 @@
 // sums run over elements and positions in order, so a row's result depends on its own position and
 // nothing else of the step. Rows share the loads of keys and values, and none reads a value that it
 // does not see: it may be another request's, and not a number.
-#include "attention_scores.hpp"
+#include "attention_bytes.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
 
@@ -30,16 +30,20 @@ inline void mix_tile(const Stretch<Form>& stretch, Span places, int d,
     int j = larger(places.from - base, 0);
     const int end = smaller(places.to - base, view.page_size);
     const Stored* values = stretch.values[page] + d * Form::kGroup;
-    const Stored* next = stretch.values[page + 1] + d * Form::kGroup;
+    const Stored* next = stretch.values[page + stretch.pages_ahead] + d * Form::kGroup;
     const typename Form::Factor* w = weights + base;
     typename Form::Loaded value[vecs];
-    const auto join_half = [&](Half half, int at) {
+    // Of the group that begins at `at`, what is in [from, to).
+    const auto join_some = [&](int at, int from, int to) {
       for (int v = 0; v < vecs; ++v)
-        value[v] = Form::only_half(half, Form::load_group(values + at * view.value_stride +
-                                                          v * kLanes * Form::kGroup));
+        value[v] = Form::only_some(from, to, Form::load_group(values + at * view.value_stride +
+                                                              v * kLanes * Form::kGroup));
       join(value, w + at);
     };
-    if (Form::kGroup == 2 && j % 2 == 1 && j < end) join_half(Half::second, j++ - 1);
+    if (const int from = j % Form::kGroup; from != 0 && j < end) {
+      join_some(j - from, from, smaller(end - j + from, Form::kGroup));
+      j += Form::kGroup - from;
+    }
     for (; j + Form::kGroup <= end; j += Form::kGroup) {
       const std::size_t at = static_cast<std::size_t>(j) * view.value_stride;
       prefetch(next + at, sizeof(Stored) * Form::kGroup * vecs * kLanes);
@@ -47,7 +51,7 @@ inline void mix_tile(const Stretch<Form>& stretch, Span places, int d,
         value[v] = Form::load_group(values + at + v * kLanes * Form::kGroup);
       join(value, w + j);
     }
-    if (j < end) join_half(Half::first, j);
+    if (j < end) join_some(j, 0, end - j);
   }
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v) store(mixed + r * part + d + v * kLanes, sums[r][v]);
@@ -77,7 +81,7 @@ inline void mix_seen(const Stretch<Form>& stretch, const Span* places,
   }
   if (!same) {
     const int slot = all.to % stretch.view.key_stride;
-    all.from += all.from % Form::kGroup;
+    all.from = static_cast<int>(round_up(all.from, Form::kGroup));
     if (slot != stretch.view.page_size) all.to -= slot % Form::kGroup;
     if (all.empty()) all.to = all.from;
   }
@@ -108,15 +112,16 @@ template <class Form, int rows>
 void attend_tile(const Stretch<Form>& stretch, const QueryRow* queries, const Span* places,
                  float* scratch, float* parts) {
   const AttentionView& view = stretch.view;
+  Span any = places[0];
+  for (int r = 0; r < rows; ++r)
+    any = {smaller(any.from, places[r].from), larger(any.to, places[r].to)};
+  if constexpr (Form::kBytes) return attend_bytes<rows>(stretch, queries, places, any, scratch, parts);
   const std::size_t q_stride = query_size(view.head_dim);
   const std::size_t stride = score_size(view.page_size, view.key_stride);
   auto* factors = reinterpret_cast<typename Form::Factor*>(scratch);
   float* scores = scratch + rows * q_stride;
-  Span any = places[0];
-  for (int r = 0; r < rows; ++r) {
+  for (int r = 0; r < rows; ++r)
     prepare_query<Form>(view, queries[r].q, factors + r * q_stride);
-    any = {smaller(any.from, places[r].from), larger(any.to, places[r].to)};
-  }
   score_rows<Form, rows>(stretch, factors, q_stride, any, scores, stride);
   weigh<Form, rows>(stretch, places, scores, stride, parts);
   constexpr std::size_t kNarrow = sizeof(float) / sizeof(typename Form::Factor);
@@ -136,16 +141,22 @@ inline void attend_rows(const Stretch<Form>& stretch, const QueryRow* queries, i
   run(stretch, queries, places, scratch, parts);
 }
 
-// Where the pages of `any` lie, and what is read after them. First lines are asked for at once, so
-// that the system's tables of where pages of memory lie are read for all of them together.
+// Where the pages of `any` lie, and what is read after them; `last`: of the pages that are known.
+// First lines are asked for at once, so that the system's tables of where pages of memory lie are
+// read for all of them together.
 template <class Form>
-inline void find_pages(Stretch<Form>& stretch, Span any, bool last) {
+inline void find_pages(Stretch<Form>& stretch, Span any, int last) {
   using Stored = typename Form::Stored;
   constexpr std::size_t kFirst = 128;  // bytes
+  constexpr int kAhead = 8192;
   const AttentionView& view = stretch.view;
   const int vecs = view.key_stride / kLanes;
   const int first = any.from / view.key_stride;
   const int end = (any.to - 1) / view.key_stride + 1;
+  const int of_vector = static_cast<int>(sizeof(Stored)) * view.head_dim * kLanes;
+  const int of_page = static_cast<int>(sizeof(Stored)) * view.page_size * view.value_stride;
+  stretch.vectors_ahead = larger(1, smaller(kAhead / of_vector, kPad - kVecs));
+  stretch.pages_ahead = larger(1, smaller(kAhead / of_page, kAfter));
   for (int page = first; page < end; ++page) {
     for (int v = 0; v < vecs; ++v)
       stretch.keys[page * vecs + v] = stretch.keys_of(page) + v * kLanes * Form::kGroup;
@@ -153,22 +164,25 @@ inline void find_pages(Stretch<Form>& stretch, Span any, bool last) {
     prefetch(stretch.keys[page * vecs], kFirst);
     prefetch(stretch.values[page], kFirst);
     if constexpr (Form::kScaled) {
-      const std::size_t at = stretch.head_of(page) * view.key_stride;
-      prefetch(view.key_scales + at, sizeof(float) * view.key_stride);
-      prefetch(view.value_scales + at, sizeof(float) * view.key_stride);
+      prefetch(stretch.scales_of(view.key_scales, page), sizeof(float) * view.key_stride);
+      prefetch(stretch.scales_of(view.value_scales, page), sizeof(float) * view.key_stride);
     }
   }
-  for (int v = 0; v < 2 * kVecs; ++v)
+  for (int v = 0; v < stretch.vectors_ahead + kVecs; ++v)
     stretch.keys[end * vecs + v] =
         stretch.values[smaller(first + v / vecs, end - 1)] + v % vecs * kLanes * Form::kGroup;
-  const Stored* after = static_cast<const Stored*>(stretch.after);
-  if (!last) after = stretch.keys_of(end);
-  stretch.values[end] = after == nullptr ? stretch.values[end - 1] : after;
+  for (int page = end; page < end + stretch.pages_ahead; ++page) {
+    stretch.values[page] = stretch.values[end - 1];
+    if (page <= last)
+      stretch.values[page] = stretch.keys_of(page);
+    else if (last < end && stretch.after != nullptr)
+      stretch.values[page] = static_cast<const Stored*>(stretch.after[page - end]);
+  }
 }
 
 template <class Form>
 void attend_stored(const AttentionView& view, const QueryRow* queries, int count,
-                   const std::int32_t* pages, int kv_head, int stretch, const void* after,
+                   const std::int32_t* pages, int kv_head, int stretch, const void* const* after,
                    float* scratch, float* parts) {
   [[maybe_unused]] const typename Form::Mode mode{};
   const std::size_t part = part_size(view.value_stride);
@@ -179,11 +193,11 @@ void attend_stored(const AttentionView& view, const QueryRow* queries, int count
   };
   Span places[kQueryRows];
   Span any{view.key_stride * length, 0};
-  bool last = true;
+  int last = 0;
   for (int r = 0; r < count; ++r) {
     const int from = larger(queries[r].begin - base, 0);
     const int to = smaller(queries[r].end - base, length);
-    last = last && queries[r].end <= base + length;
+    last = larger(last, (queries[r].end - 1) / view.page_size - base / view.page_size);
     float* ends = parts + r * part + view.value_stride;
     places[r] = {0, 0};
     std::memset(parts + r * part, 0, sizeof(float) * part);
@@ -211,13 +225,14 @@ void attend_stored(const AttentionView& view, const QueryRow* queries, int count
 }
 
 void attend(const AttentionView& view, const QueryRow* queries, int count,
-            const std::int32_t* pages, int kv_head, int stretch, const void* after, float* scratch,
-            float* parts) {
-  const auto run = view.number == CacheNumber::float16    ? attend_stored<Floats<Float16>>
-                   : view.number == CacheNumber::int8     ? attend_stored<Integers8>
-                   : view.number == CacheNumber::float32  ? attend_stored<Floats<float>>
-                   : view.rounded                         ? attend_stored<PairProducts>
-                                                          : attend_stored<WidePairs>;
+            const std::int32_t* pages, int kv_head, int stretch, const void* const* after,
+            float* scratch, float* parts) {
+  const auto run = view.number == CacheNumber::float16   ? attend_stored<Floats<Float16>>
+                   : view.number == CacheNumber::float32 ? attend_stored<Floats<float>>
+                   : view.number == CacheNumber::int8
+                       ? view.rounded ? attend_stored<ByteProducts> : attend_stored<WideQuads>
+                   : view.rounded ? attend_stored<PairProducts>
+                                  : attend_stored<WidePairs>;
   run(view, queries, count, pages, kv_head, stretch, after, scratch, parts);
 }
 

@@ -1,9 +1,10 @@
-// How attention multiplies what the cache holds: by floats, or pairs of bfloat16 by such pairs.
+// How attention multiplies what the cache holds: by floats, or by numbers of its own kind.
 //
 // Stored: what the cache holds. Factor: what queries and weights become. kGroup: elements of a head
 // (of keys) or positions (of values) that lie side by side, and of which one lane takes a group.
 #pragma once
 
+#include "simd_integer.hpp"
 #include "simd_pairs.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
@@ -17,8 +18,10 @@ struct Floats {
   using Mode = int;
   static constexpr int kGroup = 1;
   static constexpr bool kScaled = false;
+  static constexpr bool kBytes = false;
   static Loaded load_group(const Stored* p) { return load_floats(p); }
-  static Loaded only_half(Half, Loaded a) { return a; }
+  // Zeros but for what is in [from, to) of its group.
+  static Loaded only_some(int, int, Loaded a) { return a; }
   static Splat splat_group(const Factor* p) { return splat(*p); }
   static Vec multiply(Vec sum, Loaded a, Splat b) { return fma(a, b, sum); }
   // 2 * kLanes factors of as many numbers.
@@ -31,11 +34,6 @@ struct Floats {
     put(to, a, b);
     return add(add(total, a), b);
   }
-};
-
-// Integers, with a scale for each position.
-struct Integers8 : Floats<Int8> {
-  static constexpr bool kScaled = true;
 };
 
 // Pairs as they are, by floats.
@@ -51,8 +49,8 @@ struct WidePairs : Floats<float> {
     const Pairs pairs = load_pairs(&p->bits);
     return {first_of(pairs), second_of(pairs)};
   }
-  static Loaded only_half(Half half, Loaded a) {
-    return half == Half::first ? Loaded{a.first, splat(0.0F)} : Loaded{splat(0.0F), a.second};
+  static Loaded only_some(int from, int, Loaded a) {
+    return from == 0 ? Loaded{a.first, splat(0.0F)} : Loaded{splat(0.0F), a.second};
   }
   static Splat splat_group(const Factor* p) { return {splat(p[0]), splat(p[1])}; }
   static Vec multiply(Vec sum, Loaded a, Splat b) {
@@ -68,8 +66,11 @@ struct PairProducts {
   using Mode = NoSubnormals;
   static constexpr int kGroup = 2;
   static constexpr bool kScaled = false;
+  static constexpr bool kBytes = false;
   static Loaded load_group(const Stored* p) { return load_pairs(&p->bits); }
-  static Loaded only_half(Half half, Loaded a) { return only(half, a); }
+  static Loaded only_some(int from, int, Loaded a) {
+    return only(from == 0 ? Half::first : Half::second, a);
+  }
   static Splat splat_group(const Factor* p) {
     std::uint32_t pair;
     std::memcpy(&pair, p, sizeof pair);
@@ -82,6 +83,36 @@ struct PairProducts {
     store_pairs(to, pairs);
     return dot_pairs(total, pairs, splat_pair(0x3F803F80U));  // ones
   }
+};
+
+// Four integers to a lane, with a scale for each position, by floats.
+struct WideQuads : Floats<float> {
+  using Stored = Int8;
+  struct Loaded {
+    Vec of[4];
+  };
+  using Splat = Loaded;
+  static constexpr int kGroup = 4;
+  static constexpr bool kScaled = true;
+  static Loaded load_group(const Stored* p) {
+    const Integers quads = load_codes(p);
+    return {{to_floats(code_of<0>(quads)), to_floats(code_of<1>(quads)),
+             to_floats(code_of<2>(quads)), to_floats(code_of<3>(quads))}};
+  }
+  // Codes are always numbers, and weights of what is not seen are zeros.
+  static Loaded only_some(int, int, Loaded a) { return a; }
+  static Splat splat_group(const Factor* p) {
+    return {{splat(p[0]), splat(p[1]), splat(p[2]), splat(p[3])}};
+  }
+  static Vec multiply(Vec sum, Loaded a, Splat b) {
+    for (int i = 0; i < kGroup; ++i) sum = fma(a.of[i], b.of[i], sum);
+    return sum;
+  }
+};
+
+// The same by integers of sixteen bits, in two pieces of eight: attention_bytes.hpp.
+struct ByteProducts : WideQuads {
+  static constexpr bool kBytes = true;
 };
 
 }  // namespace coldpress::COLDPRESS_ISA

@@ -37,18 +37,21 @@ struct Stretch {
   const Stored** values;
   const std::int32_t* pages;  // of the stretch
   int kv_head;
-  const void* after;  // what is read when all is done, or nullptr
+  const void* const* after;  // what is read when all is done [kAfter], or nullptr
+  int vectors_ahead = 0;     // how many vectors of keys are asked for before they are read
+  int pages_ahead = 0;       // and how many pages of values
 
-  std::size_t head_of(int page) const {
-    return static_cast<std::size_t>(pages[page]) * view.kv_heads + kv_head;
+  const void* of_head(const void* first, int page) const {
+    return static_cast<const char*>(first) + view.head_at(pages[page], kv_head);
   }
   const Stored* keys_of(int page) const {
-    const std::size_t elements = round_up(view.head_dim, Form::kGroup);
-    return static_cast<const Stored*>(view.keys) + head_of(page) * elements * view.key_stride;
+    return static_cast<const Stored*>(of_head(view.keys, page));
   }
   const Stored* values_of(int page) const {
-    const std::size_t positions = round_up(view.page_size, Form::kGroup);
-    return static_cast<const Stored*>(view.values) + head_of(page) * positions * view.value_stride;
+    return static_cast<const Stored*>(of_head(view.values, page));
+  }
+  const float* scales_of(const float* first, int page) const {
+    return static_cast<const float*>(of_head(first, page));
   }
 };
 
@@ -59,6 +62,7 @@ inline void score_tile(const Stretch<Form>& stretch, const typename Form::Factor
   using Stored = typename Form::Stored;
   const AttentionView& view = stretch.view;
   const Stored* const* keys = stretch.keys + first;
+  const Stored* const* soon = keys + stretch.vectors_ahead;
   Vec sums[rows][vecs];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vecs; ++v) sums[r][v] = splat(0.0F);
@@ -67,7 +71,7 @@ inline void score_tile(const Stretch<Form>& stretch, const typename Form::Factor
     typename Form::Loaded key[vecs];
     for (int v = 0; v < vecs; ++v) {
       if (v % 2 == 0 || sizeof(Stored) * Form::kGroup * kLanes >= 64)
-        prefetch(keys[v + vecs] + at, 1);
+        prefetch(soon[v] + at, 1);
       key[v] = Form::load_group(keys[v] + at);
     }
     for (int r = 0; r < rows; ++r) {
@@ -98,7 +102,7 @@ template <class Form>
 inline void scale_row(const Stretch<Form>& stretch, const float* scales, Span places, float* x) {
   const int n = stretch.view.key_stride;
   for (int page = places.from / n; page * n < places.to; ++page) {
-    const float* of_page = scales + stretch.head_of(page) * n - page * n;
+    const float* of_page = stretch.scales_of(scales, page) - page * n;
     const int end = smaller(places.to, (page + 1) * n);
     for (int j = larger(places.from / kLanes * kLanes, page * n); j < end; j += kLanes)
       store(x + j, mul(load(x + j), load(of_page + j)));
@@ -158,8 +162,14 @@ inline void weigh(const Stretch<Form>& stretch, const Span* places, float* score
     float* ends = parts + r * part + view.value_stride;
     ends[0] = largest[r];
     ends[1] = sum_lanes(totals[r]);
-    if constexpr (Form::kScaled)
-      scale_row(stretch, view.value_scales, places[r], scores + r * stride);
+    if constexpr (Form::kScaled) {
+      float* row = scores + r * stride;
+      scale_row(stretch, view.value_scales, places[r], row);
+      // The rest of a group: a scale that is not seen may be no number.
+      const int first = places[r].from;
+      for (int j = first / Form::kGroup * Form::kGroup; j < first; ++j) row[j] = 0.0F;
+      for (int j = places[r].to; j % Form::kGroup != 0; ++j) row[j] = 0.0F;
+    }
   }
 }
 

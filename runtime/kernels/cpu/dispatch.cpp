@@ -30,7 +30,7 @@ extern const KernelTable kTable;
 }
 namespace avx512_bf16 {
 void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, int,
-            const void*, float*, float*);
+            const void* const*, float*, float*);
 void narrow_bfloat16(const float*, int, std::uint16_t*);
 }
 

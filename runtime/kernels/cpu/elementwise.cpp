@@ -6,7 +6,7 @@ namespace coldpress::COLDPRESS_ISA {
 void linear(const MatrixView&, int, const float*, std::size_t, int, const float*, float*,
             std::size_t, float*);
 void attend(const AttentionView&, const QueryRow*, int, const std::int32_t*, int, int,
-            const void*, float*, float*);
+            const void* const*, float*, float*);
 void join(const AttentionView&, int, const float*, float*);
 void finish(const AttentionView&, const QueryRow*, int, const float*);
 void narrow(const float*, int, std::uint16_t*);

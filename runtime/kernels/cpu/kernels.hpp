@@ -77,20 +77,30 @@ struct RoundedRows {
 
 // What cached keys and values are held in; int8 with a scale for each head of each token.
 enum class CacheNumber : std::uint8_t { float32, float16, bfloat16, int8 };
+constexpr std::size_t width_of(CacheNumber number) {  // bytes
+  return number == CacheNumber::float32 ? 4 : number == CacheNumber::int8 ? 1 : 2;
+}
+// Elements of a key, and positions of an element of a value, that lie side by side.
+constexpr int group_of(CacheNumber number) {
+  return number == CacheNumber::bfloat16 ? 2 : number == CacheNumber::int8 ? 4 : 1;
+}
 
 // One layer's keys and values, and how they are attended to.
 //
-// keys: [page][kv_head][head_dim][key_stride], so that a vector holds one element of many keys.
-// values: [page][kv_head][page_size][value_stride]. Their scales: [page][kv_head][key_stride].
-// In bfloat16, two elements of a key lie side by side, and two positions of a value's element:
-// [head_dim / 2][key_stride][2] and [page_size / 2][value_stride][2], both halves rounded up.
+// Of a page and a head, head_at() bytes behind the first of each:
+// keys: [head_dim][key_stride], so that a vector holds one element of many keys.
+// values: [page_size][value_stride]. Their scales: [key_stride].
+// With a group_of() beyond 1 they are [head_dim / group][key_stride][group] and
+// [page_size / group][value_stride][group], rounded up.
 struct AttentionView {
   CacheNumber number = CacheNumber::float32;
-  bool rounded = false;  // queries and weights to bfloat16, where that is what they multiply
+  bool rounded = false;  // queries and weights, as what they multiply is
   void* keys = nullptr;
   void* values = nullptr;
   float* key_scales = nullptr;  // of int8
   float* value_scales = nullptr;
+  std::size_t page_bytes = 0;  // from a page to the next
+  std::size_t head_bytes = 0;  // and from a head of it to the next
   int page_size = 0;
   int key_stride = 0;
   int value_stride = 0;
@@ -100,6 +110,10 @@ struct AttentionView {
   float scale = 1.0F;
   float softcap = 0.0F;  // 0: none
   int window = 0;        // 0: all
+
+  std::size_t head_at(std::size_t page, std::size_t head) const {
+    return page * page_bytes + head * head_bytes;
+  }
 };
 
 // One query head of one token: it sees the positions [begin, end).
@@ -131,10 +145,10 @@ struct KernelTable {
   void (*linear)(const MatrixView& m, int strip, const float* x, std::size_t x_stride, int rows,
                  const float* bias, float* out, std::size_t out_stride, float* panel);
   // What up to kQueryRows rows of one sequence that read the same `kv_head` see of a stretch, into
-  // their parts; after: memory that is to be read when they have seen all, or nullptr; scratch:
-  // attend_scratch() floats.
+  // their parts; after: kAfter pieces of memory that are to be read when they have seen all, or
+  // nullptr; scratch: attend_scratch() floats.
   void (*attend)(const AttentionView& view, const QueryRow* rows, int count,
-                 const std::int32_t* pages, int kv_head, int stretch, const void* after,
+                 const std::int32_t* pages, int kv_head, int stretch, const void* const* after,
                  float* scratch, float* parts);
   // Adds what rows saw of the next stretch to what they saw before it.
   void (*join)(const AttentionView& view, int count, const float* next, float* parts);
@@ -170,6 +184,8 @@ struct KernelTable {
 
 // Rows that one pass over the pages serves.
 constexpr int kQueryRows = 24;
+// What attention asks for before it has seen all that it reads: pages of keys.
+constexpr int kAfter = 4;
 // Elements of a head whose keys and values are narrowed.
 constexpr int kLargestHead = 1024;
 
@@ -190,7 +206,8 @@ inline std::size_t list_vectors(int page_size, int key_stride) {
   return static_cast<std::size_t>(stretch_pages(page_size)) * key_stride / kNarrowest + kPad;
 }
 inline std::size_t list_size(int page_size, int key_stride) {
-  const std::size_t entries = list_vectors(page_size, key_stride) + stretch_pages(page_size) + 1;
+  const std::size_t entries =
+      list_vectors(page_size, key_stride) + stretch_pages(page_size) + kAfter;
   return round_up(entries * sizeof(void*) / sizeof(float), kPad);
 }
 inline std::size_t query_size(int head_dim) { return round_up(head_dim, 2 * kPad); }

@@ -138,44 +138,42 @@ void Plan::add_argmax(BufferId x) {
   });
 }
 
+// What a head of a page holds, one after the other.
+void Plan::lay_out(Cache& cache) const {
+  const std::size_t width = width_of(cache.number);
+  const std::size_t slots = round_up(page_size_, kPad);
+  const std::size_t scales = cache.number == CacheNumber::int8 ? slots * sizeof(float) : 0;
+  const int group = group_of(cache.number);
+  cache.key_scales = width * round_up(cache.head_dim, group) * slots;
+  cache.values = cache.key_scales + scales;
+  cache.value_scales =
+      cache.values + width * round_up(page_size_, group) * round_up(cache.head_dim, kPad);
+  cache.head_bytes = cache.value_scales + scales;
+}
+
 void Plan::allocate(int num_pages, int page_size, int tokens, int vocab_size) {
   give_back_freed();  // weights are packed by now
   num_pages_ = num_pages;
   page_size_ = page_size;
   vocab_size_ = vocab_size;
-  const std::size_t key_stride = round_up(page_size, kPad);
+  page_bytes_ = 0;
   for (Cache& cache : caches_) {
-    const std::size_t heads = static_cast<std::size_t>(num_pages) * cache.kv_heads;
-    const bool in_pairs = cache.number == CacheNumber::bfloat16;
-    const std::size_t width = cache.number == CacheNumber::float32 ? 4
-                              : cache.number == CacheNumber::int8  ? 1
-                                                                   : 2;
-    const std::size_t elements = round_up(cache.head_dim, in_pairs ? 2 : 1);
-    const std::size_t positions = round_up(page_size, in_pairs ? 2 : 1);
+    lay_out(cache);
+    cache.start = page_bytes_;
+    page_bytes_ += cache.kv_heads * cache.head_bytes;
     const int value_stride = static_cast<int>(round_up(cache.head_dim, kPad));
-    cache.keys = Memory<std::uint8_t>(width * heads * elements * key_stride);
-    cache.values = Memory<std::uint8_t>(width * heads * positions * value_stride);
-    if (cache.number == CacheNumber::int8) {
-      cache.key_scales = Memory<float>(heads * key_stride);
-      cache.value_scales = Memory<float>(heads * key_stride);
-    }
     const std::size_t attend =
         2 * kQueryRows * part_size(value_stride) +
-        attend_scratch(page_size, static_cast<int>(key_stride), cache.head_dim);
+        attend_scratch(page_size, static_cast<int>(round_up(page_size, kPad)), cache.head_dim);
     scratch_size_ = std::max(scratch_size_, attend);
   }
+  cached_ = Memory<std::uint8_t>(num_pages * page_bytes_, Streamed{});
   for (Memory<float>& scratch : scratch_) scratch = Memory<float>(scratch_size_);
   lay_out_stream();
   reserve(tokens, 1);
 }
 
-std::size_t Plan::cache_bytes() const {
-  std::size_t bytes = 0;
-  for (const Cache& cache : caches_)
-    bytes += cache.keys.bytes() + cache.values.bytes() + cache.key_scales.bytes() +
-             cache.value_scales.bytes();
-  return bytes;
-}
+std::size_t Plan::cache_bytes() const { return cached_.bytes(); }
 
 void Plan::reserve(int tokens, int selected) {
   for (Buffer& buffer : buffers_) {

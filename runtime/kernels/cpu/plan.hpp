@@ -148,10 +148,15 @@ class Plan {
     int kv_heads;
     int head_dim;
     CacheNumber number;
-    Memory<std::uint8_t> keys;
-    Memory<std::uint8_t> values;
-    Memory<float> key_scales;  // of int8
-    Memory<float> value_scales;
+    // Bytes: of a page, where the layer begins; of a head, where what is not its keys begins.
+    std::size_t start = 0;
+    std::size_t values = 0;
+    std::size_t key_scales = 0;  // of int8
+    std::size_t value_scales = 0;
+    std::size_t head_bytes = 0;
+  };
+  struct FirstKeys {
+    const void* pages[kAfter];
   };
   struct Route {
     std::vector<int> rows;  // of the step, ascending
@@ -199,12 +204,13 @@ class Plan {
   const std::int32_t* pages_of(const Batch& batch, int token) const;
   void store_head(const AttentionView& view, const Batch& batch, int token, int kv_head,
                   const float* k, const float* v) const;
+  void lay_out(Cache& cache) const;
   void split_sequences(const Batch& batch, int most);
   struct Queries;
   Queries queries_of(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
                      int piece) const;
-  const void* first_key(const AttentionView& view, const Batch& batch, int piece) const;
-  void attend_whole(const AttentionView& view, const Queries& queries, const void* after,
+  FirstKeys first_keys(const AttentionView& view, const Batch& batch, int piece) const;
+  void attend_whole(const AttentionView& view, const Queries& queries, const void* const* after,
                     float* scratch) const;
   void attend_split(const AttentionView& view, const Batch& batch, BufferId q, BufferId out,
                     int pieces, int stretches);
@@ -218,6 +224,8 @@ class Plan {
   std::vector<RoundedBuffer> rounded_;
   std::vector<RopeTable> rope_tables_;
   std::vector<Cache> caches_;
+  Memory<std::uint8_t> cached_;  // [page][layer][kv_head]: few huge pages for a short context
+  std::size_t page_bytes_ = 0;
   std::vector<Op> ops_;
   std::shared_ptr<Chain> chain_;  // what the last op runs, if another row op may join it
   std::vector<Timing> timings_;  // of each op

@@ -7,30 +7,26 @@ namespace coldpress {
 
 namespace {
 
-// One head's key and value at their slot of a page.
-template <class Stored>
-void put_head(const AttentionView& view, std::size_t head, int slot, const Stored* k,
-              const Stored* v) {
-  Stored* key = static_cast<Stored*>(view.keys) + head * view.head_dim * view.key_stride + slot;
-  for (int d = 0; d < view.head_dim; ++d) key[d * view.key_stride] = k[d];
-  std::copy_n(v, view.head_dim,
-              static_cast<Stored*>(view.values) +
-                  (head * view.page_size + slot) * view.value_stride);
-}
-
-// The same, two elements or positions side by side.
-void put_head_in_pairs(const AttentionView& view, std::size_t head, int slot,
-                       const std::uint16_t* k, const std::uint16_t* v) {
-  const std::size_t elements = round_up(view.head_dim, 2);
-  const std::size_t positions = round_up(view.page_size, 2);
-  auto* key = static_cast<std::uint16_t*>(view.keys) + head * elements * view.key_stride + 2 * slot;
-  for (int d = 0; d < view.head_dim; d += 2, key += 2 * view.key_stride) {
-    key[0] = k[d];
-    if (d + 1 < view.head_dim) key[1] = k[d + 1];
+// Where a head's keys and values lie.
+struct HeadPlace {
+  const AttentionView& view;
+  std::size_t at;
+  template <class Stored>
+  Stored* of(void* first) const {
+    return static_cast<Stored*>(static_cast<void*>(static_cast<char*>(first) + at));
   }
-  auto* value = static_cast<std::uint16_t*>(view.values) +
-                (head * positions + slot / 2 * 2) * view.value_stride + slot % 2;
-  for (int d = 0; d < view.head_dim; ++d) value[2 * d] = v[d];
+};
+
+// One head's key and value at their slot of a page.
+template <int group, class Stored>
+void put_head(const HeadPlace& place, int slot, const Stored* k, const Stored* v) {
+  const AttentionView& view = place.view;
+  auto* key = place.of<Stored>(view.keys) + group * slot;
+  for (int d = 0; d < view.head_dim; d += group, key += group * view.key_stride)
+    for (int i = 0; i < group && d + i < view.head_dim; ++i) key[i] = k[d + i];
+  auto* value = place.of<Stored>(view.values) +
+                static_cast<std::size_t>(slot / group * group) * view.value_stride + slot % group;
+  for (int d = 0; d < view.head_dim; ++d) value[group * d] = v[d];
 }
 
 bool has_single_tokens(const Batch& batch) {
@@ -42,7 +38,7 @@ bool has_single_tokens(const Batch& batch) {
 }  // namespace
 
 int Plan::add_cache(int kv_heads, int head_dim, CacheNumber number) {
-  caches_.push_back({kv_heads, head_dim, number, {}, {}, {}, {}});
+  caches_.push_back({kv_heads, head_dim, number});
   return static_cast<int>(caches_.size()) - 1;
 }
 
@@ -54,7 +50,7 @@ void Plan::store_head(const AttentionView& view, const Batch& batch, int token, 
                       const float* k, const float* v) const {
   const int position = batch.positions[token];
   const std::size_t page = pages_of(batch, token)[position / page_size_];
-  const std::size_t head = page * view.kv_heads + kv_head;
+  const HeadPlace head{view, view.head_at(page, kv_head)};
   const int slot = position % page_size_;
   const int n = view.head_dim;
   k += static_cast<std::size_t>(kv_head) * n;
@@ -62,21 +58,21 @@ void Plan::store_head(const AttentionView& view, const Batch& batch, int token, 
   std::uint16_t halves[2][kLargestHead];
   std::int8_t codes[2][kLargestHead];
   switch (view.number) {
-    case CacheNumber::float32: put_head(view, head, slot, k, v); break;
+    case CacheNumber::float32: put_head<1>(head, slot, k, v); break;
     case CacheNumber::float16:
       kernels_.narrow(k, n, halves[0]);
       kernels_.narrow(v, n, halves[1]);
-      put_head(view, head, slot, halves[0], halves[1]);
+      put_head<1>(head, slot, halves[0], halves[1]);
       break;
     case CacheNumber::bfloat16:
       kernels_.narrow_bfloat16(k, n, halves[0]);
       kernels_.narrow_bfloat16(v, n, halves[1]);
-      put_head_in_pairs(view, head, slot, halves[0], halves[1]);
+      put_head<2>(head, slot, halves[0], halves[1]);
       break;
     case CacheNumber::int8:
-      view.key_scales[head * view.key_stride + slot] = kernels_.narrow_int8(k, n, codes[0]);
-      view.value_scales[head * view.key_stride + slot] = kernels_.narrow_int8(v, n, codes[1]);
-      put_head(view, head, slot, codes[0], codes[1]);
+      head.of<float>(view.key_scales)[slot] = kernels_.narrow_int8(k, n, codes[0]);
+      head.of<float>(view.value_scales)[slot] = kernels_.narrow_int8(v, n, codes[1]);
+      put_head<4>(head, slot, codes[0], codes[1]);
   }
 }
 
@@ -129,25 +125,26 @@ Plan::Queries Plan::queries_of(const AttentionView& view, const Batch& batch, Bu
   return found;
 }
 
-// Where the keys begin that a piece reads first.
-const void* Plan::first_key(const AttentionView& view, const Batch& batch, int piece) const {
+// Where the keys begin that a piece reads first, page by page.
+Plan::FirstKeys Plan::first_keys(const AttentionView& view, const Batch& batch, int piece) const {
+  FirstKeys found{};
   const int blocks = (view.heads / view.kv_heads + kQueryRows - 1) / kQueryRows;
   const int run = static_cast<int>(run_starts_.size()) - 2 - piece / (view.kv_heads * blocks);
-  if (run < 0) return nullptr;
+  if (run < 0) return found;
   const int token = run_starts_[run];
   const int seen = batch.positions[token] + 1;
   const int from = view.window != 0 && seen > view.window ? seen - view.window : 0;
-  const std::size_t page = pages_of(batch, token)[from / page_size_];
-  const std::size_t head = page * view.kv_heads + piece / blocks % view.kv_heads;
-  const std::size_t width = view.number == CacheNumber::float32 ? 4
-                            : view.number == CacheNumber::int8  ? 1
-                                                                : 2;
-  const int group = view.number == CacheNumber::bfloat16 ? 2 : 1;
-  return static_cast<const char*>(view.keys) +
-         head * round_up(view.head_dim, group) * view.key_stride * width;
+  for (int i = 0; i < kAfter; ++i) {
+    const int index = std::min(from / page_size_ + i, (seen - 1) / page_size_);
+    const std::size_t page = pages_of(batch, token)[index];
+    const std::size_t head = piece / blocks % view.kv_heads;
+    found.pages[i] = static_cast<const char*>(view.keys) + view.head_at(page, head);
+  }
+  return found;
 }
 
-void Plan::attend_whole(const AttentionView& view, const Queries& queries, const void* after,
+void Plan::attend_whole(const AttentionView& view, const Queries& queries,
+                        const void* const* after,
                         float* scratch) const {
   const std::size_t parts = kQueryRows * part_size(view.value_stride);
   float* sums = scratch;
@@ -192,10 +189,13 @@ void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cach
     if (batch.tokens == 0) return;
     const Cache& cache = caches_[cache_id];
     view.number = cache.number;
-    view.keys = cache.keys.data();
-    view.values = cache.values.data();
-    view.key_scales = cache.key_scales.data();
-    view.value_scales = cache.value_scales.data();
+    std::uint8_t* first = cached_.data() + cache.start;
+    view.keys = first;
+    view.values = first + cache.values;
+    view.key_scales = reinterpret_cast<float*>(first + cache.key_scales);
+    view.value_scales = reinterpret_cast<float*>(first + cache.value_scales);
+    view.head_bytes = cache.head_bytes;
+    view.page_bytes = page_bytes_;
     view.page_size = page_size_;
     view.key_stride = static_cast<int>(round_up(page_size_, kPad));
     view.value_stride = static_cast<int>(round_up(cache.head_dim, kPad));
@@ -221,7 +221,9 @@ void Plan::add_attend(BufferId out, BufferId q, BufferId k, BufferId v, int cach
     pool_->run(pieces, [&](int piece, int thread) {
       const Queries queries = queries_of(view, batch, q, out, piece);
       if (alone) store(queries.token, queries.kv_head);
-      attend_whole(view, queries, first_key(view, batch, piece + 1), scratch_[thread].data());
+      const FirstKeys after = first_keys(view, batch, piece + 1);
+      attend_whole(view, queries, after.pages[0] == nullptr ? nullptr : after.pages,
+                   scratch_[thread].data());
     });
   });
 }

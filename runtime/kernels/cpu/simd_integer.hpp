@@ -18,6 +18,19 @@ inline Integers low_nibbles(Integers a) {
 inline Integers high_nibbles(Integers a) {
   return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15));
 }
+inline Integers load_codes(const Int8* p) { return _mm512_loadu_si512(p); }
+// Signed codes as those of bytes, + 128.
+inline Integers biased_codes(Integers a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
+// Of each lane, the code in its byte n.
+template <int n>
+inline Integers code_of(Integers a) {
+  return _mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * n), 24);
+}
+// The lowest byte of each lane, and numbers without it.
+inline void store_low_bytes(std::uint8_t* p, Integers a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+inline Integers without_low_byte(Integers a) { return _mm512_srli_epi32(a, 8); }
 inline Integers splat_integer(std::int32_t a) { return _mm512_set1_epi32(a); }
 inline Integers add_integers(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
 inline Integers mul_integers(Integers a, Integers b) { return _mm512_mullo_epi32(a, b); }
@@ -60,6 +73,20 @@ inline Integers low_nibbles(Integers a) {
 inline Integers high_nibbles(Integers a) {
   return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15));
 }
+inline Integers load_codes(const Int8* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline Integers biased_codes(Integers a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); }
+template <int n>
+inline Integers code_of(Integers a) {
+  return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * n), 24);
+}
+inline void store_low_bytes(std::uint8_t* p, Integers a) {
+  const __m256i low = _mm256_and_si256(a, _mm256_set1_epi32(255));
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(half, half));
+}
+inline Integers without_low_byte(Integers a) { return _mm256_srli_epi32(a, 8); }
 inline Integers splat_integer(std::int32_t a) { return _mm256_set1_epi32(a); }
 inline Integers add_integers(Integers a, Integers b) { return _mm256_add_epi32(a, b); }
 inline Integers mul_integers(Integers a, Integers b) { return _mm256_mullo_epi32(a, b); }
@@ -98,6 +125,22 @@ inline Integers load_quads(const std::uint8_t* p) {
 }
 inline Integers low_nibbles(Integers a) { return a & 0x0F0F0F0F; }
 inline Integers high_nibbles(Integers a) { return (a >> 4) & 0x0F0F0F0F; }
+inline Integers load_codes(const Int8* p) {
+  Integers a;
+  std::memcpy(&a, p, sizeof a);
+  return a;
+}
+inline Integers biased_codes(Integers a) {
+  return a ^ static_cast<std::int32_t>(0x80808080U);
+}
+template <int n>
+inline Integers code_of(Integers a) {
+  return a << (24 - 8 * n) >> 24;
+}
+inline void store_low_bytes(std::uint8_t* p, Integers a) {
+  for (int lane = 0; lane < kLanes; ++lane) p[lane] = static_cast<std::uint8_t>(a[lane]);
+}
+inline Integers without_low_byte(Integers a) { return a >> 8; }
 inline Integers splat_integer(std::int32_t a) { return Integers{a, a, a, a}; }
 inline Integers add_integers(Integers a, Integers b) { return a + b; }
 inline Integers mul_integers(Integers a, Integers b) { return a * b; }

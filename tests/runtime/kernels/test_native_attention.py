@@ -15,8 +15,9 @@ from runtime.kernels.cpu._native import Matrix, Plan
 from tests.runtime.kernels.harness import ISAS, POOLS, Floats, gamma, random_floats
 
 PAIRS = "bfloat16 by bfloat16"
+BYTES = "int8 by two of int8"
 """Of which queries and weights are rounded as well."""
-NUMBERS = ["float32", "float16", "bfloat16", PAIRS, "int8"]
+NUMBERS = ["float32", "float16", "bfloat16", PAIRS, "int8", BYTES]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def attend_in_steps(
     cache = plan.add_cache(case.kv_heads, case.head_dim, number.partition(" ")[0])
     sizes = (case.kv_heads * case.shared, case.kv_heads, case.head_dim)
     how = (case.scale, case.window, case.softcap)
-    plan.add_attend(out, q, k, v, cache, *sizes, *how, rounded=number == PAIRS)
+    plan.add_attend(out, q, k, v, cache, *sizes, *how, rounded=" by " in number)
     pages = -(-case.tokens // case.page_size)
     table = 1 + np.random.default_rng(case.seed).permutation(pages).astype(np.int32)[None]
     plan.allocate(pages + 1, case.page_size, 1, len(x))
@@ -241,14 +242,33 @@ def test_a_cache_in_int8_is_off_by_its_roundings_alone(isa: str, case: Case) -> 
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_int8_holds_every_size_of_number(isa: str) -> None:
+@settings(max_examples=30)
+@given(case=cases | long_cases)
+def test_products_of_bytes_are_off_by_their_roundings_alone(isa: str, case: Case) -> None:
+    """A query is rounded to multiples of its largest element / 32639; a weight times the scale of
+    its values to multiples of the largest of a stretch / 65535, and the largest weight is 1."""
+    x = random_floats((case.tokens, sum(case.widths)), case.seed)
+    cached = with_cache_in_int8(case, x)
+    q, k, v = split(case, cached)
+    half = 0.5 + 65535 * gamma(5)  # what is rounded has been before
+    moved = np.abs(q).max() * half / 32639 * np.abs(k).sum(-1).max() * case.scale
+    stretch = min(max(256, case.page_size), case.tokens)
+    lost = stretch * half / 65535 * np.abs(v).max()
+    found = attend(case, x, isa, number=BYTES)
+    error = np.abs(found - reference(case, cached)).max()
+    assert error <= bound(case, cached, float(moved), float(lost))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("number", ["int8", BYTES])
+def test_int8_holds_every_size_of_number(isa: str, number: str) -> None:
     """A token that sees itself alone gives its values back as they are cached."""
     sizes = np.array([0.0, 1e-45, 3e-44, 1e-38, 2e-38, 1e-20, 1.0, 1e20, 3.4e38], np.float32)
     case = Case(1, 1, 20, len(sizes), 4, 1, 0.0, 0)
     x = random_floats((case.tokens, 60), 0)
     x[:, 40:] = np.clip(x[:, 40:], -1, 1) * sizes[:, None]
     x[:, 20:40] = 0.0
-    found = attend(case, x, isa, number="int8")
+    found = attend(case, x, isa, number=number)
     expected, _ = rounded_to_int8(x[:, 40:])
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
