@@ -79,6 +79,13 @@ if TYPE_CHECKING:
     multiple=True,
     help="Give /metrics under another server's names as well.",
 )
+@click.option(
+    "--stream-comments",
+    metavar="TIME",
+    callback=parse_duration,
+    help="Send a comment in streams that were quiet for so long, for proxies that give up on them: "
+    "15s. Off by default, since some clients take none.",
+)
 @access_options
 @machine_options("int8")
 @json_option
@@ -99,6 +106,7 @@ def command(
     kv_cache: int | None,
     options: "EngineOptions",
     metrics_compat: tuple[str, ...],
+    stream_comments: float | None,
     access: AccessPlan,
     machine: Machine,
 ) -> None:
@@ -110,6 +118,7 @@ def command(
     With --json, one object with the address is printed when requests are accepted.
     """
     from coldpress.serving import ModelPlan, ServerPlan, open_registry, started_ahead
+    from runtime.server.address import bound
     from runtime.server.registry_names import parse_alias, parse_shadow
 
     defaults = ModelPlan("", Path(), machine, context, kv_cache, options, on_demand)
@@ -121,24 +130,28 @@ def command(
         make_room,
     )
     plan = _with_config(config, asked, defaults)
-    with started_ahead(plan) as ahead:
-        guarded, tls = access.open()
-        # Only now: importing it takes as long as a worker's own start, which runs meanwhile.
-        from runtime.server.main import serve
+    with bound(host, port) as address:
+        with started_ahead(plan) as ahead:
+            guarded, tls = access.open()
+            # Only now: importing it takes as long as a worker's own start, which runs meanwhile.
+            from runtime.server.limits import Limits
+            from runtime.server.main import serve
 
-        registry = open_registry(plan, console.note, ahead)
-    try:
-        serve(
-            registry,
-            host,
-            port,
-            lambda url: _tell(console, registry, plan, url),
-            metrics_compat=metrics_compat,
-            access=guarded,
-            tls=tls,
-        )
-    finally:
-        registry.close()
+            registry = open_registry(plan, console.note, ahead)
+        try:
+            serve(
+                registry,
+                host,
+                port,
+                lambda url: _tell(console, registry, plan, url),
+                limits=Limits(comment_seconds=stream_comments),
+                metrics_compat=metrics_compat,
+                access=guarded,
+                tls=tls,
+                at=address,
+            )
+        finally:
+            registry.close()
 
 
 def _models(

@@ -14,6 +14,7 @@ from runtime.server.key_limits import KeyFamilies, KeyLimits
 from runtime.server.keys import KeyRing
 from runtime.server.metrics import Metrics
 from runtime.server.metrics_http import counted
+from runtime.server.origins import RefuseForeignPages
 from runtime.server.record import Observer, ObserveRequests
 from runtime.server.routing import App
 from runtime.server.tracing import traced
@@ -54,12 +55,15 @@ def add_access(app: App, access: Access, metrics: Metrics) -> None:
         limits = KeyLimits(access.keys)
         metrics.registry.register(KeyFamilies(limits))
         app.add_middleware(RequireKey, ring=access.keys, limits=limits)
+    app.add_middleware(RefuseForeignPages, origins=access.origins)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(access.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            # OpenAI's client for browsers sends a dozen of its own.
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After", "X-Should-Retry"],
         )
     observers: list[Observer] = [partial(counted, metrics)]
     if access.log is not None:

@@ -13,6 +13,8 @@ from runtime.server.errors import ApiError
 from runtime.server.leaving import unless_left
 from runtime.server.metrics import Metrics
 from runtime.server.sse import DONE, EventStream, event
+from runtime.server.sse_quiet import commented
+from runtime.server.state import ServerState
 
 Chunk = dict[str, Any]
 ToChunks = Callable[[int, TextDelta], Sequence[Chunk | bytes]]
@@ -72,7 +74,7 @@ class AnswerFeed:
 
 def streamed(
     generations: Sequence[Generation],
-    metrics: Metrics,
+    state: ServerState,
     to_chunks: ToChunks,
     last_chunk: Callable[[], Chunk | None],
 ) -> Response:
@@ -89,7 +91,8 @@ def streamed(
     def failed(error: ApiError) -> bytes:
         return event(error.body()) + DONE
 
-    return EventStream(AnswerFeed(Deltas(generations, metrics), of, end, failed))
+    feed = AnswerFeed(Deltas(generations, state.metrics), of, end, failed)
+    return EventStream(commented(feed, state.limits.comment_seconds))
 
 
 def json_answer(payload: Chunk) -> Response:

@@ -77,7 +77,6 @@ def create_app(
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
-    app.add_exception_handler(Exception, errors.on_bug)
     app.add_middleware(ReleaseLeases, registry=registry, shadows=copies)
     add_access(app, access, observed)
     return app

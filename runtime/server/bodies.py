@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from runtime.server.errors import from_validation_error
 from runtime.server.limits import Limits, parse_object, read_body
-from runtime.server.schemas import refuse_unsupported
+from runtime.server.refused import refuse_unsupported
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -41,8 +41,9 @@ def body_bytes_of(request: Request) -> int:
 def validated(model: type[Body], fields: dict[str, Any]) -> Body:
     """The body as its type. RequestError for a field that would not be honoured, ApiError naming
     the first one that is wrong."""
-    refuse_unsupported(fields, model.model_fields)
+    indifferent: frozenset[str] = getattr(model, "indifferent", frozenset())
+    refuse_unsupported(fields, model.model_fields.keys() | indifferent)
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise from_validation_error(error) from None
+        raise from_validation_error(error, fields) from None

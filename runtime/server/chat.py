@@ -10,10 +10,12 @@ from runtime.server.answers import collected, json_answer, streamed
 from runtime.server.bodies import read_fields, validated
 from runtime.server.chat_answer import ChatAnswer
 from runtime.server.constraints import constraint_of
+from runtime.server.effort import effort_variables
 from runtime.server.encoding import encoded
 from runtime.server.message_reader import reader_of
+from runtime.server.messages import checked_messages
 from runtime.server.routing import App
-from runtime.server.schemas import ChatBody, messages_of
+from runtime.server.schemas import ChatBody
 from runtime.server.state import generation_params, kept_tokens, state_of, submit_all
 from runtime.server.tool_calls import tool_use_of
 
@@ -37,8 +39,9 @@ async def create_chat(request: Request) -> Response:
         continue_final=bool(body.continue_final_message),
         keep_last=kept_tokens(service, body, max_tokens),
     )
-    messages = tools.messages(messages_of(body))
-    variables = tools.variables(body.chat_template_kwargs)
+    effort = effort_variables(service, body.reasoning_effort, "reasoning_effort")
+    messages = tools.messages(checked_messages(body.messages, service.template))
+    variables = tools.variables({**effort, **(body.chat_template_kwargs or {})})
     prompt = await encoded(request, encode, messages, variables)
     params = generation_params(
         body,
@@ -55,7 +58,7 @@ async def create_chat(request: Request) -> Response:
     readers = [reader_of(service, prompt, thoughts, tools.reader()) for _ in params]
     answer = ChatAnswer(service, body, prompt, generations, readers)
     if body.stream:
-        return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)
+        return streamed(generations, state, answer.chunks, answer.usage_chunk)
     return json_answer(answer.whole(await collected(request, generations, state.metrics)))
 
 

@@ -46,7 +46,7 @@ async def create_completion(request: Request) -> Response:
     of_choices = [prompt for prompt in prompts for _ in params]
     answer = CompletionAnswer(service, body, of_choices, generations)
     if body.stream:
-        return streamed(generations, state.metrics, answer.chunks, answer.usage_chunk)
+        return streamed(generations, state, answer.chunks, answer.usage_chunk)
     return json_answer(answer.whole(await collected(request, generations, state.metrics)))
 
 

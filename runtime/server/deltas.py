@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from runtime.generation import Generation, TextDelta
 from runtime.server.errors import generation_failed, timed_out
 from runtime.server.metrics import Metrics, Stopwatch
+from runtime.server.record import current_record
 from runtime.server.wakeups import wakeups
 
 _FAILURES = ("error", "abort", "timeout")
@@ -22,6 +23,9 @@ class Deltas:
         self._generations = generations
         self._watches = [Stopwatch(metrics, generation) for generation in generations]
         self._num_live = sum(generation.finish_reason is None for generation in generations)
+        record = current_record()
+        self._num_choices = 1 if record is None else record.choices
+        self._answers = [metrics.of(one.model_name) for one in generations[:: self._num_choices]]
         self._is_told = False
 
     @property
@@ -69,6 +73,11 @@ class Deltas:
         for watch, generation in zip(self._watches, self._generations, strict=True):
             watch.close()
             generation.cancel()
+        for number, answers in enumerate(self._answers):
+            start = number * self._num_choices
+            group = self._generations[start : start + self._num_choices]
+            answers.choices.observe(len(group))
+            answers.longest_answer.observe(max(one.num_answer_tokens for one in group))
 
     def _fail(self, generation: Generation, delta: TextDelta) -> None:
         if self.failure is not None:

@@ -1,5 +1,6 @@
 """Errors as OpenAI clients expect them; `error_body` is the only place that makes one."""
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
@@ -9,16 +10,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runtime.engine.request import RequestError
+from runtime.server.field_errors import first_fault
 
 _MAX_MESSAGE = 1000
 _MAX_FIELD = 200
+_MAX_PATH = 100
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
-    404: "not_found_error",
     429: "rate_limit_error",
     503: "overloaded",
 }
+_NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients ask three times otherwise, also for what fails alike every time."""
 _CLIENT_CLOSED = 499
 _RETRY_SECONDS = "1"
 _LONGEST_RETRY_SECONDS = 60
@@ -51,14 +55,19 @@ def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """OpenAI's error object, bounded in size whatever the client sent."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {
         "message": _shortened(message, _MAX_MESSAGE),
-        "type": kind,
+        "type": _kind(status, code),
         "param": None if param is None else _shortened(param, _MAX_FIELD),
         "code": code,
     }
     return {"error": error}
+
+
+def _kind(status: int, code: str | None) -> str:
+    if code == "model_not_found":
+        return "not_found"
+    return _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
 def error_response(error: ApiError, path: str) -> Response:
@@ -75,19 +84,16 @@ def from_request_error(error: RequestError) -> ApiError:
     if error.code == "queue_full":
         return ApiError(429, str(error), code="rate_limit_exceeded", headers=_retry_after(error))
     if error.code == "quarantined":
-        return ApiError(400, str(error), code=error.code, headers={"x-should-retry": "false"})
+        return ApiError(400, str(error), code=error.code, headers=_NO_RETRY)
     if error.code in ("shutting_down", "model_unavailable"):
         return ApiError(503, str(error), code=error.code, headers={"Retry-After": _RETRY_SECONDS})
     return ApiError(400, str(error), param=error.param, code=error.code)
 
 
-def from_validation_error(error: ValidationError) -> ApiError:
-    """The first field that does not validate, named; the client's own values are not echoed."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    # Only the outermost names are the client's fields; the rest is pydantic's way through unions.
-    param = str(first["loc"][0]) if first["loc"] else None
-    where = "the body" if param is None else f"'{param}'"
-    return ApiError(400, f"{where} is not valid: {first['msg']}", param=param)
+def from_validation_error(error: ValidationError, fields: Mapping[str, Any]) -> ApiError:
+    """The first field that is wrong, named; the client's own values are not echoed."""
+    message, param = first_fault(error, fields)
+    return ApiError(400, message, param=param)
 
 
 def _retry_after(error: RequestError) -> dict[str, str]:
@@ -99,7 +105,7 @@ def _retry_after(error: RequestError) -> dict[str, str]:
 def timed_out(sentence: str | None, *, is_own: bool) -> ApiError:
     """A time was over: one that the request sets itself, after which nobody wants the answer any
     more, or one that the server sets; then there may be more of it later."""
-    headers = {"x-should-retry": "false"} if is_own else {"Retry-After": _RETRY_SECONDS}
+    headers = _NO_RETRY if is_own else {"Retry-After": _RETRY_SECONDS}
     status = 408 if is_own else 503
     message = sentence or "the request took too long"
     return ApiError(status, message, code="timeout", headers=headers)
@@ -108,7 +114,12 @@ def timed_out(sentence: str | None, *, is_own: bool) -> ApiError:
 def generation_failed(sentence: str | None) -> ApiError:
     """The engine could not finish an answer; trying the same again would fail the same way."""
     message = sentence or "the answer was aborted by the server"
-    return ApiError(500, message, code="generation_failed", headers={"x-should-retry": "false"})
+    return ApiError(500, message, code="generation_failed", headers=_NO_RETRY)
+
+
+def internal_error() -> ApiError:
+    """What nobody foresaw; the same would most likely happen again."""
+    return ApiError(500, "internal error; the server's log has the details", headers=_NO_RETRY)
 
 
 def client_left() -> ApiError:
@@ -129,13 +140,15 @@ async def on_request_error(request: Request, error: Exception) -> Response:
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Unknown routes and methods."""
     assert isinstance(error, HTTPException)
-    answer = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-    return error_response(answer, request.url.path)
-
-
-async def on_bug(request: Request, error: Exception) -> Response:
-    answer = ApiError(500, "internal error; the server's log has the details")
-    return error_response(answer, request.url.path)
+    headers, path = dict(error.headers or {}), request.url.path[:_MAX_PATH]
+    message = str(error.detail)
+    if error.status_code == 404:
+        known = {getattr(route, "path", None) for route in request.app.routes}
+        meant = f"; did you mean /v1{path}?" if f"/v1{path}" in known else ""
+        message = f"there is no route {path}{meant or '; GET /openapi.json lists the main ones'}"
+    elif error.status_code == 405:
+        message = f"{path} takes {headers.get('Allow', 'other methods')}, not {request.method[:16]}"
+    return error_response(ApiError(error.status_code, message, headers=headers), request.url.path)
 
 
 def _shortened(text: str, length: int) -> str:

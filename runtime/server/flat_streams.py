@@ -11,6 +11,8 @@ from runtime.server.answers import AnswerFeed
 from runtime.server.deltas import Deltas
 from runtime.server.metrics import Metrics
 from runtime.server.sse import EventStream, event
+from runtime.server.sse_quiet import commented
+from runtime.server.state import ServerState
 
 Payload = dict[str, Any]
 ToPayload = Callable[[TextDelta], Payload | None]
@@ -25,9 +27,10 @@ def line(payload: Payload) -> bytes:
     return json.dumps(payload, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def event_stream(generation: Generation, metrics: Metrics, to_payload: ToPayload) -> Response:
+def event_stream(generation: Generation, state: ServerState, to_payload: ToPayload) -> Response:
     """Server-sent events of what `to_payload` gives for each delta, without a closing mark."""
-    return EventStream(_feed(generation, metrics, to_payload, event))
+    feed = _feed(generation, state.metrics, to_payload, event)
+    return EventStream(commented(feed, state.limits.comment_seconds))
 
 
 def line_stream(generation: Generation, metrics: Metrics, to_payload: ToPayload) -> Response:

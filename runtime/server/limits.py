@@ -20,13 +20,15 @@ class Limits:
     """max_body_bytes: larger bodies get 413. body_seconds: slower ones get 408. header_seconds:
     a connection that brought no whole head of a request by then gets 408 and is closed.
     max_sequences: prompts times n of one request. stall_seconds: without a step for that long
-    while requests live, /health says 503."""
+    while requests live, /health says 503. comment_seconds: streams that are quiet for so long get
+    a comment; None for never."""
 
     max_body_bytes: int = 8 * 1024 * 1024
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     max_sequences: int = 64
     stall_seconds: float = 120.0
+    comment_seconds: float | None = None
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

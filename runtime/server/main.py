@@ -10,8 +10,8 @@ from types import FrameType
 
 import uvicorn
 
-from quant.format.errors import InputError
 from runtime.server.access import Access, Tls
+from runtime.server.address import bound, listen
 from runtime.server.app import create_app
 from runtime.server.connections import MAX_HEADER_BYTES, BoundedHttp
 from runtime.server.limits import Limits
@@ -23,9 +23,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class HttpServer:
-    """A server whose address is bound at once; `run` serves until a signal or `stop`.
+    """A server that can be connected to at once; `run` answers until a signal or `stop`.
 
-    Raises InputError if the address cannot be bound.
+    at: from `bound`, where the address was taken before. Raises InputError if it cannot be had.
     """
 
     def __init__(
@@ -39,10 +39,12 @@ class HttpServer:
         tls: Tls | None = None,
         drain_seconds: float = 30.0,
         metrics_compat: Collection[str] = (),
+        at: socket.socket | None = None,
     ) -> None:
         self._registry = models if isinstance(models, Registry) else Registry.of(models)
         self._drain_seconds = drain_seconds
-        self._socket = _bind(host, port)
+        self._socket = bound(host, port) if at is None else at
+        listen(self._socket)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.app = create_app(self._registry, limits, access, metrics_compat)
         config = uvicorn.Config(
@@ -101,6 +103,7 @@ def serve(
     tls: Tls | None = None,
     drain_seconds: float = 30.0,
     metrics_compat: Collection[str] = (),
+    at: socket.socket | None = None,
 ) -> None:
     """Serve until a signal; port 0 takes a free one. See HttpServer.run."""
     server = HttpServer(
@@ -112,6 +115,7 @@ def serve(
         tls=tls,
         drain_seconds=drain_seconds,
         metrics_compat=metrics_compat,
+        at=at,
     )
     server.run(on_ready)
 
@@ -166,13 +170,3 @@ class _DrainingServer(uvicorn.Server):
 def _protocol(limits: Limits) -> type[BoundedHttp]:
     """uvicorn makes its protocols itself, so what is to be known to them is on their class."""
     return type("Http", (BoundedHttp,), {"header_seconds": limits.header_seconds})
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"cannot listen on {host}:{port}: {error}; choose another --host or --port"
-        ) from error

@@ -4,6 +4,7 @@ from typing import get_args
 
 from runtime.engine.request import FinishReason
 from runtime.server.metrics_histogram import (
+    CHOICE_BOUNDS,
     FINE_ITL_BOUNDS,
     FINE_REQUEST_BOUNDS,
     TTFT_BOUNDS,
@@ -31,4 +32,7 @@ class AnswerMetrics:
         self.computed_prompt_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.answer_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.max_tokens = Histogram(token_bounds(_LONGEST_CONTEXT))
+        self.choices = Histogram(CHOICE_BOUNDS)
+        """Answers to each prompt that was asked for `n` of them, and, next, their longest."""
+        self.longest_answer = Histogram(token_bounds(_LONGEST_CONTEXT))
         self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)

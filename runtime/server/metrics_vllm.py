@@ -20,6 +20,7 @@ from runtime.engine.stats import EngineStats
 from runtime.server.metrics_answers import AnswerMetrics
 from runtime.server.metrics_families import AnswerFigure
 from runtime.server.metrics_histogram import (
+    CHOICE_BOUNDS,
     ITL_BOUNDS,
     REQUEST_BOUNDS,
     TTFT_BOUNDS,
@@ -104,6 +105,11 @@ _SIZES: tuple[tuple[str, str, AnswerFigure], ...] = (
         "Histogram of the max_tokens request parameter.",
         lambda a: a.max_tokens,
     ),
+    (
+        "request_max_num_generation_tokens",
+        "Histogram of maximum number of requested generation tokens.",
+        lambda a: a.longest_answer,
+    ),
 )
 
 
@@ -182,6 +188,9 @@ class VllmFamilies(Collector):
         for name, text, bounds, times in _TIMES:
             yield _histogram(name, text, answers, times, dict.fromkeys(lengths, bounds))
         sizes = {name: token_bounds(length) for name, length in lengths.items()}
+        choices = dict.fromkeys(lengths, CHOICE_BOUNDS)
+        text = "Histogram of the n request parameter."
+        yield _histogram("request_params_n", text, answers, lambda a: a.choices, choices)
         for name, text, counts in _SIZES:
             yield _histogram(name, text, answers, counts, sizes)
 

@@ -44,6 +44,8 @@ def _model_not_ready(name: str, state: ServerState) -> str | None:
 
 
 def model_is_ready(name: str, state: ServerState) -> bool:
-    """Whether that one model answers. ApiError 404 for an unknown name."""
-    service = state.registry.model(name).service
-    return not state.draining and service is not None and service.engine.is_ready
+    """Whether that model answers, or each model of that alias. ApiError 404 for an unknown name."""
+    alias = state.registry.aliases.get(name)
+    names = [name] if alias is None else [target for target, _ in alias.targets]
+    services = [state.registry.model(one).service for one in names]
+    return not state.draining and all(one is not None and one.engine.is_ready for one in services)

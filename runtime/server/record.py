@@ -11,7 +11,8 @@ from uuid import uuid4
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.generation import Generation
+from runtime.generation import Generation, GenerationParams
+from runtime.server.errors import error_response, internal_error
 from runtime.server.keys import ApiKey
 
 _HEADER = "x-request-id"
@@ -28,10 +29,14 @@ class RequestRecord:
     key: ApiKey | None = None
     started: float = field(default_factory=time.monotonic)
     generations: list[Generation] = field(default_factory=list)
+    params: GenerationParams | None = None
+    """What was asked of the first of them."""
     choices: int = 1
     """Answers to each prompt."""
     status: int = 0
     """Of the response; 0 as long as there is none."""
+    priority: int | None = None
+    """Of all its answers, whatever its body asks for."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -51,12 +56,27 @@ def current_record() -> RequestRecord | None:
     return _current.get()
 
 
-def note_generations(generations: Sequence[Generation], choices: int) -> None:
-    """These answers belong to the request in progress."""
+def note_generations(generations: Sequence[Generation], params: Sequence[GenerationParams]) -> None:
+    """These answers belong to the request in progress. `params`: of the answers to each prompt."""
     record = _current.get()
     if record is not None:
         record.generations += generations
-        record.choices = choices
+        record.choices, record.params = len(params), params[0]
+
+
+def begin_copy(priority: int) -> None:
+    """From here on this task works for a copy of its request: of the same key, in books of its
+    own."""
+    original = _current.get()
+    assert original is not None, "a copy has an original"
+    _current.set(RequestRecord(original.request_id, original.key, priority=priority))
+
+
+def priority_of(asked: int | None) -> int:
+    """What holds for the request in progress that asks for `asked`."""
+    record = _current.get()
+    forced = None if record is None else record.priority
+    return (asked or 0) if forced is None else forced
 
 
 def salted(salt: str | None) -> str:
@@ -96,4 +116,11 @@ class ObserveRequests:
         with ExitStack() as observing:
             for observer in self._observers:
                 observing.enter_context(observer(scope, record))
-            await self._app(scope, receive, observed_send)
+            try:
+                await self._app(scope, receive, observed_send)
+            except Exception:
+                # Answered here, where the answer gets its id; whoever runs the app logs the rest.
+                if not record.status:
+                    answer = error_response(internal_error(), scope["path"])
+                    await answer(scope, receive, observed_send)
+                raise

@@ -11,6 +11,7 @@ from runtime.generation import TextDelta
 from runtime.server.answers import AnswerFeed, collected, json_answer
 from runtime.server.bodies import read_fields, validated
 from runtime.server.deltas import Deltas
+from runtime.server.effort import effort_variables
 from runtime.server.encoding import encoded
 from runtime.server.errors import ApiError
 from runtime.server.message_reader import reader_of
@@ -24,12 +25,14 @@ from runtime.server.responses_schema import (
 from runtime.server.responses_tools import tools_of_response
 from runtime.server.routing import App
 from runtime.server.sse import EventStream, named_event
+from runtime.server.sse_quiet import commented
 from runtime.server.state import (
     generation_params,
     kept_tokens,
     state_of,
     submit_all,
 )
+from runtime.service import GenerationService
 
 
 def add_routes(app: App) -> None:
@@ -46,8 +49,9 @@ async def create_response(request: Request) -> Response:
     tools = await tools_of_response(service, body, is_constrained=constraint is not None)
     keep = kept_tokens(service, body, body.max_output_tokens)
     encode = partial(service.encode_chat, keep_last=keep)
-    messages = tools.messages(messages_of_input(body))
-    prompt = await encoded(request, encode, messages, tools.variables(_variables(body)))
+    conversation = messages_of_input(body, service.template)
+    variables = tools.variables(_variables(service, body))
+    prompt = await encoded(request, encode, tools.messages(conversation), variables)
     params = generation_params(
         body,
         service.sampling_defaults,
@@ -62,15 +66,16 @@ async def create_response(request: Request) -> Response:
     sampling = params[0].sampling
     answer = ResponseAnswer(service.model_name, body, sampling, generations[0], reader)
     if body.stream:
-        return EventStream(_feed(answer, Deltas(generations, state.metrics)))
+        feed = _feed(answer, Deltas(generations, state.metrics))
+        return EventStream(commented(feed, state.limits.comment_seconds))
     (deltas,) = await collected(request, generations, state.metrics)
     return json_answer(answer.whole(deltas))
 
 
-def _variables(body: ResponseBody) -> dict[str, Any]:
+def _variables(service: GenerationService, body: ResponseBody) -> dict[str, Any]:
     effort = None if body.reasoning is None else body.reasoning.effort
-    given = {} if effort is None else {"reasoning_effort": effort}
-    return {**given, **(body.chat_template_kwargs or {})}
+    told = effort_variables(service, effort, "reasoning")
+    return {**told, **(body.chat_template_kwargs or {})}
 
 
 def _feed(answer: ResponseAnswer, deltas: Deltas) -> AnswerFeed:

@@ -5,20 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.engine.request import RequestError
-from runtime.server.responses_schema import ResponseBody, unsupported
+from runtime.server.messages import Message, known_role
+from runtime.server.refused import unsupported
+from runtime.server.responses_schema import TEXT_PARTS, ResponseBody
+from runtime.text.template import ChatTemplate
 
-_TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
-Message = dict[str, Any]
 
-
-def messages_of_input(body: ResponseBody) -> list[Message]:
-    """The conversation. RequestError for the first item that has no place in one of text."""
+def messages_of_input(body: ResponseBody, template: ChatTemplate | None) -> list[Message]:
+    """The conversation, in roles that the template knows. RequestError for the first item that has
+    no place in one of text."""
     messages = [] if body.instructions is None else [_message("system", body.instructions)]
     if isinstance(body.input, str):
         return [*messages, _message("user", body.input)]
     if not isinstance(body.input, list) or not body.input:
         raise RequestError("input must be a string or a list of items", "input")
-    turns = _Turns(messages)
+    turns = _Turns(messages, template)
     for index, item in enumerate(body.input):
         turns.add(f"input[{index}]", item)
     return turns.messages
@@ -28,8 +29,9 @@ class _Turns:
     """What an answer consists of are several items here, and one message in a chat: thoughts, a
     text, and calls."""
 
-    def __init__(self, messages: list[Message]) -> None:
+    def __init__(self, messages: list[Message], template: ChatTemplate | None) -> None:
         self.messages = messages
+        self._template = template
         self._is_open = False
         """Whether the last message is an answer that what comes next may belong to."""
         self._calls: set[str] = set()
@@ -39,7 +41,7 @@ class _Turns:
             raise _no_item(where, type(item).__name__)
         kind = item.get("type", "message")
         if kind == "message":
-            role = _string(where, item, "role")
+            role = known_role(_string(where, item, "role"), where, "input", self._template)
             self._text(role, _text(f"{where}.content", item.get("content")))
         elif kind == "reasoning":
             shown = item.get("content") or item.get("summary") or ""
@@ -102,7 +104,7 @@ def _text(where: str, content: object) -> str:
     parts: list[Any] = content if isinstance(content, list) else [content]
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+        if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise unsupported(
                 f"{where} holds a part of type '{str(kind)[:40]}'; only text parts are supported",
                 "input",

@@ -3,7 +3,8 @@
 from typing import Any
 
 from runtime.engine.request import RequestError
-from runtime.server.responses_schema import ResponseBody, unsupported
+from runtime.server.refused import unsupported
+from runtime.server.responses_schema import ResponseBody
 from runtime.server.tool_calls import ToolFields, ToolUse, tool_use_of
 from runtime.service import GenerationService
 

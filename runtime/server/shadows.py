@@ -4,14 +4,17 @@ import asyncio
 import json
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
+from urllib.parse import quote
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Message, Receive, Scope, Send
 
+from runtime.server.record import begin_copy
 from runtime.server.registry import Registry
 from runtime.server.registry_names import Shadow
 
@@ -25,7 +28,14 @@ _MAX_COPIES = 4
 _LOWEST_PRIORITY = 2**31 - 1
 _SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "root_path",
           "query_string", "client", "server", "app", "state")  # fmt: skip
-_UNWANTED = ("stream", "stream_options", "user", "safety_identifier")
+_UNWANTED = ("stream_options", "user", "safety_identifier", "priority")
+_ANSWERS = frozenset(
+    (
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"),
+        *("/api/generate", "/api/chat", "/api/embed", "/api/embeddings"),
+    )
+)
+_KSERVE = re.compile(r"/v2/models/.+?((?:/versions/[^/]+)?/generate)(?:_stream)?")
 
 
 class Shadows:
@@ -51,11 +61,16 @@ class Shadows:
         return [one for one in wanted if self._random() < one.share]
 
     def start(self, shadow: Shadow, scope: Scope, fields: dict[str, Any], app: _App) -> None:
-        """Send a copy of the request with the body `fields` to `app`, and forget it."""
+        """Send a copy of the request with the body `fields` to `app`, and forget it. Requests that
+        ask for no answer have none."""
+        path = _path_of_copy(scope["path"], shadow.copy_to)
+        if path is None:
+            return
         if len(self._copies) >= _MAX_COPIES or not self._has_room(shadow.copy_to):
             self.counts[shadow.model, shadow.copy_to, "dropped"] += 1
             return
-        task = asyncio.ensure_future(self._run(shadow, _copied(scope, shadow, fields), app))
+        copy = _copied({**scope, "path": path, "raw_path": quote(path).encode()}, shadow, fields)
+        task = asyncio.ensure_future(self._run(shadow, copy, app))
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
 
@@ -64,6 +79,7 @@ class Shadows:
         return service is not None and service.engine.stats().num_waiting == 0
 
     async def _run(self, shadow: Shadow, copy: tuple[Scope, bytes], app: _App) -> None:
+        begin_copy(_LOWEST_PRIORITY)
         outcome: Outcome = "failed"
         try:
             if await _status(app, *copy) == 200:
@@ -91,9 +107,17 @@ class ShadowFamilies(Collector):
         yield family
 
 
+def _path_of_copy(path: str, model: str) -> str | None:
+    """Where a copy for `model` goes, None for what is not copied. KServe's paths name models."""
+    kserve = _KSERVE.fullmatch(path)
+    if kserve is not None:
+        return f"/v2/models/{model}{kserve[1]}"
+    return path if path in _ANSWERS else None
+
+
 def _copied(scope: Scope, shadow: Shadow, fields: dict[str, Any]) -> tuple[Scope, bytes]:
     kept = {name: value for name, value in fields.items() if name not in _UNWANTED}
-    body = json.dumps({**kept, "model": shadow.copy_to, "priority": _LOWEST_PRIORITY}).encode()
+    body = json.dumps({**kept, "model": shadow.copy_to, "stream": False}).encode()
     kept_scope = {name: scope[name] for name in _SCOPE if name in scope}
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return {**kept_scope, "headers": headers}, body

@@ -15,10 +15,10 @@ from runtime.server.encoding import LargeRequests
 from runtime.server.leases import lease, sticky_key
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
-from runtime.server.record import note_generations, salted
+from runtime.server.record import note_generations, priority_of, salted
 from runtime.server.registry import Registry
 from runtime.server.registry_errors import not_loaded
-from runtime.server.schemas import GenerationBody, bias_of
+from runtime.server.schemas import SamplingBody, bias_of
 from runtime.service import GenerationService
 
 
@@ -65,7 +65,7 @@ def state_of(request: Request) -> ServerState:
 
 
 def generation_params(
-    body: GenerationBody,
+    body: SamplingBody,
     defaults: Mapping[str, Any],
     *,
     max_tokens: int | None,
@@ -86,7 +86,7 @@ def generation_params(
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=body.skip_special_tokens is not False,
-        priority=body.priority or 0,
+        priority=priority_of(body.priority),
         cache_salt=salted(body.cache_salt),
         constraint=constraint,
         queue_seconds=body.queue_timeout_seconds,
@@ -102,7 +102,7 @@ def generation_params(
 
 
 def _sampling(
-    body: GenerationBody, defaults: Mapping[str, Any], logprobs: int | None
+    body: SamplingBody, defaults: Mapping[str, Any], logprobs: int | None
 ) -> SamplingParams:
     """The request's own values, else the model's recommended ones, else OpenAI's."""
     names = (
@@ -129,7 +129,7 @@ def _sampling(
 
 
 def kept_tokens(
-    service: GenerationService, body: GenerationBody, max_tokens: int | None
+    service: GenerationService, body: SamplingBody, max_tokens: int | None
 ) -> int | None:
     """How many tokens of a prompt's end are used, where the request says that it may be cut."""
     asked = body.truncate_prompt_tokens
@@ -159,7 +159,7 @@ def submit_all(
     except BaseException:
         cancel_all(started)
         raise
-    note_generations(started, len(params))
+    note_generations(started, params)
     return started
 
 

@@ -2,7 +2,7 @@
 other, in the forms of vLLM (`prompt`, `messages`) and of llama.cpp (`content`)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -10,23 +10,35 @@ from starlette.requests import Request
 from runtime.engine.request import RequestError
 from runtime.server.bodies import read_fields, validated
 from runtime.server.encoding import encoded
+from runtime.server.messages import checked_messages
+from runtime.server.refused import REFUSED
 from runtime.server.routing import App
-from runtime.server.schemas import Messages, checked_messages
+from runtime.server.schemas import Messages
 from runtime.server.state import state_of
+from runtime.server.tool_calls import ToolFields, ToolUse, tool_use_of
 from runtime.service import GenerationService
 from runtime.text.template import ChatTemplate
 
 _MAX_CHARACTERS = 1024 * 1024
 _MAX_TOKENS = 1024 * 1024
+_OF_PROMPTS = frozenset(
+    (
+        *("functions", "documents", "chat_template", "truncate_prompt_tokens"),
+        *("lora", "lora_path", "adapter_id"),
+    )
+)
 
 
 class _Body(BaseModel):
+    """indifferent: fields that other routes refuse, and that change nothing here."""
+
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+    indifferent: ClassVar[frozenset[str]] = frozenset(REFUSED) - _OF_PROMPTS
 
     model: str | None = None
 
 
-class TemplateBody(_Body):
+class TemplateBody(ToolFields, _Body):
     """POST /apply-template."""
 
     messages: Messages = Field(min_length=1)
@@ -35,7 +47,7 @@ class TemplateBody(_Body):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(ToolFields, _Body):
     """POST /tokenize; one of prompt, messages and content. Special tokens are put around a prompt
     unless told otherwise, and around nothing else."""
 
@@ -74,7 +86,8 @@ async def tokenize(request: Request) -> dict[str, Any]:
     service = await state.lease(request, body.model)
     if body.content is not None:
         return await encoded(request, _content_tokens, service, body, body.content)
-    return await encoded(request, _prompt_tokens, service, body)
+    tools = await tool_use_of(service, body)
+    return await encoded(request, _prompt_tokens, service, body, tools)
 
 
 async def detokenize(request: Request) -> dict[str, str]:
@@ -92,16 +105,18 @@ async def apply_template(request: Request) -> dict[str, str]:
     state = state_of(request)
     body = validated(TemplateBody, await read_fields(request, state.limits))
     service = await state.lease(request, body.model)
-    return {"prompt": await encoded(request, rendered, service, body)}
+    tools = await tool_use_of(service, body)
+    return {"prompt": await encoded(request, _rendered, service, body, tools)}
 
 
-def rendered(service: GenerationService, body: TemplateBody | TokenizeBody) -> str:
+def _rendered(service: GenerationService, body: TemplateBody | TokenizeBody, tools: ToolUse) -> str:
     """The prompt text of a body's messages; RequestError where the model has no template."""
-    return template_of(service).render(
-        checked_messages(body.messages or []),
+    template = template_of(service)
+    return template.render(
+        tools.messages(checked_messages(body.messages or [], template)),
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final=bool(body.continue_final_message),
-        variables=body.chat_template_kwargs,
+        variables=tools.variables(body.chat_template_kwargs),
     )
 
 
@@ -111,10 +126,12 @@ def template_of(service: GenerationService) -> ChatTemplate:
     return service.template
 
 
-def _prompt_tokens(service: GenerationService, body: TokenizeBody) -> dict[str, Any]:
+def _prompt_tokens(
+    service: GenerationService, body: TokenizeBody, tools: ToolUse
+) -> dict[str, Any]:
     """vLLM's answer."""
     is_chat = body.prompt is None
-    text = rendered(service, body) if body.prompt is None else body.prompt
+    text = _rendered(service, body, tools) if body.prompt is None else body.prompt
     special = not is_chat if body.add_special_tokens is None else body.add_special_tokens
     tokens = service.tokenizer.encode(text, add_special_tokens=special)
     names = [service.tokenizer.token_of(id_) for id_ in tokens] if body.return_token_strs else None

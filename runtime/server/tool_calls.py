@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 
 from runtime.engine.constraint import Constraint
@@ -19,12 +19,40 @@ from runtime.text.tools.grammar import call_constraint
 from runtime.text.tools.history import mentions_tools, prepared, template_variables
 from runtime.text.tools.parser import CallDelta, ToolCallParser
 
+_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,128}$"}
+FUNCTION = {
+    "name": _NAME,
+    "description": {"type": "string"},
+    "parameters": {"type": "object", "description": "A JSON schema of the arguments."},
+    "strict": {"type": "boolean"},
+}
+CHOICES: list[dict[str, Any]] = [{"type": "null"}, {"enum": ["none", "auto", "required"]}]
+_TOOLS = {
+    "type": ["array", "null"],
+    "items": {
+        "type": "object",
+        "required": ["type", "function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {"type": "object", "required": ["name"], "properties": FUNCTION},
+        },
+    },
+}
+_NAMED = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "required": ["name"], "properties": {"name": _NAME}},
+    },
+}
+
 
 class ToolFields(BaseModel):
     """Checked by `tool_use_of`."""
 
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Annotated[Any, WithJsonSchema(_TOOLS)] = None
+    tool_choice: Annotated[Any, WithJsonSchema({"anyOf": [*CHOICES, _NAMED]})] = None
     parallel_tool_calls: bool | None = None
 
 

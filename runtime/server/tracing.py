@@ -4,6 +4,7 @@ Needs the extra `telemetry`. Where spans go is OpenTelemetry's own configuration
 OTEL_EXPORTER_OTLP_ENDPOINT.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ def traced(tracer: "Tracer", scope: Scope, record: RequestRecord) -> Iterator[No
 def _attributes(record: RequestRecord) -> Mapping[str, Any]:
     """Counts and times in seconds; usage under its old names and its new ones."""
     found: dict[str, Any] = {"gen_ai.request.id": record.request_id}
+    found["gen_ai.latency.e2e"] = time.monotonic() - record.started
     if not record.generations:
         return found
     first = record.generations[0]
@@ -66,6 +68,12 @@ def _attributes(record: RequestRecord) -> Mapping[str, Any]:
         (("completion_tokens", "output_tokens"), record.answer_tokens),
     ):
         found |= {f"gen_ai.usage.{name}": count for name in names}
+    if record.params is not None:
+        sampling = record.params.sampling
+        found |= {
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
+        }
     if first.first_token is not None:
         found["gen_ai.latency.time_to_first_token"] = first.first_token - first.started
     return found

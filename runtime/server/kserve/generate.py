@@ -30,34 +30,39 @@ _PARAMETERS = frozenset(
 
 
 class GenerateBody(BaseModel):
-    """The protocol's request; `parameters` has OpenAI's names, and `details`."""
+    """The protocol's request; `parameters` has OpenAI's names, and `details`. stream: what the path
+    says already, for clients that say it twice."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     id: str | None = Field(None, max_length=256)
     text_input: str
     parameters: dict[str, Any] | None = None
+    stream: bool | None = None
 
 
 async def generate(request: Request, model: str, version: str = VERSION) -> Response:
     """The whole answer in one object."""
-    answer = await _start(request, model, version)
+    answer = await _start(request, model, version, streams=False)
     (deltas,) = await collected(request, [answer.generation], state_of(request).metrics)
     return json_answer(answer.payload(deltas))
 
 
 async def generate_stream(request: Request, model: str, version: str = VERSION) -> Response:
     """One event per token; the last one has the details, if they were asked for."""
-    answer = await _start(request, model, version)
-    return event_stream(
-        answer.generation, state_of(request).metrics, lambda delta: answer.payload([delta])
-    )
+    answer = await _start(request, model, version, streams=True)
+    return event_stream(answer.generation, state_of(request), lambda delta: answer.payload([delta]))
 
 
-async def _start(request: Request, model: str, version: str) -> "_Answer":
+async def _start(request: Request, model: str, version: str, *, streams: bool) -> "_Answer":
     check_version(model, version)
     state = state_of(request)
-    body = validated(GenerateBody, await read_fields(request, state.limits))
+    fields = await read_fields(request, state.limits)
+    _refuse_misplaced(fields)
+    body = validated(GenerateBody, fields)
+    if body.stream not in (None, streams):
+        path = "generate" if streams else "generate_stream"
+        raise RequestError(f"'stream' is {str(body.stream).lower()}; ask .../{path}", "stream")
     given = {k: v for k, v in (body.parameters or {}).items() if v is not None}
     details = given.pop("details", False)
     if type(details) is not bool:
@@ -79,6 +84,13 @@ async def _start(request: Request, model: str, version: str) -> "_Answer":
     )
     (generation,) = submit_all(service, [prompt], params, _DEFAULT_MAX_TOKENS)
     return _Answer(service, generation, body.id, details)
+
+
+def _refuse_misplaced(fields: dict[str, Any]) -> None:
+    """Other servers of the protocol take parameters beside the text; here they would be lost."""
+    for name in fields:
+        if name in _PARAMETERS or name == "details":
+            raise RequestError(f"'{name}' belongs into 'parameters'", name, "unsupported_field")
 
 
 def _refuse_unknown(given: dict[str, Any]) -> None:

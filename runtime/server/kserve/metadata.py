@@ -43,9 +43,10 @@ async def show_model_ready(request: Request, model: str, version: str = VERSION)
 async def show_model(request: Request, model: str, version: str = VERSION) -> dict[str, Any]:
     """What the generate extension takes and gives."""
     check_version(model, version)
-    served = state_of(request).registry.model(model)
+    registry = state_of(request).registry
+    name = model if model in registry.aliases else registry.model(model).name
     return {
-        "name": served.name,
+        "name": name,
         "versions": [VERSION],
         "platform": "coldpress",
         "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1]}],

@@ -14,6 +14,7 @@ from runtime.engine.request import RequestError
 from runtime.server import schemas as openai
 from runtime.server.answers import collected, json_answer
 from runtime.server.bodies import read_fields, validated
+from runtime.server.effort import effort_variables
 from runtime.server.encoding import encoded
 from runtime.server.flat_streams import line_stream
 from runtime.server.message_reader import reader_of
@@ -58,9 +59,9 @@ async def chat(request: Request) -> Response:
     body = await _read(request, state, ChatBody)
     if body.tools and body.format:
         raise RequestError("'tools' and 'format' cannot both hold; leave one out", "format")
-    messages = messages_of(body.messages or [])
     service = await state.lease(request, known_name(state, body.model))
     loaded = time.monotonic() - arrived
+    messages = messages_of(body.messages or [], service.template)
     if not messages:
         return _loaded(service, {"message": {"role": "assistant", "content": ""}})
     tools = await tool_use_of(service, ToolFields(tools=body.tools))
@@ -140,12 +141,13 @@ async def _constraint(body: AskBody) -> Constraint | None:
     return await run_in_threadpool(schema_constraint, schema, "format")
 
 
-def _template_variables(service: GenerationService, body: AskBody) -> dict[str, Any] | None:
-    """Whether the model thinks, as its template is told. RequestError where it cannot."""
-    if body.think is None:
-        return None
+def _template_variables(service: GenerationService, body: AskBody) -> dict[str, Any]:
+    """Whether and how long the model thinks, as its template is told. RequestError where it
+    cannot."""
     if isinstance(body.think, str):
-        raise RequestError("'think' must be true or false; this server knows no levels", "think")
+        return effort_variables(service, body.think, "think")
+    if body.think is None:
+        return {}
     if body.think and not (service.template and has_reasoning(service.template.source)):
         raise RequestError(f"'{service.model_name}' does not think; leave 'think' out", "think")
     return {"enable_thinking": body.think}

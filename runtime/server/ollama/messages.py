@@ -3,15 +3,19 @@
 from typing import Any
 
 from runtime.engine.request import RequestError
-from runtime.server.schemas import checked_messages
+from runtime.server.messages import checked_messages
+from runtime.text.template import ChatTemplate
 
 
-def messages_of(given: list[Any]) -> list[dict[str, Any]]:
+def messages_of(given: list[Any], template: ChatTemplate | None) -> list[dict[str, Any]]:
     """Each message with a role and a text. RequestError for one with images, or of another form."""
-    return [_message(index, one) for index, one in enumerate(checked_messages(given))]
+    plain = [_message(index, one) for index, one in enumerate(given)]
+    return checked_messages(plain, template)
 
 
-def _message(index: int, given: dict[str, Any]) -> dict[str, Any]:
+def _message(index: int, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+        raise RequestError(f"messages[{index}] must be an object with a role", "messages")
     if given.get("images"):
         raise RequestError(
             f"messages[{index}].images is not supported: this server serves text models", "images"

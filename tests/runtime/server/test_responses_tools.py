@@ -1,7 +1,6 @@
 """Function tools over the responses interface, as the unmodified openai client offers them."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,20 +11,11 @@ from runtime.engine.request import RequestError
 from runtime.server.responses_input import messages_of_input
 from runtime.server.responses_schema import ResponseBody
 from tests.runtime.server.harness import MODEL, running
+from tests.runtime.server.stage import CALL, WEATHER, Stage
 from tests.runtime.server.test_responses import events_of
-from tests.runtime.server.test_tool_calls import CALL, WEATHER, Saying, Stage
 from tests.runtime.text.grammar.harness import RandomModel
 
 FLAT: list[Any] = [{"type": "function", **WEATHER["function"]}]
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    model = Saying()
-    with running(model) as server:
-        one = Stage(server, model)
-        yield one
-        one.client.close()
 
 
 def ask(stage: Stage, **fields: Any) -> Any:
@@ -184,14 +174,14 @@ CALLED = {"type": "function_call", "call_id": "c", "name": "weather", "arguments
 )
 def test_items_that_are_none_are_refused(item: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message) as refused:
-        messages_of_input(given([CALLED, item]))
+        messages_of_input(given([CALLED, item]), None)
     assert refused.value.param == "input"
 
 
 def test_thoughts_stay_with_their_answer() -> None:
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
     text = {"role": "assistant", "content": "Yes."}
-    found = messages_of_input(given([thought, text, CALLED, text, thought]))
+    found = messages_of_input(given([thought, text, CALLED, text, thought]), None)
     assert [message.get("content") for message in found] == ["Yes.", "Yes."]
     assert [message["reasoning_content"] for message in found] == ["Hm.", "Hm."]
     assert len(found[0]["tool_calls"]) == 1 and "tool_calls" not in found[1]
