@@ -139,6 +139,42 @@ def test_origins_are_closed_unless_named() -> None:
         assert "access-control-allow-origin" not in other.headers
 
 
+def test_a_page_of_a_named_origin_may_send_and_read_what_clients_do() -> None:
+    page = "https://app.example"
+    with running(ScriptedExecutor(), access=Access(origins=(page,))) as server, http(server) as app:
+        asked = {
+            "Origin": page,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+        }
+        allowed = app.options("/v1/chat/completions", headers=asked)
+        assert allowed.status_code == 200
+        assert "x-stainless-os" in allowed.headers["access-control-allow-headers"].lower()
+        sent = {"Origin": page, "Sec-Fetch-Site": "cross-site"}
+        answer = app.post("/v1/chat/completions", json=CHAT, headers=sent)
+        assert answer.status_code == 200
+        assert "Retry-After" in answer.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origins", [(), ("https://app.example",)])
+def test_what_a_foreign_page_sends_is_not_run(origins: tuple[str, ...]) -> None:
+    """Without being asked: browsers ask first only for what a form could not send."""
+    access = Access(origins=origins)
+    with running(ScriptedExecutor(), access=access) as server, http(server) as client:
+        sent = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+        for site in ("cross-site", "same-site"):
+            foreign = client.post(
+                "/v1/chat/completions", json=CHAT, headers={**sent, "Sec-Fetch-Site": site}
+            )
+            assert foreign.status_code == 403
+            assert foreign.json()["error"]["type"] == "permission_error"
+        assert server.thread.num_accepted == 0
+        for own in ({}, {"Sec-Fetch-Site": "same-origin", "Origin": server.url}):
+            answer = client.post("/v1/chat/completions", json=CHAT, headers=own)
+            assert answer.status_code == 200
+        assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_line_for_each_request_without_its_text(form: Any) -> None:
     lines = io.StringIO()
@@ -181,6 +217,9 @@ def test_spans_have_counts_and_a_parent_but_no_text() -> None:
     assert attributes["gen_ai.usage.completion_tokens"] == 3
     assert attributes["gen_ai.usage.output_tokens"] == 3
     assert attributes["gen_ai.response.model"] == MODEL
+    assert attributes["gen_ai.request.temperature"] == 1.0 == attributes["gen_ai.request.top_p"]
+    e2e, first = (attributes[f"gen_ai.latency.{name}"] for name in ("e2e", "time_to_first_token"))
+    assert isinstance(e2e, float) and isinstance(first, float) and e2e >= first > 0
     assert attributes["http.response.status_code"] == 200
     assert "secret" not in str(span.to_json()).lower()
 

@@ -70,10 +70,13 @@ def test_stop_strings_and_ends_are_told_apart(http: httpx.Client) -> None:
         (GENERATE, {"text_input": "a", "parameters": {"n": 2}}, 400, "parameters.n"),
         (GENERATE, {"text_input": "a", "parameters": {"temperature": -1}}, 400, "temperature"),
         (GENERATE, {"text_input": "a", "parameters": {"details": 1}}, 400, "details"),
+        (GENERATE, {"text_input": "a", "max_tokens": 5}, 400, "'max_tokens' belongs into"),
+        (GENERATE, {"text_input": "a", "stream": True}, 400, "generate_stream"),
+        (f"{GENERATE}_stream", {"text_input": "a", "stream": False}, 400, ".../generate"),
         (GENERATE, {"text_input": "a" * 4000}, 400, "context"),
         ("/v2/models/other/generate", {"text_input": "a"}, 404, "other"),
         (f"/v2/models/{MODEL}/versions/2/generate", {"text_input": "a"}, 404, "version"),
-        ("/v2/nowhere", {}, 404, "Not Found"),
+        ("/v2/nowhere", {}, 404, "no route"),
     ],
 )
 def test_errors_are_one_line_of_text(

@@ -16,6 +16,7 @@ from runtime.generation import Generation, GenerationParams, TextDelta
 from runtime.server.metrics import Metrics, Stopwatch
 from runtime.server.metrics_families import saturation_of
 from runtime.server.metrics_histogram import Histogram, token_bounds
+from runtime.server.metrics_vllm import VllmFamilies
 from runtime.server.registry import Registry
 from runtime.server.registry_models import Loaded, ModelSettings
 from tests.runtime.server.harness import (
@@ -23,6 +24,7 @@ from tests.runtime.server.harness import (
     Running,
     ScriptedExecutor,
     make_service,
+    running,
     tiny_tokenizer,
 )
 
@@ -136,6 +138,18 @@ def test_vllms_names_have_vllms_types_labels_and_buckets() -> None:
     assert ("vllm:request_prompt_tokens_bucket", "500.0") not in {
         (name, dict(labels).get("le")) for name, labels in found
     }
+
+
+def test_choices_are_counted_once_for_each_prompt() -> None:
+    with running(ScriptedExecutor()) as server:
+        body = {"prompt": ["a", "b"], "n": 3, "max_tokens": 4}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200
+        answers = server.server.app.state.server.metrics.by_model()[MODEL]
+        assert (answers.choices.count, answers.choices.sum) == (2, 6)
+        assert (answers.longest_answer.count, answers.longest_answer.sum) == (2, 8)
+    named = {family.name for family in VllmFamilies(_metrics()).collect()}
+    assert {"vllm:request_params_n", "vllm:request_max_num_generation_tokens"} <= named
 
 
 def test_an_answer_that_nobody_waits_for_counts_as_aborted_once() -> None:

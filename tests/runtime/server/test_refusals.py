@@ -20,7 +20,8 @@ from runtime.server.access import Access
 from runtime.server.connections import FREE_PIECES
 from runtime.server.keys import KeyRing
 from runtime.server.limits import Limits
-from runtime.server.schemas import REFUSED, ChatBody
+from runtime.server.refused import REFUSED
+from runtime.server.schemas import ChatBody
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
 from tests.waiting import eventually
 
@@ -224,14 +225,18 @@ def resident_bytes() -> int:
 
 def test_long_names_are_not_echoed(http: httpx.Client) -> None:
     body = chat(model="m" * 100_000)
-    assert refusal(http, "/v1/chat/completions", body, 404)["code"] == "model_not_found"
+    error = refusal(http, "/v1/chat/completions", body, 404)
+    assert (error["type"], error["code"]) == ("not_found", "model_not_found")
 
 
 def test_unknown_routes_and_methods(http: httpx.Client) -> None:
-    assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    missing = http.get("/v1/nothing").json()["error"]
+    assert missing["type"] == "invalid_request_error" and "/v1/nothing" in missing["message"]
+    meant = http.post("/chat/completions").json()["error"]["message"]
+    assert meant == "there is no route /chat/completions; did you mean /v1/chat/completions?"
     answer = http.get("/v1/chat/completions")
     assert answer.status_code == 405 and answer.headers["allow"] == "POST"
-    assert answer.json()["error"]["message"] == "Method Not Allowed"
+    assert answer.json()["error"]["message"] == "/v1/chat/completions takes POST, not GET"
 
 
 def exchange(server: Running, *parts: bytes) -> bytes:

@@ -88,6 +88,8 @@ def test_each_name_is_answered_by_its_model() -> None:
         ]
         assert found["half"]["max_model_len"] == found["a"]["max_model_len"] == 256
         assert http.get("/v1/models/prod").json()["root"] == "b"
+        assert http.get("/v2/models/half").json()["name"] == "half"
+        assert http.get("/v2/models/half/ready").json()["ready"] is True
         missing = ask(http, "c")
         assert missing.status_code == 404
         assert missing.json()["error"]["code"] == "model_not_found"

@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from tests.runtime.server.harness import MODEL, SCRIPT, Running, tiny_tokenizer
+from tests.runtime.server.stage import Stage
 
 TEXT = "<|im_start|>Café 🙂"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -55,6 +56,17 @@ def test_a_conversation_is_what_the_model_would_be_asked(
     assert answer["tokens"][: shorter["count"]] == shorter["tokens"]
 
 
+def test_tools_are_a_part_of_the_conversation(stage: Stage) -> None:
+    tool = {"type": "function", "function": {"name": "time"}}
+    plain, body = {"messages": MESSAGES}, {"messages": MESSAGES, "tools": [tool], "max_tokens": 1}
+    with httpx.Client(base_url=stage.server.url, timeout=60) as http:
+        asked = http.post("/v1/chat/completions", json=body).json()
+        counted = http.post("/tokenize", json=body).json()
+        assert counted["count"] == asked["usage"]["prompt_tokens"]
+        assert counted["count"] > http.post("/tokenize", json=plain).json()["count"]
+        assert '"time"' in http.post("/apply-template", json=body).json()["prompt"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "named"),
     [
@@ -72,6 +84,8 @@ def test_a_conversation_is_what_the_model_would_be_asked(
         ("/detokenize", {"tokens": ["a"]}, "tokens"),
         ("/detokenize", {"tokens": [3, 100_000]}, "100000"),
         ("/detokenize", {"tokens": [-1]}, "-1"),
+        ("/tokenize", {"messages": MESSAGES, "tools": [5]}, "tools[0]"),
+        ("/tokenize", {"messages": MESSAGES, "documents": ["a"]}, "documents"),
         ("/apply-template", {"messages": []}, "messages"),
     ],
 )
