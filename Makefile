@@ -29,7 +29,7 @@ test: $(VENV)/installed lint
 	$(BIN)/python -m pytest
 
 test-clients: $(VENV)-clients/installed
-	$(VENV)-clients/bin/python -m pytest -p no:unraisableexception -m clients tests/clients
+	COLDPRESS_ALL_CLIENTS=1 $(VENV)-clients/bin/python -m pytest -p no:unraisableexception -m clients tests/clients
 
 # In an environment whose torch has CUDA; without a GPU the same tests run interpreted, in `test`.
 test-gpu:
