@@ -46,7 +46,7 @@ inline void mix_tile(const Stretch<Form>& stretch, Span places, int d,
     }
     for (; j + Form::kGroup <= end; j += Form::kGroup) {
       const std::size_t at = static_cast<std::size_t>(j) * view.value_stride;
-      prefetch(next + at, sizeof(Stored) * Form::kGroup * vecs * kLanes);
+      ask_for(next + at, sizeof(Stored) * Form::kGroup * vecs * kLanes);
       for (int v = 0; v < vecs; ++v)
         value[v] = Form::load_group(values + at + v * kLanes * Form::kGroup);
       join(value, w + j);
@@ -161,11 +161,11 @@ inline void find_pages(Stretch<Form>& stretch, Span any, int last) {
     for (int v = 0; v < vecs; ++v)
       stretch.keys[page * vecs + v] = stretch.keys_of(page) + v * kLanes * Form::kGroup;
     stretch.values[page] = stretch.values_of(page);
-    prefetch(stretch.keys[page * vecs], kFirst);
-    prefetch(stretch.values[page], kFirst);
+    ask_for(stretch.keys[page * vecs], kFirst);
+    ask_for(stretch.values[page], kFirst);
     if constexpr (Form::kScaled) {
-      prefetch(stretch.scales_of(view.key_scales, page), sizeof(float) * view.key_stride);
-      prefetch(stretch.scales_of(view.value_scales, page), sizeof(float) * view.key_stride);
+      ask_for(stretch.scales_of(view.key_scales, page), sizeof(float) * view.key_stride);
+      ask_for(stretch.scales_of(view.value_scales, page), sizeof(float) * view.key_stride);
     }
   }
   for (int v = 0; v < stretch.vectors_ahead + kVecs; ++v)

@@ -89,7 +89,7 @@ inline void score_bytes(const Stretch<ByteProducts>& stretch, const ByteQuery* q
   for (int d = 0; d < view.head_dim; d += 4, at += 4 * view.key_stride) {
     Integers key[vecs];
     for (int v = 0; v < vecs; ++v) {
-      if (v % 2 == 0 || kLanes == 16) prefetch(soon[v] + at, 1);
+      if (v % 2 == 0 || kLanes == 16) ask_for(soon[v] + at, 1);
       key[v] = biased_codes(load_codes(keys[v] + at));
     }
     for (int r = 0; r < rows; ++r) {
@@ -145,18 +145,22 @@ inline void weigh_bytes(const Stretch<ByteProducts>& stretch, const Span* places
     tops[r] = splat(top);
     totals[r] = most[r] = splat(0.0F);
   }
-  for (int j = all.from; j < all.to; j += kLanes) {
-    const Vec scales = load(stretch.scales_of(view.value_scales, j / view.key_stride) +
-                            j % view.key_stride);
-    for (int r = 0; r < rows; ++r) {
-      float* row = scores + r * stride + j;
-      const Vec x = sub(load(row), tops[r]);
-      const Vec weight = exp2(x);
-      totals[r] = add(totals[r], weight);
-      // Only what is hidden is so far below: the scale of what is not seen may be no number.
-      const Vec scaled = zero_where_less(x, splat(-3.4e38F), mul(weight, scales));
-      most[r] = max_bits(most[r], scaled);
-      store(row, scaled);
+  const int n = view.key_stride;
+  for (int page = all.from / n; page * n < all.to; ++page) {
+    const float* of_page = stretch.scales_of(view.value_scales, page) - page * n;
+    const int end = smaller(all.to, (page + 1) * n);
+    for (int j = larger(all.from, page * n); j < end; j += kLanes) {
+      const Vec scales = load(of_page + j);
+      for (int r = 0; r < rows; ++r) {
+        float* row = scores + r * stride + j;
+        const Vec x = sub(load(row), tops[r]);
+        const Vec weight = exp2(x);
+        totals[r] = add(totals[r], weight);
+        // Only what is hidden is so far below: the scale of what is not seen may be no number.
+        const Vec scaled = zero_where_less(x, splat(-3.4e38F), mul(weight, scales));
+        most[r] = max_bits(most[r], scaled);
+        store(row, scaled);
+      }
     }
   }
   for (int r = 0; r < rows; ++r) {
@@ -193,7 +197,7 @@ inline void mix_bytes(const Stretch<ByteProducts>& stretch, Span any, int d,
     const Int8* next = stretch.values[page + stretch.pages_ahead] + d * 4;
     for (int j = larger(any.from - base, 0) / 4 * 4; j < end; j += 4) {
       const std::size_t at = static_cast<std::size_t>(j) * view.value_stride;
-      prefetch(next + at, 4 * vecs * kLanes);
+      ask_for(next + at, 4 * vecs * kLanes);
       Integers value[vecs];
       for (int v = 0; v < vecs; ++v) value[v] = load_codes(values + at + v * kLanes * 4);
       const std::uint8_t* w = weights + piece_at(base + j);

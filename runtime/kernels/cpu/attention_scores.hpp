@@ -26,6 +26,12 @@ struct Span {
 inline int larger(int a, int b) { return a > b ? a : b; }
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
+// Asks the nearest cache for memory that is to be read next.
+inline void ask_for(const void* memory, std::size_t bytes) {
+  for (std::size_t line = 0; line < bytes; line += 64)
+    __builtin_prefetch(static_cast<const char*>(memory) + line, 0, 3);
+}
+
 // What a call reads: keys, vector by vector of places, and values, page by page, of one head. Behind
 // the last of either is what is read next, which is asked for as the last ones are read: few lines
 // at a time can be on their way, and asking for many at once would halt whoever asks.
@@ -71,7 +77,7 @@ inline void score_tile(const Stretch<Form>& stretch, const typename Form::Factor
     typename Form::Loaded key[vecs];
     for (int v = 0; v < vecs; ++v) {
       if (v % 2 == 0 || sizeof(Stored) * Form::kGroup * kLanes >= 64)
-        prefetch(soon[v] + at, 1);
+        ask_for(soon[v] + at, 1);
       key[v] = Form::load_group(keys[v] + at);
     }
     for (int r = 0; r < rows; ++r) {
