@@ -1,5 +1,7 @@
 """Who may use a server and what is told of it: keys, origins, logs and traces."""
 
+import re
+import ssl
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,20 +25,32 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
+
 @dataclass(frozen=True)
 class Access:
     """keys: None lets everyone in. origins: of pages in browsers that may ask, "*" for all; none by
-    default. log: None writes no lines. tracer: None sends no spans."""
+    default. log: None writes no lines. tracer: None sends no spans. Raises InputError for an origin
+    that no browser would send."""
 
     keys: KeyRing | None = None
     origins: tuple[str, ...] = ()
     log: AccessLog | None = None
     tracer: "Tracer | None" = None
 
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"--cors-origin '{origin}' is not as browsers write it; it looks like "
+                    "https://app.example or http://localhost:3000, or is '*'"
+                )
+
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM form. Raises InputError for one that is not there."""
+    """Files in PEM form. Raises InputError for one that is not there, or is not what it should."""
 
     certificate: Path
     key: Path
@@ -47,6 +61,15 @@ class Tls:
                 raise InputError(
                     f"{path}: there is no such file; TLS needs a certificate and its key"
                 )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Never asks for the password of a key: nobody may be there to type it.
+            context.load_cert_chain(self.certificate, self.key, password=str)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.certificate} and {self.key} are no certificate and its key in PEM form "
+                f"without a password ({error})"
+            ) from error
 
 
 def add_access(app: App, access: Access, metrics: Metrics) -> None:

@@ -64,7 +64,7 @@ def read_keys(path: Path) -> KeyRing:
             raise InputError(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{path}: the API keys cannot be read: {reason}") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(

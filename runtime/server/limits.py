@@ -56,6 +56,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object, strictly: no NaN or Infinity, no key twice, no half of a surrogate pair."""
+    if not body.strip():
+        raise ApiError(400, "the body is empty; send a JSON object")
     field = overfull_field(body)
     if field is not None:
         what = f"'{field}' makes the body hold" if field else "the body holds"

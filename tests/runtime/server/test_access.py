@@ -259,3 +259,19 @@ def test_https(tmp_path: Path) -> None:
 def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pem: there is no such file"):
         Tls(tmp_path / "none.pem", tmp_path / "key.pem")
+
+
+def test_what_is_no_certificate(tmp_path: Path) -> None:
+    tls = certificate(tmp_path)
+    with pytest.raises(InputError, match=r"no certificate and its key in PEM form"):
+        Tls(tls.certificate, tls.certificate)
+    (tmp_path / "text.pem").write_text("not a certificate")
+    with pytest.raises(InputError, match=r"text\.pem and .*key\.pem are no certificate"):
+        Tls(tmp_path / "text.pem", tls.key)
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "", "https://a/b"])
+def test_an_origin_that_no_browser_sends(origin: str) -> None:
+    with pytest.raises(InputError, match=r"--cors-origin .* looks like https://app\.example"):
+        Access(origins=(origin,))
+    assert Access(origins=("*", "http://localhost:3000", "chrome-extension://abc")).origins
