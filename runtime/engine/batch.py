@@ -167,3 +167,12 @@ class GivesHidden(Protocol):
         """The normed output of the last layer in place of logits, float32 [R, hidden_size]; the
         step's keys and values are written as by `step`. Valid until the next call of either."""
         ...
+
+
+@runtime_checkable
+class GivesBack(Protocol):
+    """What an executor has besides, where the memory of single pages can be given up."""
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Nobody will read what these hold; they take memory again once they are written to."""
+        ...

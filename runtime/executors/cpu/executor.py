@@ -1,5 +1,6 @@
 """CpuExecutor: the Executor that `serve` uses where there is no accelerator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +94,11 @@ class CpuExecutor:
             result,
             ops,
         )
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Nobody will read what these pages hold: they take no memory until they are written to."""
+        assert self._plan is not None, "the executor is closed"
+        self._plan.give_back(pages)
 
     def profile(self, on: bool) -> None:
         """Time every op of the steps that follow, from zero; a step takes a little longer then."""

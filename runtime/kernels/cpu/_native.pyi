@@ -151,6 +151,9 @@ class Plan:
     ) -> None: ...
     @property
     def cache_bytes(self) -> int: ...
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Nobody will read what these pages hold: they take no memory until they are written to
+        again. Raises ValueError for a page that is not in the pool."""
     def profile(self, on: bool) -> None:
         """Time every op from now on, from zero, or stop doing so."""
     def timings(self) -> list[tuple[str, float, float]]:

@@ -26,6 +26,10 @@ inline void give_back_freed() {
 // given back when nothing in it is used any more. Any thread.
 std::shared_ptr<void> take_streamed(std::size_t bytes);
 
+// What lies from `begin` on is of no use any more, and takes no room until it is written again, as
+// far as whole pages of the system lie in it.
+void discard(void* begin, std::size_t bytes);
+
 struct Streamed {};
 
 template <class T>
@@ -48,6 +52,9 @@ class Memory {
   std::size_t size() const { return count_; }
   std::size_t bytes() const { return count_ * sizeof(T); }
   bool empty() const { return count_ == 0; }
+  void discard(std::size_t first, std::size_t count) const {
+    coldpress::discard(data() + first, count * sizeof(T));
+  }
 
  private:
   static constexpr std::size_t kAlign = 64;

@@ -178,6 +178,7 @@ NB_MODULE(_native, m) {
            nb::arg("max_tokens"), nb::arg("vocab_size"))
       .def("best", &best)
       .def_prop_ro("cache_bytes", &Plan::cache_bytes)
+      .def("give_back", &Plan::give_back, nb::arg("pages"))
       .def("profile", &Plan::profile, nb::arg("on"))
       .def("timings", [](const Plan& plan) {
         std::vector<std::tuple<std::string, double, double>> found;

@@ -93,6 +93,8 @@ class Plan {
   // What argmax found in each row of the last step that came so far.
   const std::vector<std::int32_t>& best() const { return best_; }
   std::size_t cache_bytes() const;
+  // Nobody will read what these pages of the pool hold.
+  void give_back(std::vector<int> pages) const;
 
   // Seconds that each op took since profiling began, in the steps of one token for each sequence
   // (decode) and in the others (prefill).
