@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = open_artifact(args.model)
     executor = load_executor(model, context_tokens=args.streams * 256)
-    grammars = GrammarCompiler(tokenizer, executor.vocab_size)
+    grammars = GrammarCompiler(lambda: tokenizer, executor.vocab_size)
     options = EngineOptions(max_running=args.streams)
     constraint = Constraint("json_schema", json.dumps(SCHEMA))
     start = time.perf_counter()

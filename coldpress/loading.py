@@ -125,7 +125,7 @@ def open_service(
     executor = machine.load(
         model, kv_cache_bytes=kv_cache_bytes, max_step_tokens=options.max_step_tokens
     )
-    grammars = GrammarCompiler(tokenizer, executor.vocab_size)
+    grammars = GrammarCompiler(lambda: tokenizer, executor.vocab_size)
     draft = load_draft(options, executor, machine.threads)
     engine = EngineThread(Engine(executor, options, grammars=grammars, draft_executor=draft))
 
@@ -182,17 +182,6 @@ class StartedModel:
     def close(self) -> None:
         """End the worker, and with it what it holds."""
         self.engine.shutdown(drain_seconds=0.0)
-
-
-def open_served(
-    spec: "ModelSpec",
-    on_note: OnNote | None = None,
-    model: "Model | None" = None,
-    process: "WorkerProcess | None" = None,
-) -> "tuple[GenerationService, Callable[[], None]]":
-    """As `open_service`, with the engine in a process of its own; see StartedModel."""
-    started = StartedModel(spec, process)
-    return started.service(on_note, model), started.close
 
 
 def check_context(model: "Model", context: int | None, name: str) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 ConstraintKind = Literal["json_schema", "regex", "lark"]
+GRAMMAR_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+"""Limits by which the times of compiling a grammar are counted."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Matcher(Protocol):
 
 class Grammars(Protocol):
     """Makes matchers for one model's vocabulary; slow, and callable from any thread."""
+
+    def knows(self, constraint: Constraint) -> bool:
+        """Whether it is compiled already."""
+        ...
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Raises ConstraintError for a constraint that cannot be compiled."""

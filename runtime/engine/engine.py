@@ -1,39 +1,26 @@
 """The step loop: requests in, tokens out. Not thread-safe; `EngineThread` is."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 
-from runtime.engine.batch import ChoosesTokens, Executor, GivesHidden
-from runtime.engine.candidates import Float32
-from runtime.engine.choosing import Chooser, Flight
-from runtime.engine.constraint import ConstraintError, Grammars, Matcher
+from runtime.engine.batch import Executor, GivesBack
+from runtime.engine.constraint import Grammars, Matcher
+from runtime.engine.intake import Intake
 from runtime.engine.options import EngineOptions
-from runtime.engine.outcome import Outcome, outcome_of
+from runtime.engine.outcome import Outcome
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk
-from runtime.engine.request import FinishReason, Request, RequestError, TokenEvent
-from runtime.engine.run import best_of, run_chunks
+from runtime.engine.request import FinishReason, Request, TokenEvent
+from runtime.engine.runner import ExecutorFailed, Runner
 from runtime.engine.sampling import RowSampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
 from runtime.engine.speculation.speculator import Speculator, make_speculator
 from runtime.engine.stats import Counters, EngineStats
 from runtime.engine.timekeeper import Timekeeper
-from runtime.engine.validate import check_request, duplicate_request, queue_full
+from runtime.engine.validate import duplicate_request, queue_full
 
 DEFAULT_OPTIONS = EngineOptions()
-
-
-class ExecutorFailed(RuntimeError):  # noqa: N818
-    """A step did not run and was rolled back; the same step may be tried again.
-
-    `request_ids` are the requests that took part in it.
-    """
-
-    def __init__(self, message: str, request_ids: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.request_ids = request_ids
 
 
 class Engine:
@@ -61,16 +48,17 @@ class Engine:
             raise ValueError("draft_model is named, but its executor is missing")
         self.options = options
         self._executor = executor
-        self._chooser = Chooser(executor) if isinstance(executor, ChoosesTokens) else None
+        self._runner = Runner(executor)
         self._check = check
         self._on_step = on_step
-        self._grammars = grammars
         self._draft_executor = draft_executor
         self._clock = clock
         self._counters = Counters()
+        self._intake = Intake(executor, grammars, self._counters, clock)
         self._times = Timekeeper(clock, options)
         self._expired: list[TokenEvent] = []
         self._sequences: dict[str, SequenceState] = {}
+        self._most_pages = executor.num_pages - 1
         self._scheduler = self._new_scheduler()
         self._speculator = self._new_speculator()
 
@@ -92,16 +80,17 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        counters = replace(self._counters, finished=dict(self._counters.finished))
+        pool = self._scheduler.pool
         return EngineStats(
-            **vars(counters),
+            **vars(self._counters.copy()),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             max_running=self.options.max_running,
             max_waiting=self.options.max_waiting,
-            pages_in_use=self.pages_in_use,
-            pages_evictable=self._scheduler.pool.num_evictable,
-            pages_total=self._scheduler.pool.capacity,
+            pages_in_use=pool.num_used,
+            pages_evictable=pool.num_evictable,
+            pages_total=pool.capacity,
+            pages_written=pool.num_written,
             expected_wait_seconds=self.expected_wait(self.num_waiting),
         )
 
@@ -116,26 +105,12 @@ class Engine:
 
     def validate(self, request: Request) -> None:
         """Raise RequestError if the request could never be served. Safe from any thread."""
-        pool = self._scheduler.pool
-        check_request(
-            request,
-            vocab_size=self._executor.vocab_size,
-            max_positions=self._executor.max_positions,
-            pool_tokens=pool.capacity * pool.page_size,
-            gives_hidden=isinstance(self._executor, GivesHidden),
-        )
-        if request.constraint is not None and self._grammars is None:
-            raise RequestError("this model cannot hold its answers to a grammar", "constraint")
+        self._intake.check(request, self._scheduler.pool)
 
     def matcher_of(self, request: Request) -> Matcher | None:
-        """What `add` needs of a constrained request. Slow, and safe from any thread. RequestError
-        for a constraint that cannot be compiled."""
-        if request.constraint is None or self._grammars is None:
-            return None
-        try:
-            return self._grammars.matcher(request.constraint)
-        except ConstraintError as error:
-            raise RequestError(str(error), "constraint") from error
+        """What `add` needs of a constrained request. Slow; from any thread, but one at a time.
+        RequestError for a constraint that cannot be compiled."""
+        return self._intake.matcher_of(request)
 
     def add(
         self, request: Request, matcher: Matcher | None = None, arrived_at: float | None = None
@@ -170,6 +145,18 @@ class Engine:
         self._finish(sequence, reason)
         return TokenEvent(request_id, None, reason)
 
+    def limit_pages(self, most: int) -> None:
+        """Use so many pages at most from now on, for as long as that is not said again, and give
+        the others' memory back. Never fewer than a request that is live may need."""
+        if not isinstance(self._executor, GivesBack):
+            return
+        pool = self._scheduler.pool
+        longest = max((s.most_tokens for s in self._sequences.values()), default=1)
+        self._most_pages = max(most, pool.pages_for(longest))
+        self._scheduler.limit_pages(self._most_pages)
+        self._give_back(self._scheduler.take_retired())
+        self._check_if_asked()
+
     def step(self) -> list[TokenEvent]:
         """Run one step over what is queued; the tokens that it gave, in order of service, after the
         ends of requests whose time is over.
@@ -179,20 +166,18 @@ class Engine:
         """
         started = self._clock()
         self._end_expired(started)
-        flight = None if self._chooser is None else self._chooser.take(self._is_live)
+        flight = self._runner.take_ahead(self._is_live)
         chunks = self._planned(started) if flight is None else flight.chunks
         if not chunks:
             return self._take_expired()
         if self._on_step is not None:
             self._on_step([chunk.sequence.request.request_id for chunk in chunks])
         ran = self._clock()
+        ahead = self._times.budget.tokens(len(chunks)) if self._speculator is None else 0
         try:
-            outcomes: Iterable[Outcome] | None = self._chosen(flight, chunks)
-            if outcomes is None:
-                hidden, logits = run_chunks(self._executor, chunks)
+            outcomes = self._runner.run(chunks, flight, self._scheduler, ahead)
         except BaseException as cause:
-            if self._chooser is not None:
-                self._chooser.roll_back(self._scheduler)
+            self._runner.roll_back(self._scheduler)
             self._scheduler.roll_back(chunks)
             self._counters.failed_steps += 1
             self._check_if_asked()
@@ -201,8 +186,6 @@ class Engine:
             ids = tuple(chunk.sequence.request.request_id for chunk in chunks)
             raise ExecutorFailed(f"a step of {len(ids)} requests failed: {cause}", ids) from cause
         num_prompt_tokens = sum([c.num_tokens for c in chunks if c.num_tokens - len(c.drafts) > 1])
-        if outcomes is None:
-            outcomes = self._outcomes(chunks, hidden, logits)
         events = self._take_expired() + self._commit(chunks, outcomes)
         now = self._clock()
         self._times.budget.note(num_prompt_tokens, now - started)
@@ -217,8 +200,8 @@ class Engine:
         self._counters.finished["error"] += len(ids)
         self._sequences.clear()
         self._times.end_all()
-        if self._chooser is not None:
-            self._chooser.take(self._is_live)
+        self._runner.take_ahead(self._is_live)
+        self._give_back(range(1, self._executor.num_pages))
         self._scheduler = self._new_scheduler()
         self._speculator = self._new_speculator()
         return ids
@@ -242,40 +225,16 @@ class Engine:
         if self._speculator is not None and len(answers) == self.num_running:
             self._speculator.guess(answers, max_tokens)
         chunks = self._scheduler.schedule(max_tokens)
+        self._give_back(self._scheduler.take_retired())
         self._times.start(chunks, now)
         return chunks
 
+    def _give_back(self, pages: Sequence[int]) -> None:
+        if pages and isinstance(self._executor, GivesBack):
+            self._executor.give_back(pages)
+
     def _is_live(self, sequence: SequenceState) -> bool:
         return self._sequences.get(sequence.request.request_id) is sequence
-
-    def _chosen(self, flight: Flight | None, chunks: Sequence[Chunk]) -> list[Outcome] | None:
-        """Where the executor chooses tokens itself, of a step that has begun or begins here; None
-        where it cannot. The step behind it has begun, where that could be, before it is waited
-        for."""
-        if self._chooser is None:
-            return None
-        flight = flight or self._chooser.begin(chunks)
-        if flight is None:
-            return None
-        if self._speculator is None:
-            max_tokens = self._times.budget.tokens(len(chunks))
-            self._chooser.begin_behind(flight, self._scheduler, max_tokens)
-        return flight.outcomes()
-
-    def _outcomes(
-        self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
-    ) -> Iterator[Outcome]:
-        """One after the other, so that each is committed before the next is drawn."""
-        best = best_of(self._executor, logits)
-        row = hidden_row = 0
-        for chunk in chunks:
-            if chunk.sequence.request.pooling is not None:
-                hidden_row += chunk.num_logits
-                yield outcome_of(chunk, hidden[hidden_row - chunk.num_logits : hidden_row], ())
-            else:
-                row += chunk.num_logits
-                first = row - chunk.num_logits
-                yield outcome_of(chunk, logits[first:row], best[first:row])
 
     def _commit(self, chunks: Sequence[Chunk], outcomes: Iterable[Outcome]) -> list[TokenEvent]:
         self._counters.steps += 1
@@ -292,20 +251,16 @@ class Engine:
         self._scheduler.commit(chunk, outcome.num_valid)
         self._counters.generated_tokens += outcome.num_drawn
         if begins:
-            self._note_prompt(sequence)
+            cached = sequence.num_cached_tokens if self.options.prefix_cache else None
+            self._counters.note_prompt(sequence.num_prompt_tokens, cached)
         if self._speculator is not None:
             self._speculator.note(sequence, len(chunk.drafts), outcome.num_valid - 1)
         if outcome.reason is not None:
             self._counters.corrupted_requests += outcome.corrupted
+            constrained = sequence.request.constraint is not None
+            self._counters.grammar_failures += constrained and outcome.reason == "error"
             self._finish(sequence, outcome.reason, distrusted=outcome.corrupted)
         return outcome.events
-
-    def _note_prompt(self, sequence: SequenceState) -> None:
-        counters = self._counters
-        counters.prompt_tokens += sequence.num_prompt_tokens
-        if self.options.prefix_cache:
-            counters.prefix_cache_queries += sequence.num_prompt_tokens
-            counters.prefix_cache_hits += sequence.num_cached_tokens
 
     def _end_expired(self, now: float) -> None:
         """Their events stay here until a step has gone well."""
@@ -332,7 +287,9 @@ class Engine:
 
     def _new_scheduler(self) -> Scheduler:
         pool = PagePool(self._executor.num_pages, self._executor.page_size)
-        return Scheduler(pool, self._counters, self.options)
+        scheduler = Scheduler(pool, self._counters, self.options)
+        scheduler.limit_pages(self._most_pages)
+        return scheduler
 
     def _new_speculator(self) -> Speculator | None:
         return make_speculator(self.options, self._draft_executor, self._counters, self._clock)

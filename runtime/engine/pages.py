@@ -16,6 +16,9 @@ class PagePool:
 
     A page that is marked as kept does not become free when its last owner leaves, but stays as it
     is until the pool needs it: the one that was left first goes first, and `on_evict` is told.
+
+    Where there is less memory than was planned, a limit takes pages out of use: at first those that
+    nobody owns, later those that were owed.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
@@ -31,11 +34,15 @@ class PagePool:
         self._kept = [False] * num_pages
         self._evictable: dict[int, None] = {}
         """Kept pages without owners, the one to go first at the front."""
+        self._most = num_pages - 1
+        self._retired: list[int] = []
+        """Out of use."""
+        self._written: set[int] = set()
 
     @property
     def capacity(self) -> int:
         """Pages that can be owned at all."""
-        return len(self._references) - 1
+        return len(self._references) - 1 - len(self._retired)
 
     @property
     def num_available(self) -> int:
@@ -50,6 +57,16 @@ class PagePool:
     @property
     def num_used(self) -> int:
         return self.capacity - self.num_available
+
+    @property
+    def num_owed(self) -> int:
+        """Pages in use beyond the limit: `retire` takes them once nobody owns them."""
+        return max(0, self.capacity - self._most)
+
+    @property
+    def num_written(self) -> int:
+        """Pages that take memory: they were owned once, and not given up since."""
+        return len(self._written)
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold this many tokens."""
@@ -67,6 +84,7 @@ class PagePool:
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self._references[page] = 1
+        self._written.update(pages)
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
@@ -108,11 +126,34 @@ class PagePool:
                 else:
                     self._free.append(page)
 
+    def limit(self, most: int) -> None:
+        """No more than `most` pages are to be in use. What comes back into use is free; what has
+        to go is owed."""
+        self._most = most
+        while self._retired and self.capacity < most:
+            self._free.insert(0, self._retired.pop())
+
+    def retire(self) -> list[int]:
+        """Take what is owed out of use, as far as nobody owns it: free pages, then kept ones.
+        Returns them; nobody will ask for what they hold."""
+        count = min(self.num_owed, self.num_available)
+        if not count:
+            return []
+        if count > len(self._free):
+            self._evict(count - len(self._free))
+        # Those that take no memory first, then neighbours: the system frees memory in large pieces.
+        pages = sorted(self._free, key=lambda page: (page in self._written, -page))[:count]
+        out = set(pages)
+        self._free = [page for page in self._free if page not in out]
+        self._retired += pages
+        self._written -= out
+        return pages
+
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
-        """Every page is free, kept or owned by exactly the given page lists, and only one of these;
-        AssertionError names the first page where that fails."""
+        """Every page is free, kept, retired or owned by exactly the given page lists, and only one
+        of these; AssertionError names the first page where that fails."""
         owned = Counter(page for pages in owners for page in pages)
-        idle = Counter([*self._free, *self._evictable])
+        idle = Counter([*self._free, *self._evictable, *self._retired])
         assert 0 not in owned and 0 not in idle, "the reserved page 0 is in use"
         for page in range(1, len(self._references)):
             assert self._references[page] == owned[page], (
@@ -123,7 +164,10 @@ class PagePool:
             )
             kept = self._kept[page] and not owned[page]
             assert (page in self._evictable) == kept, f"page {page} is kept by mistake or lost"
-        assert idle.total() == self.num_available <= self.capacity, "unknown pages are free"
+        num_idle = self.num_available + len(self._retired)
+        assert idle.total() == num_idle < len(self._references), "unknown pages are free"
+        assert self._written.isdisjoint(self._retired), "a page out of use takes memory"
+        assert self._written.issuperset([*owned, *self._evictable]), "a page in use takes none"
 
     def _evict(self, count: int) -> None:
         for _ in range(count):

@@ -6,6 +6,7 @@ from operator import attrgetter
 
 from runtime.engine.admission import Admission
 from runtime.engine.options import EngineOptions
+from runtime.engine.ownership import Ownership
 from runtime.engine.pages import PagePool
 from runtime.engine.plan import Chunk, StepPlan
 from runtime.engine.prefix_cache import PrefixCache
@@ -33,8 +34,8 @@ class Scheduler:
         self._admission = Admission(pool, self.cache, options)
         self._counters = counters
         self._options = options
-        self._spare_pages = 0
-        """Pages that no running sequence needs for what it knows."""
+        self._pages = Ownership(pool, options.reserve_answers)
+        self._retired: list[int] = []
         self._moved = True
         """Somebody came or went since `schedule` let in whom it could."""
 
@@ -103,10 +104,7 @@ class Scheduler:
         sequence = chunk.sequence
         sequence.advance(num_valid)
         if chunk.drafts:
-            spare = len(sequence.pages) - self._wanted_pages(sequence)
-            if spare > 0:
-                self.pool.free(sequence.pages[-spare:])
-                del sequence.pages[-spare:]
+            self._pages.drop_surplus(sequence)
         size = self.pool.page_size
         filled = sequence.num_computed_tokens >= (sequence.num_shared_pages + 1) * size
         if filled and self.cache is not None:
@@ -120,7 +118,7 @@ class Scheduler:
             self.pool.free(chunk.new_pages)
             if chunk.admitted:
                 self.running.remove(sequence)
-                self._release(sequence)
+                self._pages.release(sequence)
                 self.enqueue(sequence)
 
     def remove(self, sequence: SequenceState, *, distrusted: bool = False) -> None:
@@ -133,7 +131,18 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self._release(sequence)
+        self._pages.release(sequence)
+
+    def limit_pages(self, most: int) -> None:
+        """So many pages are to be in use at most: now if nobody owns the others, else from the next
+        step on, for which requests are preempted."""
+        self.pool.limit(most)
+        self._retired += self.pool.retire()
+
+    def take_retired(self) -> list[int]:
+        """Pages that went out of use since this was asked last: there is no memory for them."""
+        retired, self._retired = self._retired, []
+        return retired
 
     def check_integrity(self) -> None:
         """Pages, order of service and limits are consistent between two steps."""
@@ -158,11 +167,12 @@ class Scheduler:
                 return
             start = sequence.num_computed_tokens
             if sequence.drafts:
-                drafts, new_pages = self._take_drafts(sequence, plan)
-                count = 1 + len(drafts)
+                drafts, sequence.drafts = sequence.drafts[: plan.tokens - 1], ()
+                num_fit, new_pages = self._pages.take_for(sequence, drafts)
+                drafts, count = drafts[:num_fit], 1 + num_fit
                 plan.add(Chunk(sequence, start, count, count, new_pages, False, True, drafts))
             else:
-                new_pages = self._own_pages(sequence)
+                new_pages = self._pages.take(sequence)
                 plan.add(Chunk(sequence, start, 1, 1, new_pages, False, True))
 
     def _serve(self, sequences: Iterable[SequenceState], plan: StepPlan) -> None:
@@ -192,21 +202,24 @@ class Scheduler:
         return sequence.num_pending_tokens > LONG_PROMPT_STEPS * limit
 
     def _make_room(self) -> bool:
-        """Preempt until every running sequence can hold what it knows; whether that was needed."""
-        self._spare_pages = 0
+        """Preempt until every running sequence can hold what it knows in the pages that there is
+        memory for; whether that was needed."""
         if self._options.reserve_answers:
+            self._retired += self.pool.retire()
+            self._pages.spare(0)
             return False
-        size = self.pool.page_size
-        missing = sum([-(-len(s.tokens) // size) - len(s.pages) for s in self.running])
+        missing = self._pages.missing(self.running) + self.pool.num_owed
         preempted = missing > self.pool.num_available
         while missing > self.pool.num_available:
             victim = self.running.pop()
             assert self.running, "the first sequence does not fit the pool alone"
-            missing -= self._missing_pages(victim)
-            self._release(victim)
+            missing -= self._pages.missing([victim])
+            self._pages.release(victim)
             self.enqueue(victim)
             self._counters.preemptions += 1
-        self._spare_pages = self.pool.num_available - missing
+        missing -= self.pool.num_owed
+        self._retired += self.pool.retire()
+        self._pages.spare(self.pool.num_available - missing)
         return preempted
 
     def _admit_all(self, plan: StepPlan, *, only_short: bool = False) -> None:
@@ -227,7 +240,7 @@ class Scheduler:
         if self.cache is not None:
             self.cache.take(sequence, found)
             if self._is_computed_now(sequence, plan):
-                self._release(sequence)
+                self._pages.release(sequence)
                 return False
         for other in self.waiting:
             if other is sequence:
@@ -254,17 +267,8 @@ class Scheduler:
             and self.cache.next_key(sequence) in plan.pages_in_flight
         )
 
-    def _wanted_pages(self, sequence: SequenceState) -> int:
-        """Pages that a running sequence owns: for what it knows, or for all it may ever know."""
-        if self._options.reserve_answers:
-            return self.pool.pages_for(sequence.most_tokens)
-        return self.pool.pages_for(len(sequence.tokens))
-
-    def _missing_pages(self, sequence: SequenceState) -> int:
-        return self._wanted_pages(sequence) - len(sequence.pages)
-
     def _reserve(self, sequence: SequenceState, plan: StepPlan, *, admitted: bool) -> None:
-        new_pages = self._own_pages(sequence)
+        new_pages = self._pages.take(sequence)
         start, num_tokens = sequence.num_computed_tokens, plan.room_for(sequence)
         end = start + num_tokens
         num_logits = max(0, end - max(start, sequence.first_logit_position))
@@ -273,33 +277,3 @@ class Scheduler:
         fills_page = num_tokens > 1 and end // self.pool.page_size > sequence.num_shared_pages
         if self.cache is not None and fills_page:
             plan.pages_in_flight.add(self.cache.next_key(sequence))
-
-    def _own_pages(self, sequence: SequenceState) -> Sequence[int]:
-        """Allocate the pages that are missing; returns them."""
-        missing = self._missing_pages(sequence)
-        if missing <= 0:
-            return ()
-        new_pages = self.pool.allocate(missing)
-        sequence.pages.extend(new_pages)
-        return new_pages
-
-    def _take_drafts(
-        self, sequence: SequenceState, plan: StepPlan
-    ) -> tuple[Sequence[int], Sequence[int]]:
-        """The guesses that fit without pages that others need, and the pages allocated."""
-        drafts, sequence.drafts = sequence.drafts[: plan.tokens - 1], ()
-        size, known = self.pool.page_size, len(sequence.tokens)
-        own = max(len(sequence.pages), self._wanted_pages(sequence))
-        most = min(self.pool.pages_for(known + len(drafts)), own + self._spare_pages)
-        drafts = drafts[: most * size - known]
-        self._spare_pages -= max(0, most - own)
-        missing = most - len(sequence.pages)
-        if missing <= 0:
-            return drafts, ()
-        new_pages = self.pool.allocate(missing)
-        sequence.pages.extend(new_pages)
-        return drafts, new_pages
-
-    def _release(self, sequence: SequenceState) -> None:
-        self.pool.free(sequence.pages)
-        sequence.forget()

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from runtime.engine.constraint import Matcher
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.request import Request, RequestError, TokenEvent
+from runtime.engine.runner import ExecutorFailed
 from runtime.engine.stats import EngineStats
 from runtime.engine.turns import turn
 from runtime.engine.validate import duplicate_request, queue_full
@@ -50,6 +51,8 @@ class EngineThread:
         self._uncompiled: list[TokenEvent] = []
         self._compiler = ThreadPoolExecutor(1, "coldpress-grammars")
         self._aborts: set[str] = set()
+        self._page_limit: int | None = None
+        """Asked for, and not handed to the engine yet."""
         self._listeners: dict[str, Listener] = {}
         self._last_progress = clock()
         self._draining = False
@@ -109,6 +112,12 @@ class EngineThread:
             if request_id in self._listeners:
                 self._aborts.add(request_id)
                 self._wake.notify()
+
+    def limit_pages(self, most: int) -> None:
+        """See `Engine.limit_pages`; soon."""
+        with self._wake:
+            self._page_limit = most
+            self._wake.notify()
 
     def stats(self) -> EngineStats:
         """Of this moment, perhaps amid a step; requests not yet handed over count as waiting."""
@@ -181,6 +190,7 @@ class EngineThread:
                     self._inbox
                     or self._aborts
                     or self._uncompiled
+                    or self._page_limit is not None
                     or self._engine.has_work
                     or (self._draining and not self._compiling)
                     or self._stopping
@@ -213,6 +223,7 @@ class EngineThread:
         """Hand new requests to the engine while its queue has room; carry out the aborts."""
         with self._wake:
             aborts, self._aborts = self._aborts, set()
+            limit, self._page_limit = self._page_limit, None
             never_started = [name for name in aborts if self._drop_unstarted(name)]
             events, self._uncompiled = self._uncompiled, []
             room = self._engine.options.max_waiting
@@ -221,6 +232,8 @@ class EngineThread:
                 name = request.request_id
                 matcher, arrived_at = self._matchers.pop(name, None), self._arrivals.pop(name)
                 self._engine.add(request, matcher, arrived_at)
+        if limit is not None:
+            self._engine.limit_pages(limit)
         events += [TokenEvent(name, None, "abort") for name in never_started]
         return events + [event for name in aborts if (event := self._engine.abort(name))]
 

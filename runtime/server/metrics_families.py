@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from runtime.engine.stats import EngineStats
 from runtime.server.metrics_answers import AnswerMetrics
-from runtime.server.metrics_grammar import grammar_families
+from runtime.server.metrics_grammar import engine_grammar_families, grammar_families
 from runtime.server.metrics_histogram import Histogram
 from runtime.server.registry_models import ModelState, ServedModel
 
@@ -133,6 +133,7 @@ class OwnFamilies(Collector):
         yield from grammar_families()
         engines = {one.model_name: one.engine.stats() for one in self._metrics.services}
         yield from engine_families("coldpress_", engines)
+        yield from engine_grammar_families(engines)
         saturation = GaugeMetricFamily(
             "coldpress_saturation",
             "The fullest of batch, queue and KV cache, 0 to 1; scale out on it.",

@@ -20,6 +20,7 @@ from runtime.engine.thread import EngineThread
 from runtime.machine import end_first
 from runtime.worker.failures import described
 from runtime.worker.flight import FlightRecord
+from runtime.worker.memory_watch import watch_memory
 from runtime.worker.messages import (
     FrameReader,
     Load,
@@ -31,7 +32,7 @@ from runtime.worker.messages import (
     command_of,
 )
 from runtime.worker.news import TurnWriter
-from runtime.worker.opening import LazyGrammars, Opened, import_ahead, load_model
+from runtime.worker.opening import Opened, grammars_of, import_ahead, load_model
 from runtime.worker.outbox import Outbox
 from runtime.worker.spec import ModelSpec, WorkerFacts
 
@@ -85,7 +86,7 @@ class _Worker:
         try:
             opened = open_executor(self._spec)
             executor = opened.executor
-            grammars = LazyGrammars(self._spec, executor.vocab_size)
+            grammars = grammars_of(self._spec, executor.vocab_size)
             options = self._options()
             engine = Engine(
                 executor,
@@ -102,6 +103,7 @@ class _Worker:
         # The collector need not go through what stays for good, again and again amid steps.
         gc.freeze()
         self._thread = EngineThread(engine, after_turn=self._after_turn)
+        watch_memory(self._spec, executor, self._thread)
         self._front.send(Loaded(_facts_of(opened)))
         self._front.send(Turn(stats=self._thread.stats()))
         return True

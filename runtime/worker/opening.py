@@ -1,18 +1,19 @@
 """What a worker opens of a model: the executor, and the text side only for grammars."""
 
 import contextlib
-import threading
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine.constraint import Constraint, ConstraintError, Matcher
 from runtime.machine import give_back_freed
 from runtime.worker.spec import ModelSpec
 
 if TYPE_CHECKING:
     from runtime.loading import LoadedExecutor
     from runtime.text.grammar.compiler import GrammarCompiler
+    from runtime.text.tokenizer import Tokenizer
     from runtime.worker.budget import Budget
 
 
@@ -57,39 +58,16 @@ def load_model(spec: ModelSpec) -> Opened:
     return Opened(executor, budget, draft)
 
 
-class LazyGrammars:
-    """The `Grammars` of a model, prepared when the first constraint comes: the vocabulary takes
-    tens of megabytes, which a server that nobody asks for grammars does not need."""
-
-    def __init__(self, spec: ModelSpec, vocab_size: int) -> None:
-        self._spec = spec
-        self._vocab_size = vocab_size
-        self._grammars: GrammarCompiler | None = None
-        self._failure = ""
-        self._lock = threading.Lock()
-
-    def matcher(self, constraint: Constraint) -> Matcher:
-        """See `Grammars`. Safe from any thread."""
-        with self._lock:
-            if self._grammars is None and not self._failure:
-                self._read()
-        if self._grammars is None:
-            raise ConstraintError(f"the model's tokenizer cannot be read: {self._failure}")
-        return self._grammars.matcher(constraint)
-
-    def _read(self) -> None:
-        try:
-            self._grammars = _prepared(self._spec, self._vocab_size)
-        except Exception as error:
-            self._failure = str(error) or type(error).__name__
-        give_back_freed()
-
-
-def _prepared(spec: ModelSpec, vocab_size: int) -> "GrammarCompiler":
-    from compile.open_model import open_model
+def grammars_of(spec: ModelSpec, vocab_size: int) -> "GrammarCompiler":
+    """What holds the model's answers to grammars."""
     from runtime.text.grammar.compiler import GrammarCompiler
+
+    return GrammarCompiler(partial(_tokenizer_of, spec.path), vocab_size)
+
+
+def _tokenizer_of(path: Path) -> "Tokenizer":
+    """The model is opened once more; only grammars need its text side here."""
+    from compile.open_model import open_model
     from runtime.text.tokenizer import load_tokenizer
 
-    grammars = GrammarCompiler(load_tokenizer(open_model(spec.path)), vocab_size)
-    grammars.prepare()
-    return grammars
+    return load_tokenizer(open_model(path))

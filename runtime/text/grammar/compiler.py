@@ -5,14 +5,20 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer
 
 from runtime.engine.constraint import Constraint, ConstraintError
+from runtime.machine import give_back_freed
 from runtime.text.grammar.dialect import grammar_of, limits, shortened
-from runtime.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from runtime.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -21,30 +27,34 @@ MAX_MASK_SECONDS = 0.25
 _FEW_WORDS = 256
 _WARM_SECONDS = 0.02
 _WARM_STEPS = 64
-_SLICES = [each for each in LLTokenizer.general_slices() if not each.endswith("}")]
-"""Parts of the vocabulary that masks take as a whole; those of short strings alone, which are left
-out, save no measurable time and take as much memory again."""
 MAX_KEPT = 16
 """Grammars that are kept compiled for the next request that asks for the same."""
 
 
 class GrammarCompiler:
-    """The `Grammars` of one model. Its vocabulary is prepared when it is first needed, or with
-    `prepare`, which holds the interpreter for up to a second.
+    """The `Grammars` of one model. Nothing is read, and llguidance is not even imported, before the
+    first constraint comes: the vocabulary takes tens of megabytes and up to a second.
 
-    vocab_size: rows of the model's output; may differ from the tokenizer's number of tokens.
+    load: the model's tokenizer. vocab_size: rows of the model's output; may differ from the
+    tokenizer's number of tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, load: "Callable[[], Tokenizer]", vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self._source: Tokenizer | None = tokenizer
+        self._load = load
         self._tokenizer: LLTokenizer | None = None
         self._no_ending = -1
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
+    def knows(self, constraint: Constraint) -> bool:
+        """See `Grammars`."""
+        with self._lock:
+            return constraint in self._kept
+
     def matcher(self, constraint: Constraint) -> "TokenMatcher":
-        """Where an answer begins. Raises ConstraintError for what cannot be compiled."""
+        """Where an answer begins. Raises ConstraintError for what cannot be compiled, and where the
+        tokenizer cannot be read."""
         with self._lock:
             known = self._kept.get(constraint)
             if known is None:
@@ -55,22 +65,20 @@ class GrammarCompiler:
             self._kept.move_to_end(constraint)
             return self._over(known.deep_copy())
 
-    def _over(self, matcher: LLMatcher) -> "TokenMatcher":
+    def _over(self, matcher: "LLMatcher") -> "TokenMatcher":
         num_words = -(-self._prepared().vocab_size // 32)
         return TokenMatcher(matcher, num_words, self.vocab_size, self._no_ending)
 
-    def prepare(self) -> None:
-        """Do now what the first matcher would wait for."""
-        with self._lock:
-            self._prepared()
+    def _compiled(self, constraint: Constraint) -> "LLMatcher":
+        tokenizer = self._prepared()
+        from llguidance import LLMatcher
 
-    def _compiled(self, constraint: Constraint) -> LLMatcher:
-        matcher = LLMatcher(self._prepared(), grammar_of(constraint), log_level=0, limits=limits())
+        matcher = LLMatcher(tokenizer, grammar_of(constraint), log_level=0, limits=limits())
         if matcher.is_error():
             raise ConstraintError(shortened(matcher.get_error()))
         return self._warmed(matcher)
 
-    def _warmed(self, matcher: LLMatcher) -> LLMatcher:
+    def _warmed(self, matcher: "LLMatcher") -> "LLMatcher":
         """Walk along some text, so that the states on its way are there in every copy. What fails
         here will fail for the answer that gets there, which is told of it then."""
         copy = matcher.deep_copy()
@@ -85,19 +93,29 @@ class GrammarCompiler:
                 walker.accept(int(ids[step * 7919 % ids.size]))
         return matcher if matcher.reset() and not matcher.is_error() else copy
 
-    def _prepared(self) -> LLTokenizer:
+    def _prepared(self) -> "LLTokenizer":
         if self._tokenizer is None:
-            source = self._source
-            assert source is not None
-            endings = sorted(source.ending_ids)
-            if not endings:
-                # Something must stand for "it may end here". It is never drawn.
-                self._no_ending = max(source.special_ids, default=source.vocab_size - 1)
-            self._tokenizer = LLTokenizer(
-                source.to_json(), eos_token=endings or [self._no_ending], slices=_SLICES
-            )
-            self._source = None  # what is made of it holds a copy
+            try:
+                source = self._load()
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                raise ConstraintError(f"the model's tokenizer cannot be read: {reason}") from error
+            self._tokenizer = self._vocabulary_of(source)
+            del source
+            give_back_freed()
         return self._tokenizer
+
+    def _vocabulary_of(self, source: "Tokenizer") -> "LLTokenizer":
+        from llguidance import LLTokenizer
+
+        endings = sorted(source.ending_ids)
+        if not endings:
+            # Something must stand for "it may end here". It is never drawn.
+            self._no_ending = max(source.special_ids, default=source.vocab_size - 1)
+        # Parts of the vocabulary that masks take as a whole; those of short strings alone, which
+        # are left out, save no measurable time and take as much memory again.
+        slices = [each for each in LLTokenizer.general_slices() if not each.endswith("}")]
+        return LLTokenizer(source.to_json(), eos_token=endings or [self._no_ending], slices=slices)
 
 
 class TokenMatcher:
@@ -108,7 +126,7 @@ class TokenMatcher:
     """
 
     def __init__(
-        self, matcher: LLMatcher, num_words: int, vocab_size: int, never: int = -1
+        self, matcher: "LLMatcher", num_words: int, vocab_size: int, never: int = -1
     ) -> None:
         self._never = never
         self._matcher = matcher

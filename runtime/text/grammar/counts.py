@@ -5,19 +5,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+from runtime.engine.constraint import GRAMMAR_SECONDS
 
 
 class CheckCounts:
     """`by_outcome`: "ok", the name of one of `failures` in small letters, or "error".
-    `by_seconds`: how many took at most each of SECONDS, and more. `seconds`: all together.
+    `by_seconds`: how many took at most each of GRAMMAR_SECONDS, and more. `seconds`: all together.
     Thread-safe."""
 
     def __init__(self, failures: Sequence[type[Exception]]) -> None:
         self._failures = tuple(failures)
         self._lock = threading.Lock()
         self.by_outcome = dict.fromkeys(("ok", *map(_name, failures), "error"), 0)
-        self.by_seconds = [0] * (len(SECONDS) + 1)
+        self.by_seconds = [0] * (len(GRAMMAR_SECONDS) + 1)
         self.seconds = 0.0
 
     @contextmanager
@@ -36,7 +36,7 @@ class CheckCounts:
     def _note(self, outcome: str, seconds: float) -> None:
         with self._lock:
             self.by_outcome[outcome] += 1
-            self.by_seconds[sum(seconds > bound for bound in SECONDS)] += 1
+            self.by_seconds[sum(seconds > bound for bound in GRAMMAR_SECONDS)] += 1
             self.seconds += seconds
 
 

@@ -1,15 +1,20 @@
 """Our constraints as llguidance's grammars, and the limits that both sides compile them under."""
 
-from llguidance import LLMatcher, LLParserLimits
+from typing import TYPE_CHECKING
 
 from runtime.engine.constraint import Constraint, ConstraintError
 from runtime.text.grammar.options import JSON_OPTIONS
 
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
 MAX_ERROR_CHARACTERS = 300
 
 
-def limits() -> LLParserLimits:
+def limits() -> "LLParserLimits":
     """Work of one step, and memory of one grammar (1-2 kB for each state of the lexer)."""
+    from llguidance import LLParserLimits
+
     return LLParserLimits(
         max_items_in_row=2_000,
         initial_lexer_fuel=500_000,
@@ -23,6 +28,8 @@ def limits() -> LLParserLimits:
 
 def grammar_of(constraint: Constraint) -> str:
     """Raises ConstraintError for a schema that is no JSON object."""
+    from llguidance import LLMatcher
+
     try:
         if constraint.kind == "json_schema":
             return LLMatcher.grammar_from_json_schema(constraint.text, overrides=JSON_OPTIONS)

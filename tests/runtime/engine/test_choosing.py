@@ -11,9 +11,10 @@ from runtime.engine.batch import NO_TOKEN, NOTHING_LEFT, Follows, PlainDraw, Ste
 from runtime.engine.candidates import Float32, draw_token
 from runtime.engine.constraint import Constraint
 from runtime.engine.edits import apply
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams, TokenEvent
+from runtime.engine.runner import ExecutorFailed
 from tests.runtime.engine.fake_executor import FakeExecutor, run_to_end
 from tests.runtime.engine.test_constraint import SlotGrammars
 

@@ -53,6 +53,9 @@ class SlotGrammars:
     def __init__(self, hold: threading.Event | None = None) -> None:
         self._hold = hold
 
+    def knows(self, constraint: Constraint) -> bool:
+        return False
+
     def matcher(self, constraint: Constraint) -> Slots:
         if self._hold is not None:
             self._hold.wait(10)
@@ -167,6 +170,18 @@ def test_a_grammar_that_fails_ends_its_request_alone() -> None:
     assert transcript.tokens["bad"] == [4], "and nothing unconstrained follows"
     assert transcript.tokens["good"] == [4, 5, 6]
     assert len(transcript.tokens["free"]) == 20 or transcript.tokens["free"][-1] == END
+
+
+def test_what_becomes_of_constraints_is_counted() -> None:
+    engine = Engine(FakeExecutor(), check=True, grammars=SlotGrammars())
+    for name, text in (("falls", "4|!|5"), ("good", "4|5|6")):
+        engine.add(request(name, text))
+    with pytest.raises(RequestError, match="it is bad"):
+        engine.add(request("bad", "bad"))
+    run_to_end(engine)
+    stats = engine.stats
+    assert (stats.grammar_misses, stats.grammar_refusals, stats.grammar_failures) == (3, 1, 1)
+    assert sum(stats.grammar_times.values()) == 3 and stats.grammar_hits == 0
 
 
 @pytest.mark.parametrize("seed", range(4))

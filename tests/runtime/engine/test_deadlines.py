@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from runtime.engine.batch import StepBatch
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, RequestError, SamplingParams
+from runtime.engine.runner import ExecutorFailed
 from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer, run_to_end
 
 GREEDY = SamplingParams(temperature=0)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from runtime.engine.batch import StepBatch
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, RequestError, SamplingParams
+from runtime.engine.runner import ExecutorFailed
 from tests.runtime.engine.fake_executor import FakeExecutor, greedy_answer, run_to_end
 
 GREEDY = SamplingParams(temperature=0)
@@ -21,7 +22,7 @@ def fail(batch: StepBatch) -> None:
 
 
 def accounting_of(engine: Engine) -> Any:
-    """Everything that a rolled back step must leave as it was."""
+    """Everything that a rolled back step must leave as it was. It may have written, though."""
     scheduler = engine._scheduler
     return (
         list(scheduler.pool._free),
@@ -30,7 +31,7 @@ def accounting_of(engine: Engine) -> Any:
             [(s.request.request_id, s.num_computed_tokens, s.tokens[:], s.pages[:]) for s in queue]
             for queue in (scheduler.running, scheduler.waiting)
         ],
-        replace(engine.stats, failed_steps=0, expected_wait_seconds=0.0),
+        replace(engine.stats, failed_steps=0, expected_wait_seconds=0.0, pages_written=0),
     )
 
 

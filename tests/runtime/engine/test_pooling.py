@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engine.batch import StepBatch
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Pooling, Request, RequestError, SamplingParams
+from runtime.engine.runner import ExecutorFailed
 from tests.runtime.engine.fake_executor import (
     FakeExecutor,
     check_batch,

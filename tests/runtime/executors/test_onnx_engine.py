@@ -7,9 +7,10 @@ import numpy.typing as npt
 import pytest
 
 from runtime.engine.batch import Executor, StepBatch
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
+from runtime.engine.runner import ExecutorFailed
 from runtime.executors.onnx import OnnxExecutor
 from runtime.executors.torch import TorchExecutor
 from tests.runtime.executors.onnx_models import INT4, model_and_artifact, random_tokens

@@ -127,7 +127,7 @@ def make_service(
         executor,
         EngineOptions(max_waiting=max_waiting, max_running=max_running, **options),
         check=True,
-        grammars=GrammarCompiler(tiny_tokenizer(), executor.vocab_size),
+        grammars=GrammarCompiler(tiny_tokenizer, executor.vocab_size),
     )
     thread = CountingThread(engine)
     service = GenerationService(

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engine.batch import StepBatch
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
+from runtime.engine.runner import ExecutorFailed
 from tests.runtime.engine.fake_executor import FakeExecutor, Transcript, mix, run_to_end
 from tests.runtime.engine.test_constraint import Slots
 from tests.runtime.engine.test_engine_properties import PARAMS

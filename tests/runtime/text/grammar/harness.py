@@ -54,7 +54,7 @@ class Answer:
 
 @cache
 def tiny_grammars() -> GrammarCompiler:
-    return GrammarCompiler(tiny_tokenizer(), RandomModel().vocab_size)
+    return GrammarCompiler(tiny_tokenizer, RandomModel().vocab_size)
 
 
 def text_of(tokens: Iterable[int]) -> str:

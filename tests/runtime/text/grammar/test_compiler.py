@@ -39,7 +39,7 @@ def test_no_token_beyond_the_tokenizer_is_allowed() -> None:
 
 
 def test_answers_do_not_depend_on_what_others_were_asked() -> None:
-    fresh = GrammarCompiler(tiny_tokenizer(), RandomModel().vocab_size)
+    fresh = GrammarCompiler(tiny_tokenizer, RandomModel().vocab_size)
     one = request("x", OBJECT, max_tokens=60)
     first = answers([one], RandomModel(eager=1.0))["x"].tokens
     for _ in range(2):
@@ -99,7 +99,7 @@ def test_a_grammar_that_grows_too_large_ends_its_request_alone(
     monkeypatch.setattr(compiler, "limits", lambda: little)
     bomb = Constraint("regex", "abc(.*[a-m].{60})+")
     free = request("free", None, max_tokens=30)
-    tight = GrammarCompiler(tiny_tokenizer(), RandomModel().vocab_size)
+    tight = GrammarCompiler(tiny_tokenizer, RandomModel().vocab_size)
     found = answers([request("bomb", bomb, max_tokens=200), free], grammars=tight)
     end = found["bomb"].end
     assert end.finish_reason == "error" and end.error is not None

@@ -24,7 +24,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_both_sides_know_the_same_bytes(kind: str) -> None:
     tokenizer: Tokenizer = TOKENIZERS[kind]()
-    theirs = GrammarCompiler(tokenizer, tokenizer.vocab_size)._prepared()
+    theirs = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)._prepared()
     for token in set(range(tokenizer.vocab_size)) - tokenizer.special_ids:
         # The one byte that no UTF-8 has is theirs to mark special tokens with.
         ours = tokenizer.token_bytes(token)
@@ -37,7 +37,7 @@ def test_both_sides_know_the_same_bytes(kind: str) -> None:
 def test_a_document_is_followed_to_its_end(kind: str) -> None:
     tokenizer: Tokenizer = TOKENIZERS[kind]()
     text = '{"the press": ["é the", 1.5, null], "日本": {}}'
-    matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size + 5).matcher(
+    matcher = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size + 5).matcher(
         Constraint("json_schema", '{"type": "object"}')
     )
     tokens: list[int] = []
@@ -62,7 +62,9 @@ def test_a_tokenizer_without_endings_ends_where_nothing_may_follow() -> None:
     keys["tokenizer.ggml.token_type"][2] = 1
     tokenizer = Tokenizer(build_tokenizer(keys, "x"), source="x")
     assert not tokenizer.ending_ids
-    matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size).matcher(Constraint("regex", "in?"))
+    matcher = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size).matcher(
+        Constraint("regex", "in?")
+    )
     for text in ("i", "n"):
         token = tokenizer.id_of(text)
         assert token is not None
