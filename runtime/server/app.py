@@ -1,6 +1,7 @@
 """The HTTP application: routes and error handlers put together."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from starlette.exceptions import HTTPException
 
@@ -24,6 +25,7 @@ from runtime.server import (
     tokens,
 )
 from runtime.server.access import Access, add_access
+from runtime.server.body_budget import BodyBudget, BoundBodies
 from runtime.server.leases import ReleaseLeases
 from runtime.server.limits import Limits
 from runtime.server.metrics import Metrics
@@ -66,10 +68,11 @@ def create_app(
     access = access or Access()
     registry = served if isinstance(served, Registry) else Registry.of(served)
     app = App()
+    limits = limits or Limits()
     observed = Metrics(registry, metrics_compat)
-    app.state.server = ServerState(
-        registry, limits or Limits(), observed, has_key=access.keys is not None
-    )
+    budget = BodyBudget(limits, partial(_expected_wait, registry))
+    observed.registry.register(budget)
+    app.state.server = ServerState(registry, limits, observed, has_key=access.keys is not None)
     copies = Shadows(registry)
     observed.registry.register(ShadowFamilies(copies))
     for room in _ROOMS:
@@ -77,6 +80,13 @@ def create_app(
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
+    app.add_middleware(BoundBodies, budget=budget)
     app.add_middleware(ReleaseLeases, registry=registry, shadows=copies)
     add_access(app, access, observed)
     return app
+
+
+def _expected_wait(registry: Registry) -> float:
+    """Seconds until a request that comes now is likely to start, whatever model it is for."""
+    engines = [service.engine for service in registry.ready_services().values()]
+    return max((engine.stats().expected_wait_seconds for engine in engines), default=0.0)

@@ -13,17 +13,20 @@ from runtime.server.errors import ApiError, client_left
 from runtime.server.json_values import MAX_VALUES, overfull_field
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""Behind an even number of backslashes, which are those of the text itself."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_body_bytes: larger bodies get 413. body_seconds: slower ones get 408. header_seconds:
-    a connection that brought no whole head of a request by then gets 408 and is closed.
-    max_sequences: prompts times n of one request. stall_seconds: without a step for that long
-    while requests live, /health says 503. comment_seconds: streams that are quiet for so long get
-    a comment; None for never."""
+    """max_body_bytes: larger bodies get 413. max_bodies_bytes: of all that are not answered yet
+    together; more get 429. body_seconds: slower ones get 408. header_seconds: a connection that
+    brought no whole head of a request by then gets 408 and is closed. max_sequences: prompts times
+    n of one request. stall_seconds: without a step for that long while requests live, /health says
+    503. comment_seconds: streams that are quiet for so long get a comment; None for never."""
 
     max_body_bytes: int = 8 * 1024 * 1024
+    max_bodies_bytes: int = 128 * 1024 * 1024
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     max_sequences: int = 64
@@ -55,7 +58,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object, strictly: no NaN or Infinity, no key twice, no half of a surrogate pair."""
+    """A JSON object, strictly: no NaN or Infinity, no key twice, no half of a surrogate pair; no
+    NUL, which ends a text early wherever C strings are."""
+    if _NUL.search(body):
+        raise ApiError(400, "the body holds the character NUL (\\u0000), which no text needs")
     if not body.strip():
         raise ApiError(400, "the body is empty; send a JSON object")
     field = overfull_field(body)
