@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, RequestError, SamplingParams, TokenEvent
 from runtime.engine.thread import EngineThread
 from tests.runtime.server.harness import MODEL, Running, ScriptedExecutor, running
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 CROWD = 500
 """Leave amid their prompts, and as many amid their answers; without HTTP the scheduler's own test
@@ -62,6 +63,30 @@ def test_pages_of_crowds_that_left_are_free_again() -> None:
         answer = server.client().completions.create(model=MODEL, prompt=[5] * 600, max_tokens=1)
         assert answer.choices[0].finish_reason == "length"
         assert server.thread.stats().prefix_cache_hits > before
+
+
+def test_not_one_more_step_is_taken_for_those_that_left() -> None:
+    """A8: the step in flight ends, and then their pages are free."""
+    gate, steps = threading.Semaphore(4), [0]
+
+    def hold() -> None:
+        assert gate.acquire(timeout=PATIENCE_SECONDS)
+        steps[0] += 1
+
+    thread = EngineThread(Engine(ScriptedExecutor(hold=hold, num_pages=512), check=True))
+    ends: list[TokenEvent] = []
+    for number in range(16):
+        request = Request(str(number), (number,) * 40, 200, SamplingParams(temperature=0))
+        thread.submit(request, lambda event: ends.append(event) if event.finish_reason else None)
+    eventually(lambda: steps[0] == 4)
+    before = thread.stats()
+    for number in range(16):
+        thread.abort(str(number))
+    gate.release()
+    eventually(lambda: len(ends) == 16)
+    assert {end.finish_reason for end in ends} == {"abort"} and before.pages_in_use > 0
+    assert steps[0] == 5 and thread.stats().pages_in_use == 0
+    assert thread.shutdown(PATIENCE_SECONDS)
 
 
 def first_tokens(refused: int) -> dict[str, int]:
