@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import openai
@@ -19,6 +20,7 @@ from compile.open_model import open_model
 from quant.format.errors import InputError
 from tests.coldpress.conftest import Run
 from tests.coldpress.test_llm import WITHOUT_TORCH
+from tests.ended import Ending, command_exit_code
 from tests.tiny import tiny_checkpoint
 
 SMALL = ["--set", "calibration.samples=4", "--set", "calibration.tokens=32"]
@@ -146,28 +148,11 @@ def test_serve_needs_no_torch_and_ends_on_a_signal(pressed: tuple[Path, Path]) -
             process.stdout.close()
 
 
-STOPPED_AT = """
-import os, signal, sys
-# A shell that runs the tests in the background has told them to ignore the interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import {module} as place
-real, calls = place.{name}, []
-def stop(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == {call}:
-        os.kill(os.getpid(), signal.{how})
-    return real(*args, **kwargs)
-place.{name} = stop
-from coldpress.cli import run
-sys.exit(run(sys.argv[1:]))
-"""
-
-
-def killed_at(module: str, name: str, call: int, *args: str) -> None:
+def killed(ending: Ending, *args: str) -> None:
     """`coldpress ARGS` in a process of its own, killed as it calls a function."""
-    program = STOPPED_AT.format(module=module, name=name, call=call, how="SIGKILL")
-    killed = subprocess.run([sys.executable, "-c", program, *args], timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    with TemporaryDirectory() as folder:
+        said = Path(folder) / "stderr"
+        assert command_exit_code(ending, args, said) == -signal.SIGKILL, said.read_text()
 
 
 def assert_nothing_loads(folder: Path, output: Path) -> None:
@@ -180,7 +165,7 @@ def assert_nothing_loads(folder: Path, output: Path) -> None:
 def test_what_a_killed_run_left_is_gone_after_the_next(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     args = ["quantize", str(tiny), "-o", str(output), "--recipe", "rtn-w4a16"]
-    killed_at("quant.format.staging", "_move_into_place", 2, *args)
+    killed(Ending("quant.format.staging", "_move_into_place", 2), *args)
     assert_nothing_loads(tmp_path, output)
     assert run(args) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "what was left is gone"
@@ -199,15 +184,15 @@ def calibrated(tiny: Path, text_file: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "call"),
-    [("quant.run", "module_report", 9), ("coldpress.pressing", "write_manifest", 1)],
+    "ending",
+    [Ending("quant.run", "module_report", 9), Ending("coldpress.pressing", "write_manifest")],
 )
 def test_a_killed_run_leaves_nothing_that_loads_and_is_taken_up(
-    module: str, name: str, call: int, calibrated: list[str], tmp_path: Path
+    ending: Ending, calibrated: list[str], tmp_path: Path
 ) -> None:
     *args, whole = calibrated
     output, kept = tmp_path / "out", tmp_path / ".out.resume"
-    killed_at(module, name, call, *args, "-o", str(output))
+    killed(ending, *args, "-o", str(output))
     assert_nothing_loads(tmp_path, output)
     assert list(kept.glob("layer-*")), "a finished layer outlives the run"
     assert run([*args, "-o", str(output), "--resume"]) == 0
@@ -217,11 +202,12 @@ def test_a_killed_run_leaves_nothing_that_loads_and_is_taken_up(
 
 
 def test_interrupt_while_quantizing_is_130_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
-    program = STOPPED_AT.format(module="quant.run", name="module_report", call=3, how="SIGINT")
-    args = ["quantize", str(tiny), "-o", str(tmp_path / "out"), "--recipe", "rtn-w4a16"]
-    stopped = subprocess.run(
-        [sys.executable, "-c", program, *args], stderr=subprocess.PIPE, text=True, timeout=60
+    output, said = tmp_path / "made" / "out", tmp_path / "stderr"
+    args = ["quantize", str(tiny), "-o", str(output), "--recipe", "rtn-w4a16"]
+    output.parent.mkdir()
+    ending = Ending("quant.run", "module_report", 3, by=signal.SIGINT)
+    assert command_exit_code(ending, args, said) == 130, said.read_text()
+    assert "Traceback" not in said.read_text()
+    assert {path.name for path in output.parent.iterdir()} <= {".out.resume"}, (
+        "finished layers alone"
     )
-    assert stopped.returncode == 130, stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert {path.name for path in tmp_path.iterdir()} <= {".out.resume"}, "finished layers alone"

@@ -1,61 +1,38 @@
 """A run that is killed and taken up again writes, bit for bit, what it would have written."""
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import quant.sequence
 from quant.calibration import FileSource
 from quant.format.errors import FileFormatError
 from quant.layers import LayerLoop
 from quant.recipe import Recipe, load_recipe
 from quant.resume import resume_directory
 from quant.run import quantize_checkpoint
+from tests.ended import Ending, exit_code
 from tests.tiny import tiny_checkpoint
 
 SMALL = ("scheme.group_size=32", "calibration.samples=6", "calibration.tokens=24")
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from quant.calibration import FileSource
-from quant.recipe import load_recipe
-from quant.run import quantize_checkpoint
-import quant.resume, quant.sequence, quant.format.safetensors_writer
+ENDINGS = {
+    "layer": Ending("quant.resume", "ResumeStore.save", 2),
+    "state": Ending("quant.resume", "ResumeStore.save_state", 2),
+    "torn": Ending("quant.resume", "save_arrays", 5, torn=True),
+    "shard": Ending("quant.format.safetensors_writer", "ShardedWriter.finish"),
+}
+"""Where a run is killed; `save_arrays` writes a layer and its state in turn."""
 
-model, output, text, where, small = sys.argv[1:6]
-if where in ("state", "torn"):
-    quant.sequence.STATE_SHARE = float("inf")
 
-def killing(owner, name, after):
-    honest, calls = getattr(owner, name), []
-
-    def call(*args, **kwargs):
-        calls.append(name)
-        if len(calls) > after:
-            if where == "torn":
-                args = (args[0], args[1], {})
-                Path(args[1]).write_bytes(b"torn")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return honest(*args, **kwargs)
-
-    setattr(owner, name, call)
-
-if where == "layer":
-    killing(quant.resume.ResumeStore, "save", 1)
-elif where == "state":
-    killing(quant.resume.ResumeStore, "save_state", 1)
-elif where == "torn":
-    killing(quant.resume, "save_arrays", 4)
-elif where == "shard":
-    killing(quant.format.safetensors_writer.ShardedWriter, "finish", 0)
-recipe = load_recipe("w4a16", small.split())
-quantize_checkpoint(Path(model), Path(output), recipe, FileSource(Path(text)))
-"""
+def quantize_until(where: str, model: Path, output: Path, text: Path, recipe: Recipe) -> None:
+    """In a process of its own."""
+    if where in ("state", "torn"):
+        quant.sequence.STATE_SHARE = float("inf")
+    ENDINGS[where].prepare()
+    quantize_checkpoint(model, output, recipe, FileSource(text))
 
 
 def write_text(directory: Path) -> Path:
@@ -94,7 +71,7 @@ def uninterrupted(
     return written
 
 
-@pytest.mark.parametrize("where", ["layer", "state", "torn", "shard"])
+@pytest.mark.parametrize("where", ENDINGS)
 @pytest.mark.parametrize("algorithm", ["gptq", "gptaq"])
 def test_kill_and_resume(
     tmp_path: Path,
@@ -105,14 +82,11 @@ def test_kill_and_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, text = parts
-    output, small = tmp_path / "out", (*SMALL, f"algorithm={algorithm}")
-    paths = [str(path) for path in (model, output, text)]
-    command = [sys.executable, "-c", KILLED, *paths, where, " ".join(small)]
-    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    output, recipe = tmp_path / "out", recipe_of(f"algorithm={algorithm}")
+    killed = exit_code(quantize_until, where, model, output, text, recipe)
+    assert killed == -signal.SIGKILL
     assert not output.exists()
     rounds = counted(monkeypatch)
-    recipe = recipe_of(f"algorithm={algorithm}")
     quantize_checkpoint(model, output, recipe, FileSource(text), resume=True)
     assert rounds() == {"layer": 3, "state": 3, "torn": 2, "shard": 0}[where]
     assert contents(output) == uninterrupted(algorithm)
