@@ -15,7 +15,7 @@ float narrow_int8(const float*, int, std::int8_t*);
 void round_row(const float*, int, const Rounding&, float*);
 void quantize_row(const float*, int, const Rounding&, std::int8_t*, float*, std::int32_t*);
 void linear_int8(const MatrixView&, int, const RoundedRows&, int, const float*, float*,
-                 std::size_t, float*);
+                 std::size_t);
 
 inline float sum_of_squares(const float* x, int n) {
   Vec sums = splat(0.0F);

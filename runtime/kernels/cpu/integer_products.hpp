@@ -10,9 +10,13 @@
 namespace coldpress::COLDPRESS_ISA {
 
 constexpr int kStripVecs = kStrip / kLanes;
+// Products and sums of a tile all stay in registers: storing sums after every run costs as much as a
+// quarter of its products.
 #if defined(__AVX512F__)
+constexpr int kTileRows = 6;
 constexpr int vecs_of(int rows) { return rows <= 3 ? 4 : 2; }
 #else
+constexpr int kTileRows = 4;
 constexpr int vecs_of(int) { return 2; }
 #endif
 constexpr std::size_t kQuadRow = static_cast<std::size_t>(kStrip) * 4;
@@ -76,8 +80,8 @@ inline COLDPRESS_INLINE void add_products(const std::uint8_t* codes, const std::
   });
 }
 
-// What memory is asked for: nothing, what this tile will read, also at once, or the next strip.
-enum class Fetch : std::uint8_t { none, own, soon, next };
+// What memory is asked for: what the tile will read at once, or the next strip.
+enum class Fetch : std::uint8_t { own, next };
 
 struct Stream {
   const std::uint8_t* codes;
@@ -92,11 +96,8 @@ inline COLDPRESS_INLINE void add_step(Stream& stream, const std::int8_t* x, std:
   for (int k = 0; k < step; k += nibbles ? 8 : 4) {
     const std::uint8_t* codes = stream.codes;
     stream.codes += kQuadRow;
-    if constexpr (fetch == Fetch::soon) {
-      request_near(stream.fetched, vecs * kLanes * 4);
-    } else if constexpr (fetch != Fetch::none) {
-      request(stream.fetched, fetch == Fetch::own ? kQuadRow : 1);
-    }
+    if constexpr (fetch == Fetch::own) request_near(stream.fetched, vecs * kLanes * 4);
+    if constexpr (fetch == Fetch::next) request(stream.fetched);
     stream.fetched += stream.fetch_step;
     if constexpr (nibbles) {
       add_products<Half::low>(codes, x + k, x_stride, products);

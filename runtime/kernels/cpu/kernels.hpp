@@ -174,9 +174,9 @@ struct KernelTable {
   // scale for each kRun of them and a sum for each kSumRun; what pads the row is left alone.
   void (*quantize_row)(const float* x, int n, const Rounding& rounding, std::int8_t* codes,
                        float* scales, std::int32_t* sums);
-  // out[rows, strip] = x[rows, columns] @ strip.T + bias, of a matrix in quads; panel as above.
+  // out[rows, strip] = x[rows, columns] @ strip.T + bias, of a matrix in quads; rows > 0.
   void (*linear_int8)(const MatrixView& m, int strip, const RoundedRows& x, int rows,
-                      const float* bias, float* out, std::size_t out_stride, float* panel);
+                      const float* bias, float* out, std::size_t out_stride);
   // The index of the largest of n > 0 numbers, the first of equal ones; of the first NaN if there is
   // one.
   int (*argmax)(const float* x, int n);

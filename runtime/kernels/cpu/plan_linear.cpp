@@ -109,11 +109,11 @@ void Plan::add_linear_int8(BufferId x, std::vector<Projection> projections) {
   add_op(name, [this, x, parts, at = enter(*parts)](const Batch& batch) {
     announce_after(at);
     const RoundedRows from = rounded_[x].rows();
-    for_strips(batch, *parts, [&](const Part& part, int strip, int first, int rows, int thread) {
+    for_strips(batch, *parts, [&](const Part& part, int strip, int first, int rows, int) {
       const Buffer& out = buffers_[part.out];
       kernels_.linear_int8(part.view, strip, from.from(first), rows,
                            part.bias.empty() ? nullptr : part.bias.data(), out.row(first),
-                           out.stride, scratch_[thread].data());
+                           out.stride);
     });
   });
 }

@@ -160,17 +160,14 @@ inline Integers dot_nibbles(Integers sum, Integers u, Integers s) { return dot_b
 #endif
 
 // prefetch() that stays: GCC takes a function of nothing but the builtin for one without effects, and
-// may leave out its calls.
-inline void request(const std::uint8_t* memory, std::size_t bytes) {
+// may leave out its calls. One line for the second-level cache; or all, for what is read at once.
+inline void request(const std::uint8_t* line) {
 #if defined(__AVX2__)
-  for (std::size_t line = 0; line < bytes; line += 64)
-    asm volatile("prefetcht1 %0" : : "m"(memory[line]));
+  asm volatile("prefetcht1 %0" : : "m"(*line));
 #else
-  prefetch(memory, bytes);
+  prefetch(line, 1);
 #endif
 }
-
-// The same into the first-level cache: what is read at once.
 inline void request_near(const std::uint8_t* memory, std::size_t bytes) {
 #if defined(__AVX2__)
   for (std::size_t line = 0; line < bytes; line += 64)
