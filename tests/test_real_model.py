@@ -16,7 +16,7 @@ from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
 from runtime.evaluation.protocol import chunk_batch
-from runtime.loading import load_executor
+from runtime.loading import LoadedExecutor, load_executor
 from runtime.text.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.demo_model]
@@ -97,12 +97,9 @@ def test_sixteen_streams_in_a_small_pool_are_each_what_they_are_alone(
     executor.close()
 
 
-def all_logits(path: Path, tokens: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    executor = load_executor(open_model(path), num_pages=9, page_size=32, exact=True)
+def all_logits(executor: LoadedExecutor, tokens: tuple[int, ...]) -> npt.NDArray[np.float32]:
     logits = executor.step(chunk_batch(executor, np.array(tokens, np.int32), 0, len(tokens)))
-    copied = np.array(logits)
-    executor.close()
-    return copied
+    return np.array(logits)
 
 
 def test_transformers_computes_the_same_logits_from_the_checkpoint(
@@ -112,11 +109,13 @@ def test_transformers_computes_the_same_logits_from_the_checkpoint(
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(pressed[0], dtype=torch.float32).eval()
-    for prompt in prompts[:3]:
-        with torch.no_grad():
-            expected = theirs(torch.tensor([prompt])).logits[0].numpy()
-        for path in pressed:
-            assert np.abs(all_logits(path, prompt) - expected).max() < FLOAT32_NOISE
+    with torch.no_grad():
+        expected = [theirs(torch.tensor([prompt])).logits[0].numpy() for prompt in prompts[:3]]
+    for path in pressed:
+        executor = load_executor(open_model(path), num_pages=9, page_size=32, exact=True)
+        for prompt, logits in zip(prompts[:3], expected, strict=True):
+            assert np.abs(all_logits(executor, prompt) - logits).max() < FLOAT32_NOISE
+        executor.close()
 
 
 @pytest.fixture
@@ -136,14 +135,13 @@ def test_llama_cpp_continues_ten_prompts_the_same_way(
     """Up to ties: along our own answer llama.cpp picks each token too, or one as good."""
     executor = load_executor(open_model(pressed[1]), num_pages=65, page_size=32, exact=True)
     ours = answers(Engine(executor), [greedy(p, str(i), 24) for i, p in enumerate(prompts)])
-    executor.close()
     same = 0
     for index, prompt in enumerate(prompts):
         text = (*prompt, *ours[str(index)])
         assert llama.tokenize(PROMPTS[index].encode(), add_bos=False) == list(prompt)
         llama.reset()
         llama.eval(list(text))
-        logits = all_logits(pressed[1], text)
+        logits = all_logits(executor, text)
         for place in range(len(prompt) - 1, len(text) - 1):
             theirs = int(np.argmax(llama.scores[place]))
             noise = float(np.std(llama.scores[place] - logits[place]))
@@ -151,6 +149,7 @@ def test_llama_cpp_continues_ten_prompts_the_same_way(
             gap = logits[place].max() - logits[place, theirs]
             assert gap <= TIE_SIGMAS * noise, (PROMPTS[index], place, gap, noise)
             same += int(gap == 0)
+    executor.close()
     assert same >= 0.9 * 24 * len(prompts), f"llama.cpp chose {same} of 240 tokens as we did"
 
 
