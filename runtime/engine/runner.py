@@ -30,6 +30,7 @@ class Runner:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._chooser = Chooser(executor) if isinstance(executor, ChoosesTokens) else None
+        self._finder = executor if isinstance(executor, FindsBest) else None
 
     def take_ahead(self, is_live: Callable[[SequenceState], bool]) -> Flight | None:
         """The step that was begun before its turn, if any."""
@@ -58,7 +59,7 @@ class Runner:
     def _drawn(
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
     ) -> Iterator[Outcome]:
-        best = best_of(self._executor, logits)
+        best = best_of(logits, self._finder)
         row = hidden_row = 0
         for chunk in chunks:
             if chunk.sequence.request.pooling is not None:
@@ -94,11 +95,10 @@ def run_chunks(executor: Executor, chunks: Sequence[Chunk]) -> tuple[Float32, Fl
     return hidden, logits
 
 
-def best_of(executor: Executor, logits: Float32) -> list[int]:
-    """Of each row of logits that the executor gave last, the index of the largest, the first of
-    equal ones; of the first NaN where there is one."""
+def best_of(logits: Float32, finder: FindsBest | None) -> list[int]:
+    """Of each row of logits the index of the largest, the first of equal ones; of the first NaN
+    where there is one. finder: gave the rows, and has looked for itself."""
     if not len(logits):
         return []
-    found = executor.best() if isinstance(executor, FindsBest) else logits.argmax(axis=1)
-    best: list[int] = found.tolist()
+    best: list[int] = (logits.argmax(axis=1) if finder is None else finder.best()).tolist()
     return best
