@@ -115,7 +115,8 @@ void attend_tile(const Stretch<Form>& stretch, const QueryRow* queries, const Sp
   Span any = places[0];
   for (int r = 0; r < rows; ++r)
     any = {smaller(any.from, places[r].from), larger(any.to, places[r].to)};
-  if constexpr (Form::kBytes) return attend_bytes<rows>(stretch, queries, places, any, scratch, parts);
+  if constexpr (Form::kBytes)
+    return attend_bytes<rows>(stretch, queries, places, any, scratch, parts);
   const std::size_t q_stride = query_size(view.head_dim);
   const std::size_t stride = score_size(view.page_size, view.key_stride);
   auto* factors = reinterpret_cast<typename Form::Factor*>(scratch);

@@ -1,9 +1,9 @@
-// Attention over integers of eight bits, by integers: queries and weights have sixteen bits, in a high
-// and a low piece of eight, and the processor multiplies bytes.
+// Attention over integers of eight bits, by integers: queries and weights have sixteen bits, in a
+// high and a low piece of eight, and the processor multiplies bytes.
 //
 // A query is rounded to multiples of its largest magnitude / 32639, the weights of a stretch, each
-// times the scale of its position's values, to multiples of the largest / 65535. Sums of integers are
-// exact, whichever order they have.
+// times the scale of its position's values, to multiples of the largest / 65535. Sums of integers
+// are exact, whichever order they have.
 #pragma once
 
 #include "attention_scores.hpp"
@@ -121,69 +121,73 @@ inline std::size_t piece_at(int place) {
   return static_cast<std::size_t>(place / kLanes * (2 * kLanes) + place % kLanes);
 }
 
+// Weights times the scales of their positions, from the floats of `row` on, become pieces in their
+// place. What is no number becomes zero, and the row by its largest weight.
+inline void store_pieces(Span all, float largest, float* row) {
+  auto* pieces = reinterpret_cast<std::uint8_t*>(row);
+  const Vec inverse = splat(1.0F / largest);
+  for (int j = all.from; j < all.to; j += kLanes) {
+    const Vec near = max(mul(mul(load(row + j), inverse), splat(kMostOfWeight)), splat(0.0F));
+    const Integers whole = to_integers(round_whole(near));
+    store_low_bytes(pieces + piece_at(j), without_low_byte(whole));
+    store_low_bytes(pieces + piece_at(j) + kLanes, whole);
+  }
+}
+
+// One vector of scores becomes weights times the scales of their positions; those weights, and the
+// largest of the products, join `total` and `most`.
+inline void weigh_vector(float* scores, float top, Vec scales, Vec& total, Vec& most) {
+  const Vec x = sub(load(scores), splat(top));
+  const Vec weight = exp2(x);
+  total = add(total, weight);
+  // Only what is hidden is so far below: the scale of what is not seen may be no number.
+  const Vec scaled = zero_where_less(x, splat(-3.4e38F), mul(weight, scales));
+  most = max_bits(most, scaled);
+  store(scores, scaled);
+}
+
 // Scores [rows][stride] become pieces of weights in their place, zeros where a row does not see. A
-// row's largest score and the sum of its weights go behind its part, the largest weight to `largest`.
+// row's largest score and the sum of its weights go behind its part, its largest weight times a
+// scale to `largest`.
 template <int rows>
 inline void weigh_bytes(const Stretch<ByteProducts>& stretch, const Span* places, Span any,
                         float* scores, std::size_t stride, float* parts, float* largest) {
   const AttentionView& view = stretch.view;
-  const std::size_t part = part_size(view.value_stride);
   const Span all{any.from / kLanes * kLanes, (any.to + kLanes - 1) / kLanes * kLanes};
+  float tops[rows];
+  Vec totals[rows];
   Vec most[rows];
   for (int r = 0; r < rows; ++r) {
     float* row = scores + r * stride;
     if (view.softcap != 0.0F) cap_row(view, places[r], row);
     hide(view, places[r], all, row);
-    most[r] = splat(-kInfinity);
-    for (int j = all.from; j < all.to; j += kLanes) most[r] = max(most[r], load(row + j));
-  }
-  Vec tops[rows];
-  Vec totals[rows];
-  for (int r = 0; r < rows; ++r) {
-    const float top = max_lanes(most[r]);
-    parts[r * part + view.value_stride] = top;
-    tops[r] = splat(top);
+    Vec top = splat(-kInfinity);
+    for (int j = all.from; j < all.to; j += kLanes) top = max(top, load(row + j));
+    tops[r] = max_lanes(top);
     totals[r] = most[r] = splat(0.0F);
   }
   const int n = view.key_stride;
   for (int page = all.from / n; page * n < all.to; ++page) {
     const float* of_page = stretch.scales_of(view.value_scales, page) - page * n;
     const int end = smaller(all.to, (page + 1) * n);
-    for (int j = larger(all.from, page * n); j < end; j += kLanes) {
-      const Vec scales = load(of_page + j);
-      for (int r = 0; r < rows; ++r) {
-        float* row = scores + r * stride + j;
-        const Vec x = sub(load(row), tops[r]);
-        const Vec weight = exp2(x);
-        totals[r] = add(totals[r], weight);
-        // Only what is hidden is so far below: the scale of what is not seen may be no number.
-        const Vec scaled = zero_where_less(x, splat(-3.4e38F), mul(weight, scales));
-        most[r] = max_bits(most[r], scaled);
-        store(row, scaled);
-      }
-    }
+    for (int j = larger(all.from, page * n); j < end; j += kLanes)
+      for (int r = 0; r < rows; ++r)
+        weigh_vector(scores + r * stride + j, tops[r], load(of_page + j), totals[r], most[r]);
   }
   for (int r = 0; r < rows; ++r) {
     const std::uint32_t bits = max_lane_bits(most[r]);
     std::memcpy(largest + r, &bits, sizeof bits);
-    parts[r * part + view.value_stride + 1] = sum_lanes(totals[r]);
-    const float* row = scores + r * stride;
-    auto* pieces = reinterpret_cast<std::uint8_t*>(scores + r * stride);
-    const Vec inverse = splat(1.0F / largest[r]);
-    for (int j = all.from; j < all.to; j += kLanes) {
-      // What is no number becomes zero here, and the row by its largest weight.
-      const Vec near = max(mul(mul(load(row + j), inverse), splat(kMostOfWeight)), splat(0.0F));
-      const Integers whole = to_integers(round_whole(near));
-      store_low_bytes(pieces + piece_at(j), without_low_byte(whole));
-      store_low_bytes(pieces + piece_at(j) + kLanes, whole);
-    }
+    float* ends = parts + r * part_size(view.value_stride) + view.value_stride;
+    ends[0] = tops[r];
+    ends[1] = sum_lanes(totals[r]);
+    store_pieces(all, largest[r], scores + r * stride);
   }
 }
 
-// What rows see of the values' elements from d on; weights: [rows][stride] of bytes.
+// What rows see of the values' elements from d on; weights: [rows][stride] of pieces.
 template <int rows, int vecs>
 inline void mix_bytes(const Stretch<ByteProducts>& stretch, Span any, int d,
-                      const std::uint8_t* weights, std::size_t stride, const float* largest,
+                      const std::int8_t* weights, std::size_t stride, const float* largest,
                       float* mixed) {
   const AttentionView& view = stretch.view;
   Integers high[rows][vecs];
@@ -200,10 +204,10 @@ inline void mix_bytes(const Stretch<ByteProducts>& stretch, Span any, int d,
       ask_for(next + at, 4 * vecs * kLanes);
       Integers value[vecs];
       for (int v = 0; v < vecs; ++v) value[v] = load_codes(values + at + v * kLanes * 4);
-      const std::uint8_t* w = weights + piece_at(base + j);
+      const std::int8_t* w = weights + piece_at(base + j);
       for (int r = 0; r < rows; ++r) {
-        const Integers h = splat_quad(reinterpret_cast<const std::int8_t*>(w + r * stride));
-        const Integers l = splat_quad(reinterpret_cast<const std::int8_t*>(w + r * stride + kLanes));
+        const Integers h = splat_quad(w + r * stride);
+        const Integers l = splat_quad(w + r * stride + kLanes);
         for (int v = 0; v < vecs; ++v) high[r][v] = dot_bytes(high[r][v], h, value[v]);
         for (int v = 0; v < vecs; ++v) low[r][v] = dot_bytes(low[r][v], l, value[v]);
       }
@@ -231,11 +235,12 @@ inline void attend_bytes(const Stretch<ByteProducts>& stretch, const QueryRow* q
                                 reinterpret_cast<std::int8_t*>(scratch + r * q_size));
   int i = any.from / kLanes;
   const int end = (any.to + kLanes - 1) / kLanes;
-  for (; i + kVecs <= end; i += kVecs) score_bytes<rows, kVecs>(stretch, prepared, i, scores, stride);
+  for (; i + kVecs <= end; i += kVecs)
+    score_bytes<rows, kVecs>(stretch, prepared, i, scores, stride);
   for (; i < end; ++i) score_bytes<rows, 1>(stretch, prepared, i, scores, stride);
   float largest[rows];
   weigh_bytes<rows>(stretch, places, any, scores, stride, parts, largest);
-  const auto* weights = reinterpret_cast<const std::uint8_t*>(scores);
+  const auto* weights = reinterpret_cast<const std::int8_t*>(scores);
   int d = 0;
   for (; d + kVecs * kLanes <= view.value_stride; d += kVecs * kLanes)
     mix_bytes<rows, kVecs>(stretch, any, d, weights, stride * sizeof(float), largest, parts);
