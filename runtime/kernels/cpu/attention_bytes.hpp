@@ -23,9 +23,11 @@ constexpr int shared_vecs(int rows) { return rows <= 3 ? 4 : 2; }
 constexpr int shared_vecs(int rows) { return rows <= 2 ? 2 : 1; }
 #endif
 
+// Of four numbers their high pieces, then their low ones.
+constexpr int kQuad = 8;
+
 struct ByteQuery {
-  const std::int8_t* high;  // [round_up(head_dim, 4)], zeros behind head_dim
-  const std::int8_t* low;
+  const std::int8_t* pieces;
   std::int32_t high_start;  // what takes the keys' bias away
   std::int32_t low_start;
   float scale;
@@ -49,7 +51,6 @@ inline ByteQuery prepare_bytes(const AttentionView& view, const float* q, std::i
   std::memcpy(&scale, &bits, sizeof scale);
   scale = bits >= 0x7F800000U ? __builtin_nanf("") : scale / kMostOfQuery;
   if (scale < kSmallest) scale = kSmallest;
-  std::int8_t* low = out + round_up(n, kPad);
   Vec highs = splat(0.0F);
   Vec lows = splat(0.0F);
   for (int d = 0; d < n; d += kLanes) {
@@ -59,12 +60,11 @@ inline ByteQuery prepare_bytes(const AttentionView& view, const float* q, std::i
     // A quarter moves ties up, where what is left fits a byte.
     const Vec high = round_whole(mul(add(whole, splat(0.25F)), splat(1.0F / kPiece)));
     const Vec rest = fma(high, splat(-1.0F * kPiece), whole);
-    store_int8(out + d, high);
-    store_int8(low + d, rest);
+    store_low_bytes(out + 2 * d, to_integers(high), to_integers(rest));
     highs = add(highs, high);
     lows = add(lows, rest);
   }
-  return {out, low, -kKeyBias * sum_whole_lanes(highs), -kKeyBias * sum_whole_lanes(lows), scale};
+  return {out, -kKeyBias * sum_whole_lanes(highs), -kKeyBias * sum_whole_lanes(lows), scale};
 }
 
 inline Vec join_pieces(Integers high, Integers low) {
@@ -93,8 +93,8 @@ inline void score_bytes(const Stretch<ByteProducts>& stretch, const ByteQuery* q
       key[v] = biased_codes(load_codes(keys[v] + at));
     }
     for (int r = 0; r < rows; ++r) {
-      const Integers h = splat_quad(queries[r].high + d);
-      const Integers l = splat_quad(queries[r].low + d);
+      const Integers h = splat_quad(queries[r].pieces + d / 4 * kQuad);
+      const Integers l = splat_quad(queries[r].pieces + d / 4 * kQuad + kQuad / 2);
       for (int v = 0; v < vecs; ++v) high[r][v] = dot_bytes(high[r][v], key[v], h);
       for (int v = 0; v < vecs; ++v) low[r][v] = dot_bytes(low[r][v], key[v], l);
     }
@@ -116,21 +116,15 @@ inline void score_bytes(const Stretch<ByteProducts>& stretch, const ByteQuery* q
   }
 }
 
-// The high pieces of kLanes weights lie before their low ones.
-inline std::size_t piece_at(int place) {
-  return static_cast<std::size_t>(place / kLanes * (2 * kLanes) + place % kLanes);
-}
-
 // Weights times the scales of their positions, from the floats of `row` on, become pieces in their
 // place. What is no number becomes zero, and the row by its largest weight.
 inline void store_pieces(Span all, float largest, float* row) {
-  auto* pieces = reinterpret_cast<std::uint8_t*>(row);
+  auto* pieces = reinterpret_cast<std::int8_t*>(row);
   const Vec inverse = splat(1.0F / largest);
   for (int j = all.from; j < all.to; j += kLanes) {
     const Vec near = max(mul(mul(load(row + j), inverse), splat(kMostOfWeight)), splat(0.0F));
     const Integers whole = to_integers(round_whole(near));
-    store_low_bytes(pieces + piece_at(j), without_low_byte(whole));
-    store_low_bytes(pieces + piece_at(j) + kLanes, whole);
+    store_low_bytes(pieces + j / 4 * kQuad, without_low_byte(whole), whole);
   }
 }
 
@@ -204,10 +198,10 @@ inline void mix_bytes(const Stretch<ByteProducts>& stretch, Span any, int d,
       ask_for(next + at, 4 * vecs * kLanes);
       Integers value[vecs];
       for (int v = 0; v < vecs; ++v) value[v] = load_codes(values + at + v * kLanes * 4);
-      const std::int8_t* w = weights + piece_at(base + j);
+      const std::int8_t* w = weights + (base + j) / 4 * kQuad;
       for (int r = 0; r < rows; ++r) {
         const Integers h = splat_quad(w + r * stride);
-        const Integers l = splat_quad(w + r * stride + kLanes);
+        const Integers l = splat_quad(w + r * stride + kQuad / 2);
         for (int v = 0; v < vecs; ++v) high[r][v] = dot_bytes(high[r][v], h, value[v]);
         for (int v = 0; v < vecs; ++v) low[r][v] = dot_bytes(low[r][v], l, value[v]);
       }

@@ -26,9 +26,12 @@ template <int n>
 inline Integers code_of(Integers a) {
   return _mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * n), 24);
 }
-// The lowest byte of each lane, and numbers without it.
-inline void store_low_bytes(std::uint8_t* p, Integers a) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+// The lowest bytes of four lanes of a, then those of b, then those of the next four lanes.
+inline void store_low_bytes(std::int8_t* p, Integers a, Integers b) {
+  const __m128i x = _mm512_cvtepi32_epi8(a);
+  const __m128i y = _mm512_cvtepi32_epi8(b);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(x, y));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm_unpackhi_epi32(x, y));
 }
 inline Integers without_low_byte(Integers a) { return _mm512_srli_epi32(a, 8); }
 inline Integers splat_integer(std::int32_t a) { return _mm512_set1_epi32(a); }
@@ -81,10 +84,14 @@ template <int n>
 inline Integers code_of(Integers a) {
   return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * n), 24);
 }
-inline void store_low_bytes(std::uint8_t* p, Integers a) {
+inline __m128i low_bytes(Integers a) {
   const __m256i low = _mm256_and_si256(a, _mm256_set1_epi32(255));
-  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(half, half));
+  const __m128i half =
+      _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  return _mm_packus_epi16(half, half);
+}
+inline void store_low_bytes(std::int8_t* p, Integers a, Integers b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low_bytes(a), low_bytes(b)));
 }
 inline Integers without_low_byte(Integers a) { return _mm256_srli_epi32(a, 8); }
 inline Integers splat_integer(std::int32_t a) { return _mm256_set1_epi32(a); }
@@ -137,8 +144,11 @@ template <int n>
 inline Integers code_of(Integers a) {
   return a << (24 - 8 * n) >> 24;
 }
-inline void store_low_bytes(std::uint8_t* p, Integers a) {
-  for (int lane = 0; lane < kLanes; ++lane) p[lane] = static_cast<std::uint8_t>(a[lane]);
+inline void store_low_bytes(std::int8_t* p, Integers a, Integers b) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    p[lane] = static_cast<std::int8_t>(a[lane]);
+    p[kLanes + lane] = static_cast<std::int8_t>(b[lane]);
+  }
 }
 inline Integers without_low_byte(Integers a) { return a >> 8; }
 inline Integers splat_integer(std::int32_t a) { return Integers{a, a, a, a}; }
