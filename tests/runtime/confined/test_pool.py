@@ -1,7 +1,9 @@
 import os
 import platform
+import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -67,6 +69,27 @@ def test_what_overruns_is_killed_and_replaced(task: str) -> None:
         pool.call(task)
     assert is_gone(pid), "the processor would go on turning"
     assert pool.pids != [pid] and pool.overruns == 1
+    pool.close()
+
+
+def test_time_that_others_take_from_it_does_not_count() -> None:
+    """The process stands still for far longer than its work may take, as on a busy machine."""
+    pool = ConfinedPool(TASKS, seconds=0.2, patience=PATIENCE_SECONDS)
+    pid = pool.call("pid")
+    with halted(pool, partial(pool.call, "pid")) as working:
+        time.sleep(0.5)
+        assert not working.done()
+    assert working.result() == pid and pool.overruns == 0
+    pool.close()
+
+
+def test_what_stands_still_is_killed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ConfinedPool(TASKS, seconds=PATIENCE_SECONDS)
+    os.kill(pool.call("pid"), signal.SIGSTOP)
+    monkeypatch.setattr(pool, "seconds", 0.1)
+    monkeypatch.setattr(pool, "_patience", 0.1)
+    with pytest.raises(Overrun):
+        pool.call("pid")
     pool.close()
 
 
