@@ -1,5 +1,6 @@
 """What the samples say about each bound."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,13 +58,16 @@ def figures(samples: Sequence[Sample], books: Books) -> dict[str, Any]:
     before, after = (
         family(one.counters, "coldpress_answers_total") for one in (samples[0], samples[-1])
     )
-    finished = {reason: after[reason] - before.get(reason, 0) for reason in after}
+    finished: Counter[str] = Counter()
+    for labels in after:
+        reason = labels.partition('finish_reason="')[2].partition('"')[0]
+        finished[reason] += int(after[labels] - before.get(labels, 0))
     growth = slope([(one.seconds, one.private_bytes) for one in half])
     return {
         "seconds": samples[-1].seconds,
         "accepted": books.accepted,
         "outcomes": dict(books.outcomes),
-        "finished": finished,
+        "finished": dict(finished),
         "counters_fell": falls(samples),
         "private_mb": [half[0].private_bytes / MB, half[-1].private_bytes / MB],
         "resident_mb": [half[0].resident_bytes / MB, half[-1].resident_bytes / MB],
@@ -99,8 +103,8 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, tuple[bool | None, str]]:
         "no counter falls": (not found["counters_fell"], ", ".join(found["counters_fell"]) or "-"),
         "what was accepted has ended for one reason": (
             ended == found["accepted"],
-            f"{found['accepted']} accepted, {ended:g} ended: "
-            + ", ".join(f"{count:g} {name}" for name, count in found["finished"].items() if count),
+            f"{found['accepted']} accepted, {ended} ended: "
+            + ", ".join(f"{count} {name}" for name, count in found["finished"].items() if count),
         ),
         "no page is in use at the end": (used == 0, f"{used:g} pages"),
     }
