@@ -5,9 +5,8 @@ that many share from all but the first.
 `coldpress serve` does.
 
 - A stream is read while another client sends a prompt as long as the context and 64 KiB allow. A
-  chunk is a step with a part of that prompt; the longest wait for a token while it was computed
-  may be no more than one chunk's time longer than a wait without it. A chunk's time is that of the
-  prompt divided by the steps it took.
+  chunk is a step with a part of that prompt. The stream may wait for one chunk at a time: it gets
+  a token for each.
 - A system prompt of 1,000 tokens comes with 32 questions, one after the other: the time to the
   first token of the later ones may be a tenth of the first's.
 """
@@ -49,10 +48,10 @@ def server(artifact: Path) -> Iterator[str]:
 class Stream:
     """asked, times: of the request, and of each token that came."""
 
-    asked: float = field(default_factory=time.perf_counter)
+    asked: float = 0.0
     times: list[float] = field(default_factory=list)
 
-    def read(self, url: str, prompt: list[int], max_tokens: int) -> None:
+    def read(self, http: httpx.Client, prompt: list[int], max_tokens: int) -> None:
         body = {
             "prompt": prompt,
             "max_tokens": max_tokens,
@@ -60,7 +59,8 @@ class Stream:
             "temperature": 0,
             "ignore_eos": True,
         }
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=600) as answer:
+        self.asked = time.perf_counter()
+        with http.stream("POST", "/v1/completions", json=body) as answer:
             answer.raise_for_status()
             for line in answer.iter_lines():
                 if line.startswith('data: {"id"'):
@@ -72,13 +72,13 @@ def tokens_of(count: int, first: int = 0) -> list[int]:
     return [100 + (first + 7919 * i) % 800 for i in range(count)]
 
 
-def shared_prompt(url: str) -> dict[str, float]:
+def shared_prompt(http: httpx.Client) -> dict[str, float]:
     """Milliseconds to the first token."""
     system = tokens_of(SHARED_TOKENS)
     waits = []
     for number in range(QUESTIONS):
         stream = Stream()
-        stream.read(url, [*system, *tokens_of(12, first=number * 31)], 2)
+        stream.read(http, [*system, *tokens_of(12, first=number * 31)], 2)
         waits.append(1000 * (stream.times[0] - stream.asked))
     first, later = waits[0], waits[1:]
     return {
@@ -89,38 +89,32 @@ def shared_prompt(url: str) -> dict[str, float]:
     }
 
 
-def steps(url: str) -> float:
-    text = httpx.get(f"{url}/metrics", timeout=60).text
+def steps(http: httpx.Client) -> float:
+    text = http.get("/metrics").text
     line = next(line for line in text.splitlines() if line.startswith("coldpress_steps_total"))
     return float(line.split()[1])
 
 
-def long_prompt(url: str) -> dict[str, Any]:
-    """Milliseconds between the tokens of a stream, without a long prompt beside it and with."""
-    card = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]
+def long_prompt(http: httpx.Client) -> dict[str, Any]:
+    """What a stream gets while the prompt is computed."""
+    card = http.get("/v1/models").json()["data"][0]
     length = min(LONG_BYTES // 4, card["max_model_len"] - STREAM_TOKENS)
     stream, long = Stream(), Stream()
-    reader = threading.Thread(target=stream.read, args=(url, tokens_of(8, 5), STREAM_TOKENS))
+    reader = threading.Thread(target=stream.read, args=(http, tokens_of(8, 5), STREAM_TOKENS))
     reader.start()
     while len(stream.times) < STREAM_TOKENS // 4:
         time.sleep(0.005)
-    long.asked, before = time.perf_counter(), steps(url)
-    long.read(url, tokens_of(length, 3), 1)
-    chunks = steps(url) - before
+    before = steps(http)
+    long.read(http, tokens_of(length, 3), 1)
+    chunks = steps(http) - before
     reader.join()
-    ended = long.times[0]
-    gaps = [(b, 1000 * (b - a)) for a, b in pairwise(stream.times)]
-    alone = median(gap for at, gap in gaps if at < long.asked)
-    beside = [gap for at, gap in gaps if long.asked <= at <= ended]
-    chunk = 1000 * (ended - long.asked) / chunks
+    beside = [at for at in stream.times if long.asked <= at <= long.times[0]]
     return {
         "prompt_tokens": length,
         "chunks": chunks,
-        "chunk_ms": chunk,
-        "alone_ms": alone,
-        "beside_ms": median(beside),
-        "longest_ms": max(beside),
-        "longest_in_chunks": (max(beside) - alone) / chunk,
+        "stream_tokens": len(beside),
+        "chunk_ms": 1000 * (long.times[0] - long.asked) / chunks,
+        "longest_wait_ms": 1000 * max(b - a for a, b in pairwise(beside)),
     }
 
 
@@ -129,9 +123,9 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    with server(asked.artifact) as url:
-        Stream().read(url, tokens_of(40, 77), 4)
-        found = {"shared_prompt": shared_prompt(url), "long_prompt": long_prompt(url)}
+    with server(asked.artifact) as url, httpx.Client(base_url=url, timeout=600) as http:
+        Stream().read(http, tokens_of(40, 77), 4)
+        found = {"shared_prompt": shared_prompt(http), "long_prompt": long_prompt(http)}
     if asked.json:
         print(json.dumps(found))
         return
