@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 from openai import OpenAI
@@ -22,11 +23,13 @@ from runtime.engine.thread import EngineThread, Listener
 from runtime.server.access import Access, Tls
 from runtime.server.limits import Limits
 from runtime.server.main import HttpServer
+from runtime.server.registry import Registry
 from runtime.service import GenerationService, usable_positions
 from runtime.text.grammar.compiler import GrammarCompiler
 from runtime.text.template import load_template
 from runtime.text.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny import tiny_model, write_tokenizer
+from tests.waiting import PATIENCE_SECONDS
 
 MODEL = "tiny"
 SCRIPT = 'The press stands in the corner. Café, 日本語, 🙂 and "oil"\u2028of last year: one, two. '
@@ -141,6 +144,29 @@ def make_service(
 
 
 @contextmanager
+def listening(server: HttpServer) -> Iterator[None]:
+    """In a thread; drained at the end."""
+    ready = threading.Event()
+    thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE_SECONDS)
+        yield
+    finally:
+        server.stop()
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def serving(registry: Registry) -> Iterator[httpx.Client]:
+    """A client of a server of several models."""
+    server = HttpServer(registry, drain_seconds=2)
+    with listening(server), httpx.Client(base_url=server.url, timeout=PATIENCE_SECONDS) as http:
+        yield http
+
+
+@contextmanager
 def running(
     executor: Executor,
     *,
@@ -160,13 +186,6 @@ def running(
     server = HttpServer(
         [service], limits=limits, access=access, tls=tls, drain_seconds=drain_seconds
     )
-    ready = threading.Event()
-    thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
-    thread.start()
-    try:
-        assert ready.wait(60)
+    with listening(server):
         yield Running(server, service, engine, engine_thread)
-    finally:
-        server.stop()
-        thread.join(60)
-        assert not thread.is_alive() and not engine_thread.is_alive
+    assert not engine_thread.is_alive

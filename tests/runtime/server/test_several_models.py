@@ -3,9 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,11 @@ import pytest
 from openai import OpenAI
 
 from quant.format.errors import InputError
-from runtime.server.main import HttpServer
 from runtime.server.registry import Registry
 from runtime.server.registry_memory import MemoryBudget
 from runtime.server.registry_models import Loaded, ModelSettings
 from runtime.server.registry_names import parse_alias, parse_shadow
-from tests.runtime.server.harness import ScriptedExecutor, make_service, tiny_tokenizer
+from tests.runtime.server.harness import ScriptedExecutor, make_service, serving, tiny_tokenizer
 from tests.waiting import eventually
 
 
@@ -35,21 +33,6 @@ def scripted(name: str, text: str, hold: Callable[[], object] = lambda: None) ->
 
     card = {"max_model_len": 300, "evaluation": {"kld": {"mean": 0.01}}}
     return ModelSettings(name, load, needs={"weights": 100}, card=card)
-
-
-@contextmanager
-def serving(registry: Registry) -> Iterator[httpx.Client]:
-    server, ready = HttpServer(registry, drain_seconds=2), threading.Event()
-    thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
-    thread.start()
-    try:
-        assert ready.wait(60)
-        with httpx.Client(base_url=server.url, timeout=60) as http:
-            yield http
-    finally:
-        server.stop()
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 def ask(http: httpx.Client, model: str | None, **fields: Any) -> httpx.Response:

@@ -1,19 +1,16 @@
 """Copies go to the shadow by every route that answers, at the lowest priority."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from runtime.engine.request import Request
-from runtime.server.main import HttpServer
 from runtime.server.registry import Registry
 from runtime.server.registry_models import Loaded, ModelSettings
 from runtime.server.registry_names import parse_alias, parse_shadow
-from tests.runtime.server.harness import CountingThread, ScriptedExecutor, make_service
+from tests.runtime.server.harness import CountingThread, ScriptedExecutor, make_service, serving
 from tests.waiting import eventually
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -41,21 +38,6 @@ class Noting:
         assert isinstance(thread, CountingThread)
         thread.submit = noted  # type: ignore[method-assign, assignment]
         return Loaded(service)
-
-
-@contextmanager
-def serving(registry: Registry) -> Iterator[httpx.Client]:
-    server, ready = HttpServer(registry, drain_seconds=2), threading.Event()
-    thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
-    thread.start()
-    try:
-        assert ready.wait(60)
-        with httpx.Client(base_url=server.url, timeout=60) as http:
-            yield http
-    finally:
-        server.stop()
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 ROUTES: list[tuple[str, dict[str, Any]]] = [

@@ -15,7 +15,7 @@ from runtime.server.main import HttpServer
 from runtime.service import GenerationService
 from runtime.worker.engine_process import EngineProcess
 from runtime.worker.spec import ModelSpec
-from tests.runtime.server.harness import MODEL, tiny_tokenizer
+from tests.runtime.server.harness import MODEL, listening, tiny_tokenizer
 from tests.runtime.worker.fake_worker import KILL, command
 from tests.waiting import eventually
 
@@ -31,17 +31,9 @@ def served(stall_seconds: float = 60.0) -> Iterator[tuple[EngineProcess, httpx.C
     facts = engine.wait_ready(WAIT)
     service = GenerationService(engine, tiny_tokenizer(), None, MODEL, facts.usable_positions)
     server = HttpServer([service], limits=Limits(stall_seconds=stall_seconds), drain_seconds=0)
-    ready = threading.Event()
-    thread = threading.Thread(target=server.run, args=(lambda url: ready.set(),))
-    thread.start()
-    try:
-        assert ready.wait(WAIT)
-        with httpx.Client(base_url=server.url, timeout=WAIT) as http:
-            yield engine, http
-    finally:
-        server.stop()
-        thread.join(WAIT)
-        assert not thread.is_alive() and not engine.is_alive
+    with listening(server), httpx.Client(base_url=server.url, timeout=WAIT) as http:
+        yield engine, http
+    assert not engine.is_alive
 
 
 class Stream:
