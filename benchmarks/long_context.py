@@ -20,10 +20,10 @@ import numpy as np
 
 from coldpress.loading import PAGE_SIZE, Machine, open_artifact, open_executor
 from compile.program import Program
-from runtime.bench import read_bytes_per_second
 from runtime.engine.batch import Executor, StepBatch
 from runtime.kv_cache import kv_bytes_per_page, resolve_kv_cache_type
 from runtime.machine import available_threads
+from runtime.yardstick import read_bytes_per_second
 
 CHUNK = 512
 ROUNDS, STEPS = 15, 4

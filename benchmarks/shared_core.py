@@ -41,7 +41,7 @@ def busy_core(core: int) -> Iterator[int]:
 
 
 def tokens_per_second(executor: Executor) -> float:
-    run = measure(executor, 1, prompt_tokens=PROMPT, output_tokens=OUTPUT, decode_limit=1.0)
+    run = measure(executor, 1, prompt_tokens=PROMPT, output_tokens=OUTPUT)
     return run.decode_tokens_per_second
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coldpress.loading import (
     DEFAULT_MACHINE,
@@ -14,6 +14,11 @@ from coldpress.loading import (
     payload_bytes,
 )
 from quant.format.errors import InputError
+
+if TYPE_CHECKING:
+    from compile.model import Model
+    from runtime.loading import LoadedExecutor
+    from runtime.yardstick import Yardstick
 
 
 def bench(
@@ -34,10 +39,11 @@ def bench(
     concurrency. Raises InputError when prompt and output do not fit the model's context, and for a
     profile of an executor that has none.
     """
-    from runtime.bench import measure, read_bytes_per_second, resident_bytes
+    from runtime.bench import measure, resident_bytes
     from runtime.executors.cpu import CpuExecutor
     from runtime.loading import resolve_backend
     from runtime.machine import available_threads
+    from runtime.yardstick import int8_operations_per_second, read_bytes_per_second
 
     threads = machine.threads or available_threads()
     model, _ = open_artifact(artifact, on_note)
@@ -48,9 +54,10 @@ def bench(
             f"{prompt_tokens} + {output_tokens} tokens exceed the model's context of {limit}; "
             "lower --prompt-tokens or --output-tokens"
         )
-    if profile and resolve_backend(model, machine.backend) != "cpu":
+    backend = resolve_backend(model, machine.backend)
+    if profile and backend != "cpu":
         raise InputError("only the cpu backend times its ops; leave --profile out")
-    bandwidth = read_bytes_per_second(threads)
+    rates = (read_bytes_per_second(threads), int8_operations_per_second(threads))
     weight_bytes = payload_bytes(artifact)
     executor = open_executor(
         model, replace(machine, threads=threads), tokens=longest, sequences=max(concurrency)
@@ -58,7 +65,8 @@ def bench(
     timed = executor if profile and isinstance(executor, CpuExecutor) else None
     runs, profiles = [], []
     try:
-        measure(executor, 1, prompt_tokens=8, output_tokens=2, decode_limit=1.0)
+        measure(executor, 1, prompt_tokens=8, output_tokens=2)
+        yardstick = _yardstick(model, executor, backend, *rates)
         for index, streams in enumerate(concurrency):
             if timed is not None:
                 timed.profile(True)
@@ -67,7 +75,7 @@ def bench(
                 streams,
                 prompt_tokens=prompt_tokens,
                 output_tokens=output_tokens,
-                decode_limit=bandwidth / weight_bytes,
+                yardstick=yardstick,
                 rounds=rounds,
             )
             runs.append(run)
@@ -83,12 +91,28 @@ def bench(
         "model": str(artifact),
         "threads": threads,
         "limits": {
-            "read_bytes_per_second": bandwidth,
+            "read_bytes_per_second": rates[0],
+            "int8_operations_per_second": rates[1],
+            "operations_per_token": yardstick.token_operations,
+            "operations_per_row": yardstick.row_operations,
             "weight_bytes": weight_bytes,
             "held_bytes": held,
-            "decode_steps_per_second": bandwidth / weight_bytes,
+            "decode_steps_per_second": rates[0] / weight_bytes,
         },
         "runs": runs,
         "resident_bytes": resident,
         **({"profile": profiles} if profile else {}),
     }
+
+
+def _yardstick(
+    model: "Model", executor: "LoadedExecutor", backend: str, read_bytes: float, int8: float
+) -> "Yardstick":
+    """Of the processor, where that is what computes."""
+    from runtime.yardstick import NOTHING, make_yardstick
+
+    if backend not in ("cpu", "torch", "onnx"):
+        return NOTHING
+    positions = executor.num_pages * executor.page_size
+    cache = getattr(executor, "cache_bytes", 0) / positions
+    return make_yardstick(model, executor.weight_bytes, cache, read_bytes, int8)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import ActivationScheme, FloatScheme, PerGroup, PerTensor, Scheme
+from quant.format.stored import StoredIntegers
 from quant.format.tensor import QuantizedTensor, Weight
 
 MX_GROUP = 32
@@ -34,15 +35,16 @@ class InputRounding:
     span: float = 127.5
 
 
-def input_rounding(name: str, weight: Weight) -> InputRounding | None:
+def input_rounding(name: str, weight: Weight | StoredIntegers) -> InputRounding | None:
     """What the scheme of the loaded weight `name` asks for, None where it asks for nothing.
 
     Raises UnsupportedModelError for a stored scale that is missing, or not a positive number.
     """
-    activation = None if not isinstance(weight, QuantizedTensor) else weight.scheme.activation
+    if not isinstance(weight, QuantizedTensor | StoredIntegers):
+        return None
+    activation = weight.scheme.activation
     if activation is None:
         return None
-    assert isinstance(weight, QuantizedTensor)
     group = activation.granularity.size if isinstance(activation.granularity, PerGroup) else 0
     if not activation.dynamic:
         return InputRounding(activation.numbers, group, fixed=_stored(name, weight, activation))
@@ -67,7 +69,9 @@ def check_input(name: str, scheme: Scheme) -> None:
         )
 
 
-def _stored(name: str, weight: QuantizedTensor, activation: ActivationScheme) -> float:
+def _stored(
+    name: str, weight: QuantizedTensor | StoredIntegers, activation: ActivationScheme
+) -> float:
     scale = weight.input_scale
     if scale is None or not math.isfinite(scale) or scale <= 0:
         raise UnsupportedModelError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from quant.format.errors import InputError
 from quant.format.scheme import Scheme
+from quant.format.stored import HoldsFloats, HoldsIntegers, StoredFloats, StoredIntegers
 from quant.format.tensor import Weight, WeightSource
 
 TEXT_MODELS = {"gemma3": "gemma3_text"}
@@ -24,22 +25,36 @@ SHARED = ("dtype", "torch_dtype", "quantization_config", "bos_token_id", "eos_to
 @dataclass(frozen=True)
 class TextWeights:
     """A WeightSource over some tensors of another, under the names that the text model gives them.
-    `stored`: the other's names by these."""
+    `original`: the other's names by these."""
 
     source: WeightSource
-    stored: Mapping[str, str]
+    original: Mapping[str, str]
 
     def names(self) -> Collection[str]:
-        return self.stored.keys()
+        return self.original.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.source.shape(self.stored[name])
+        return self.source.shape(self.original[name])
 
     def scheme(self, name: str) -> Scheme:
-        return self.source.scheme(self.stored[name])
+        return self.source.scheme(self.original[name])
 
     def load(self, name: str) -> Weight:
-        return self.source.load(self.stored[name])
+        return self.source.load(self.original[name])
+
+    def stored(self, name: str) -> StoredIntegers | None:
+        """See HoldsIntegers."""
+        source = self.source
+        return source.stored(self.original[name]) if isinstance(source, HoldsIntegers) else None
+
+    def forget(self, name: str) -> None:
+        if isinstance(self.source, HoldsIntegers):
+            self.source.forget(self.original[name])
+
+    def floats(self, name: str) -> StoredFloats | None:
+        """See HoldsFloats."""
+        source = self.source
+        return source.floats(self.original[name]) if isinstance(source, HoldsFloats) else None
 
 
 def text_part(

@@ -1,10 +1,9 @@
-"""How fast a model answers on this machine, through the engine, beside what memory allows."""
+"""How fast a model answers on this machine, through the engine, beside what the machine allows."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from runtime.engine.batch import Executor
 from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams
+from runtime.yardstick import NOTHING, Fractions, Yardstick
 
 Clock = Callable[[], float]
 Progress = Callable[[int, int, str], None]
@@ -29,7 +29,9 @@ class Run:
     decode: tokens per second from then on, while every request is decoding.
     ttft_ms, tpot_ms, itl_ms: percentiles over requests (first token; mean time per further token)
         and over tokens (gap between neighbours).
-    fraction_of_limit: decode against reading every weight once per step at memory's speed.
+    prefill_fractions, decode_fractions: of the two phases, what weights, keys and values they had
+        to read, and multiply, of what the machine can.
+    fraction_of_limit: of decoding, against the limit that is nearer.
     """
 
     concurrency: int
@@ -41,14 +43,17 @@ class Run:
     ttft_ms: dict[str, float]
     tpot_ms: dict[str, float]
     itl_ms: dict[str, float]
+    prefill_fractions: Fractions
+    decode_fractions: Fractions
     fraction_of_limit: float
 
 
 @dataclass
 class _Times:
-    """Seconds on the clock at which one round's tokens came, by request."""
+    """Seconds on the clock at which one round's tokens came, by request, and its steps ended."""
 
     start: float
+    steps: list[float] = field(default_factory=list)
     tokens: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -63,6 +68,14 @@ class _Times:
         """Tokens that came after the last request had its first."""
         return sum(time > self.prefilled for times in self.tokens.values() for time in times)
 
+    def drawn_before(self) -> int:
+        """Tokens that came until then."""
+        return sum(map(len, self.tokens.values())) - self.decoded()
+
+    def steps_before(self) -> int:
+        """Steps that ended until then."""
+        return sum(time <= self.prefilled for time in self.steps)
+
 
 def measure(
     executor: Executor,
@@ -70,7 +83,7 @@ def measure(
     *,
     prompt_tokens: int,
     output_tokens: int,
-    decode_limit: float,
+    yardstick: Yardstick = NOTHING,
     rounds: int = 1,
     max_step_tokens: int = 256,
     clock: Clock = time.perf_counter,
@@ -78,8 +91,8 @@ def measure(
 ) -> Run:
     """Time `rounds` rounds of random prompts, decoded greedily to exactly `output_tokens`.
 
-    decode_limit: steps per second that memory allows. Raises RequestError when a request could
-    not run on this executor.
+    yardstick: what fractions are of. Raises RequestError when a request could not run on this
+    executor.
     """
     engine = Engine(
         executor,
@@ -94,7 +107,7 @@ def measure(
         times.append(_round(engine, prompts, output_tokens, clock))
         if on_progress is not None:
             on_progress(number + 1, rounds, f"rounds of {concurrency} request(s)")
-    return summarize(times, concurrency, prompt_tokens, output_tokens, decode_limit)
+    return summarize(times, concurrency, prompt_tokens, output_tokens, yardstick)
 
 
 def _round(
@@ -107,6 +120,7 @@ def _round(
     while engine.has_work:
         events = engine.step()
         now = clock()
+        times.steps.append(now)
         for event in events:
             if event.error is not None:
                 raise RuntimeError(f"a request failed while it was timed: {event.error}")
@@ -119,31 +133,58 @@ def summarize(
     concurrency: int,
     prompt_tokens: int,
     output_tokens: int,
-    decode_limit: float,
+    yardstick: Yardstick,
 ) -> Run:
     """Rates over the sum of all rounds; percentiles over everything in them."""
     requests = [(one.start, times) for one in rounds for times in one.tokens.values()]
     gaps = [times[i + 1] - times[i] for _, times in requests for i in range(len(times) - 1)]
     per_token = [(t[-1] - t[0]) / (len(t) - 1) for _, t in requests if len(t) > 1]
-    decode = _rate(
-        sum(one.decoded() for one in rounds), sum(one.end - one.prefilled for one in rounds)
-    )
+    prefill_seconds = sum(one.prefilled - one.start for one in rounds)
+    decode_seconds = sum(one.end - one.prefilled for one in rounds)
+    decoded = sum(one.decoded() for one in rounds)
+    prompts = len(rounds) * concurrency * prompt_tokens
+    prefill, decoding = _fractions(rounds, prompt_tokens, output_tokens, yardstick)
     tokens = len(rounds) * concurrency * (prompt_tokens + output_tokens)
     return Run(
         concurrency=concurrency,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        prefill_tokens_per_second=_rate(
-            len(rounds) * concurrency * prompt_tokens,
-            sum(one.prefilled - one.start for one in rounds),
-        ),
-        decode_tokens_per_second=decode,
+        prefill_tokens_per_second=_rate(prompts, prefill_seconds),
+        decode_tokens_per_second=_rate(decoded, decode_seconds),
         total_tokens_per_second=_rate(tokens, sum(one.end - one.start for one in rounds)),
         ttft_ms=_percentiles([times[0] - start for start, times in requests]),
         tpot_ms=_percentiles(per_token),
         itl_ms=_percentiles(gaps),
-        fraction_of_limit=decode / (concurrency * decode_limit),
+        prefill_fractions=prefill,
+        decode_fractions=decoding,
+        fraction_of_limit=decoding.limit,
     )
+
+
+def _fractions(
+    rounds: Sequence[_Times], prompt_tokens: int, output_tokens: int, yardstick: Yardstick
+) -> tuple[Fractions, Fractions]:
+    """Of prefill and of decoding."""
+    requests = sum(len(one.tokens) for one in rounds)
+    early = sum(one.drawn_before() for one in rounds)
+    decoded = sum(one.decoded() for one in rounds)
+    steps = sum(one.steps_before() for one in rounds)
+    prefill = yardstick.fractions(
+        steps=steps,
+        # Tokens that came early were computed beside prompts, but for the first of each request.
+        tokens=requests * prompt_tokens + early - requests,
+        rows=early,
+        context=prompt_tokens,
+        seconds=sum(one.prefilled - one.start for one in rounds),
+    )
+    decoding = yardstick.fractions(
+        steps=sum(len(one.steps) for one in rounds) - steps,
+        tokens=decoded,
+        rows=decoded,
+        context=prompt_tokens + output_tokens / 2,
+        seconds=sum(one.end - one.prefilled for one in rounds),
+    )
+    return prefill, decoding
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -155,21 +196,6 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
         return dict.fromkeys(PERCENTILES, 0.0)
     values = np.percentile(np.asarray(seconds) * 1e3, list(PERCENTILES.values()))
     return dict(zip(PERCENTILES, map(float, values), strict=True))
-
-
-def read_bytes_per_second(
-    threads: int, size_bytes: int = 1 << 28, repeat: int = 5, clock: Clock = time.perf_counter
-) -> float:
-    """The best rate at which `threads` threads read memory that no cache holds."""
-    # Written once: untouched pages would all be the same zero page, and stay in the cache.
-    parts = [np.ones(size_bytes // 8 // threads, np.int64) for _ in range(threads)]
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(repeat):
-            start = clock()
-            list(pool.map(np.bitwise_or.reduce, parts))
-            best = max(best, _rate(sum(part.nbytes for part in parts), clock() - start))
-    return best
 
 
 def resident_bytes() -> int:

@@ -3,9 +3,9 @@
 from typing import Literal, Protocol
 
 from compile.model import Model
-from compile.program import Program
 from quant.format.errors import InputError
 from runtime.engine.batch import Executor
+from runtime.footprint import weight_bytes
 from runtime.kv_cache import (
     KvCacheType,
     check_pages,
@@ -21,6 +21,8 @@ AUTO = "auto"
 """ONNX Runtime and TensorRT for their own artifacts, the cpu executor for everything else."""
 DEFAULT_CONTEXTS = 16
 """Full contexts that the pool holds by default, memory permitting."""
+LEAST_PAGES = 2
+"""One that is reserved, and one to begin with."""
 DEFAULT_SHARE = 4
 """The default pool takes at most this part (one over it) of the memory that is free."""
 
@@ -60,7 +62,8 @@ def load_executor(
     and holds floats all the same. tensor_parallel: processes that share the model, each on a GPU of
     its own, or on the CPU with the torch backend.
 
-    Raises InputError for a backend or a type that does not exist, or a pool without a page,
+    Raises InputError for a backend or a type that does not exist, a pool without a page, or weights
+    and a pool that do not fit into the free memory,
     UnsupportedModelError before any weight is read, MissingExtraError where torch or onnxruntime is
     missing.
     """
@@ -79,9 +82,15 @@ def load_executor(
             exact,
             tensor_parallel,
         )
+    held: KvCacheType = number if backend == "cpu" else "float32"
+    page_bytes = kv_bytes_per_page(model.program, page_size, held)
+    if num_pages is None and context_tokens is not None:
+        num_pages = -(-context_tokens // page_size) + 1
+    if tensor_parallel == 1:
+        asked = kv_cache_bytes or LEAST_PAGES * page_bytes
+        _check_memory(model, asked if num_pages is None else num_pages * page_bytes)
     if num_pages is None:
-        held: KvCacheType = number if backend == "cpu" else "float32"
-        num_pages = _pages(model.program, context_tokens, kv_cache_bytes, page_size, held)
+        num_pages = _pages(model, kv_cache_bytes, page_size, page_bytes)
     if tensor_parallel > 1:
         return _together(
             model, PartSpec(model.path, backend, num_pages, page_size), tensor_parallel
@@ -167,17 +176,30 @@ def resolve_backend(model: Model, backend: str) -> Backend:
     return known
 
 
-def _pages(
-    program: Program, tokens: int | None, size: int | None, page_size: int, number: KvCacheType
-) -> int:
-    if tokens is not None:
-        return -(-tokens // page_size) + 1
-    page_bytes = kv_bytes_per_page(program, page_size, number)
-    pages = -(-DEFAULT_CONTEXTS * program.sizes.max_positions // page_size) + 1
+def _check_memory(model: Model, pool_bytes: int) -> None:
+    """Raises InputError with the arithmetic, before any weight is read."""
+    free, weights = available_memory_bytes(), weight_bytes(model)
+    if not free or weights + pool_bytes <= free:
+        return
+    raise InputError(
+        f"{model.path}: does not fit into memory: weights {_mb(weights)} + KV cache "
+        f"{_mb(pool_bytes)} = {_mb(weights + pool_bytes)} of {_mb(free)} free; choose a model of "
+        "fewer bits, a smaller KV cache, or give it more memory"
+    )
+
+
+def _pages(model: Model, size: int | None, page_size: int, page_bytes: int) -> int:
+    """Those of `size` bytes; by default as many as memory has room for."""
+    wanted = -(-DEFAULT_CONTEXTS * model.program.sizes.max_positions // page_size) + 1
     free = available_memory_bytes()
     if size is not None:
-        pages = size // page_bytes
+        wanted = size // page_bytes
     elif free:
-        pages = min(pages, free // DEFAULT_SHARE // page_bytes)
-    check_pages(pages, page_bytes)
-    return pages
+        room = min(free // DEFAULT_SHARE, free - weight_bytes(model))
+        wanted = min(wanted, max(room // page_bytes, LEAST_PAGES))
+    check_pages(wanted, page_bytes)
+    return wanted
+
+
+def _mb(size: int) -> str:
+    return f"{size / 10**6:,.0f} MB"

@@ -22,8 +22,10 @@ def available_threads() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Bytes that can be taken without swapping or passing a cgroup's limit; 0 if unknown."""
+    """Bytes that can be taken without swapping or passing a limit, a cgroup's or that of the
+    process (`ulimit -v`); 0 if unknown."""
     free = [room for folder in _cgroups() if (room := _room(folder)) is not None]
+    free += _room_of_process()
     host = _host_available_bytes()
     return max(0, min([*free, *([] if host is None else [host])], default=0))
 
@@ -75,6 +77,21 @@ def _room(folder: Path) -> int | None:
         if text and text != "max":
             return int(text) - max(0, int(_read(folder / use) or 0) - _cached_bytes(folder))
     return None
+
+
+def _room_of_process() -> list[int]:
+    """What is left of its address space, and of what it may write to, where these are limited."""
+    try:
+        import resource
+    except ImportError:
+        return []
+    pages = (_read(PROC / "self" / "statm").split() + ["0"] * 6)[:6]
+    kinds = ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5]))
+    limits = [(resource.getrlimit(kind)[0], int(used)) for kind, used in kinds]
+    size = resource.getpagesize()
+    return [
+        max(0, limit - used * size) for limit, used in limits if limit != resource.RLIM_INFINITY
+    ]
 
 
 def _cached_bytes(folder: Path) -> int:

@@ -25,7 +25,6 @@ def run(executor: Executor, streams: int, prompt: int, output: int, rounds: int 
             streams,
             prompt_tokens=prompt,
             output_tokens=output,
-            decode_limit=1.0,
             max_step_tokens=STEP_TOKENS,
         )
         for _ in range(rounds)

@@ -13,6 +13,8 @@ from coldpress.options import ARTIFACT, json_option, machine_options, pass_conso
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from runtime.yardstick import Fractions
+
 
 def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
     try:
@@ -67,25 +69,34 @@ def command(
             on_progress=on_progress,
             on_note=console.note,
         )
-    columns = ["streams", "prefill tok/s", "decode tok/s", "of limit", "TTFT p50 ms", "TPOT p50 ms"]
+    phase = ["of bandwidth", "of int8"]
+    columns = ["streams", "prefill tok/s", *phase, "decode tok/s", *phase]
+    columns += ["TTFT p50 ms", "TPOT p50 ms"]
     rows = [
         [
             run.concurrency,
             run.prefill_tokens_per_second,
+            *_percents(run.prefill_fractions),
             run.decode_tokens_per_second,
-            run.fraction_of_limit,
+            *_percents(run.decode_fractions),
             run.ttft_ms["p50"],
             run.tpot_ms["p50"],
         ]
         for run in figures["runs"]
     ]
-    held = figures["limits"]["held_bytes"] / 1e6
+    limits = figures["limits"]
     title = (
         f"{artifact}: {prompt_tokens} + {output_tokens} tokens, {figures['threads']} threads, "
-        f"weights of {held:,.1f} MB in memory"
+        f"weights of {limits['held_bytes'] / 1e6:,.1f} MB in memory\n"
+        f"this machine reads {limits['read_bytes_per_second'] / 1e9:.1f} GB/s and makes "
+        f"{limits['int8_operations_per_second'] / 1e9:,.0f} GOP/s of int8"
     )
     shown = rows_table(title, columns, rows)
     console.result(figures, lambda: stacked(shown, *profile_tables(figures)))
+
+
+def _percents(fractions: "Fractions") -> list[str]:
+    return [f"{each:.1%}" for each in (fractions.bandwidth, fractions.int8)]
 
 
 def profile_tables(figures: Mapping[str, Any]) -> "list[Table]":

@@ -19,7 +19,7 @@ from quant.format.checkpoint_files import (
     read_json_object,
     require_inside,
 )
-from quant.format.codec import FLOAT_DTYPES, PackedWeight, WeightCodec
+from quant.format.codec import FLOAT_DTYPES, PackedWeight, StoresIntegers, WeightCodec
 from quant.format.compressed_tensors import CompressedTensorsCodec
 from quant.format.errors import FileFormatError, InputError, UnsupportedModelError
 from quant.format.experts import split_stacked
@@ -30,6 +30,7 @@ from quant.format.kv_cache import KvCacheScheme, KvScales, find_kv_scales, load_
 from quant.format.safetensors_file import SafetensorsFile, TensorInfo
 from quant.format.scheme import FloatScheme, Scheme
 from quant.format.staging import is_staging
+from quant.format.stored import FileBytes, StoredFloats, StoredIntegers
 from quant.format.tensor import Weight
 
 TEXT_FILES = (
@@ -126,6 +127,24 @@ class Checkpoint:
         assert self._codec is not None
         return self._codec.decode(packed, self.load_raw)
 
+    def stored(self, name: str) -> StoredIntegers | None:
+        """Integers as they lie in their file; None for what `load` has to make."""
+        packed = self._packed.get(name)
+        if packed is None or not isinstance(self._codec, StoresIntegers):
+            return None
+        return self._codec.stored(packed, self.load_raw, self._locate)
+
+    def forget(self, name: str) -> None:
+        """Files are not mapped: there is nothing to be dropped."""
+
+    def floats(self, name: str) -> StoredFloats | None:
+        """Where a float matrix lies; None for other tensors."""
+        place = None if name in self._packed else self._locate(name)
+        if place is None:
+            return None
+        header = self._header(name)
+        return StoredFloats(header.dtype.name, (header.shape[0], header.shape[1]), place)
+
     def kv_scales(self, layer: int) -> KvScales | None:
         """Scales of the KV cache of decoder layer `layer`; None where none are stored.
 
@@ -167,6 +186,10 @@ class Checkpoint:
         for path in found:
             require_inside(where, path)
         return found
+
+    def _locate(self, name: str) -> FileBytes | None:
+        self._header(name)
+        return self._files[name].locate(name)
 
     def _header(self, name: str) -> TensorInfo:
         if name not in self._headers:

@@ -6,16 +6,19 @@ modules by name without `.weight`, e.g. `model.layers.0.mlp.up_proj`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import FileFormatError, UnsupportedModelError
 from quant.format.scheme import QuantizedScheme
+from quant.format.stored import FileBytes, StoredIntegers
 from quant.format.tensor import QuantizedTensor
 
 LoadRaw = Callable[[str], npt.NDArray[Any]]
+Locate = Callable[[str], FileBytes | None]
+"""Where a stored matrix lies; None where that is nowhere in a file."""
 FLOAT_DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -59,6 +62,16 @@ class WeightCodec(Protocol):
 
     def decode(self, weight: PackedWeight, load: LoadRaw) -> QuantizedTensor:
         """The weight in canonical form. Raises FileFormatError when its numbers make no sense."""
+        ...
+
+
+@runtime_checkable
+class StoresIntegers(Protocol):
+    """What a codec has besides, where codes can be read as they lie."""
+
+    def stored(self, weight: PackedWeight, load: LoadRaw, locate: Locate) -> StoredIntegers | None:
+        """The numbers of `decode`, with the codes left where they are; None for what has to be
+        decoded. Raises as `decode` does."""
         ...
 
 

@@ -10,6 +10,7 @@ from quant.format.errors import FileFormatError
 from quant.format.layout import FloatName, float_dtype
 from quant.format.safetensors_file import SafetensorsFile, TensorInfo
 from quant.format.scheme import QuantizedScheme
+from quant.format.stored import FileBytes
 from quant.format.tensor import QuantizedTensor
 
 
@@ -65,6 +66,10 @@ class _DequantizedFile(SafetensorsFile):
             dtype = float_dtype(scheme.dtype)
         count = int(np.prod(shape, dtype=np.int64))
         self.tensors[name] = TensorInfo(dtype, shape, 0, count * dtype.itemsize)
+
+    def locate(self, name: str) -> FileBytes | None:
+        """Nowhere: numbers are made when they are loaded."""
+        return None
 
     def load(self, name: str) -> npt.NDArray[Any]:
         """A tensor as floats."""

@@ -22,6 +22,7 @@ from quant.format.codec import (
     Fault,
     Headers,
     LoadRaw,
+    Locate,
     PackedWeight,
     as_codes,
     as_unsigned,
@@ -34,6 +35,7 @@ from quant.format.codec import (
 from quant.format.errors import FileFormatError, UnsupportedModelError
 from quant.format.packing import pack, packed_words, unpack
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
+from quant.format.stored import StoredIntegers, dense_rows
 from quant.format.tensor import QuantizedTensor
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -85,16 +87,35 @@ class GptqCodec:
 
     def decode(self, weight: PackedWeight, load: LoadRaw) -> QuantizedTensor:
         fault, scheme = Fault(self._where, weight.module), self._scheme
-        rows, columns = weight.shape
+        columns = weight.shape[1]
         # Turned while packed: a transpose of words moves a fraction of the elements.
         words = np.ascontiguousarray(load(weight.parts["qweight"]).T)
         codes = as_codes(unpack(words, scheme.num_bits, columns), scheme.num_bits)
-        scale = np.ascontiguousarray(load(weight.parts["scales"]).T)
-        require_usable_scale(scale, fault)
-        zeros = unpack(load(weight.parts["qzeros"]), scheme.num_bits, rows, axis=1).T
-        zero_point = self._zero_point(zeros, scheme, fault)
+        scale, zero_point = self._scales(weight, load, fault)
         index = self._group_index(weight, load, fault)
         return QuantizedTensor(scheme, codes, scale, zero_point, group_index=index)
+
+    def stored(self, weight: PackedWeight, load: LoadRaw, locate: Locate) -> StoredIntegers | None:
+        """See StoresIntegers; None where columns are in an order of their own."""
+        fault = Fault(self._where, weight.module)
+        if self._group_index(weight, load, fault) is not None:
+            return None
+        words = load(weight.parts["qweight"]).view(np.uint8)
+        rows = dense_rows(words, weight.scheme.num_bits, weight.shape[1], turned=True)
+        if rows is None:
+            return None
+        scale, zero_point = self._scales(weight, load, fault)
+        return StoredIntegers(self._scheme, weight.shape, rows, scale, zero_point)
+
+    def _scales(
+        self, weight: PackedWeight, load: LoadRaw, fault: Fault
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8] | None]:
+        """Scales and zero points in canonical form."""
+        scale = np.ascontiguousarray(load(weight.parts["scales"]).T)
+        require_usable_scale(scale, fault)
+        bits, rows = self._scheme.num_bits, weight.shape[0]
+        zeros = unpack(load(weight.parts["qzeros"]), bits, rows, axis=1).T
+        return scale, self._zero_point(zeros, self._scheme, fault)
 
     def _describe(self, module: str, headers: Headers) -> PackedWeight:
         fault, parts = Fault(self._where, module), parts_of(module, headers, _PARTS)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.format.errors import FileFormatError, InputError
+from quant.format.stored import FileBytes
 
 MAX_HEADER_BYTES = 100 << 20
 
@@ -77,6 +78,14 @@ class SafetensorsFile:
             for name, entry in header.entries.items()
         }
         _check_tiling(self.path, self.tensors, data_start, self._file_bytes)
+
+    def locate(self, name: str) -> FileBytes | None:
+        """Where a matrix lies, for those who read it in parts; None for other shapes."""
+        info = self.tensors[name]
+        if len(info.shape) != 2:
+            return None
+        rows, columns = info.shape
+        return FileBytes(self.path, info.begin, rows, columns * info.dtype.itemsize)
 
     def load(self, name: str) -> npt.NDArray[Any]:
         """A fresh array with the numbers of one tensor, in its stored dtype.

@@ -127,6 +127,18 @@ class ChoosesTokens(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsRows(Protocol):
+    """What an executor has besides, where it finds tokens in its logits itself."""
+
+    def draw(
+        self, logits: npt.NDArray[np.float32], rows: Sequence[int], draws: Sequence[PlainDraw]
+    ) -> list[int]:
+        """A token of each of these rows of logits [R, n], as its draw says; above temperature 0,
+        and without edits. The largest number of each is finite."""
+        ...
+
+
 class StepInFlight(Protocol):
     """A step that has begun."""
 

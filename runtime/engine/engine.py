@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from runtime.engine.batch import Executor, GivesBack
 from runtime.engine.constraint import Grammars, Matcher
+from runtime.engine.drawing import row_drawer
 from runtime.engine.intake import Intake
 from runtime.engine.options import EngineOptions
 from runtime.engine.outcome import Outcome
@@ -49,6 +50,7 @@ class Engine:
         self.options = options
         self._executor = executor
         self._runner = Runner(executor)
+        self._draw_row = row_drawer(executor)
         self._check = check
         self._on_step = on_step
         self._draft_executor = draft_executor
@@ -129,7 +131,7 @@ class Engine:
                 self.num_waiting, self.options.max_waiting, self.expected_wait(self.num_waiting)
             )
         matcher = matcher or self.matcher_of(request)
-        sampler = RowSampler(request, self._executor.vocab_size, matcher)
+        sampler = RowSampler(request, self._executor.vocab_size, matcher, self._draw_row)
         sequence = SequenceState(request, self._counters.requests, sampler)
         self._counters.requests += 1
         self._sequences[request.request_id] = sequence

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from runtime.engine.batch import ChoosesTokens, Executor, FindsBest, GivesHidden
+from runtime.engine.batch import ChoosesTokens, DrawsRows, Executor, FindsBest, GivesHidden
 from runtime.engine.candidates import Float32
 from runtime.engine.choosing import Chooser, Flight
-from runtime.engine.outcome import Outcome, outcome_of
+from runtime.engine.drawing import draw_together
+from runtime.engine.outcome import Outcome, drawn, outcome_of
 from runtime.engine.plan import Chunk, build_batch
+from runtime.engine.sampling import Draw
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import SequenceState
 
@@ -31,6 +33,7 @@ class Runner:
         self._executor = executor
         self._chooser = Chooser(executor) if isinstance(executor, ChoosesTokens) else None
         self._finder = executor if isinstance(executor, FindsBest) else None
+        self._drawer = executor if isinstance(executor, DrawsRows) else None
 
     def take_ahead(self, is_live: Callable[[SequenceState], bool]) -> Flight | None:
         """The step that was begun before its turn, if any."""
@@ -60,15 +63,19 @@ class Runner:
         self, chunks: Sequence[Chunk], hidden: Float32, logits: Float32
     ) -> Iterator[Outcome]:
         best = best_of(logits, self._finder)
+        together = draw_together(self._drawer, chunks, logits, best)
         row = hidden_row = 0
-        for chunk in chunks:
+        for index, chunk in enumerate(chunks):
             if chunk.sequence.request.pooling is not None:
                 hidden_row += chunk.num_logits
                 yield outcome_of(chunk, hidden[hidden_row - chunk.num_logits : hidden_row], ())
             else:
                 row += chunk.num_logits
                 first = row - chunk.num_logits
-                yield outcome_of(chunk, logits[first:row], best[first:row])
+                if index in together:
+                    yield drawn(chunk, Draw(together[index]))
+                else:
+                    yield outcome_of(chunk, logits[first:row], best[first:row])
 
 
 def run_chunks(executor: Executor, chunks: Sequence[Chunk]) -> tuple[Float32, Float32]:

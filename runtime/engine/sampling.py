@@ -1,6 +1,7 @@
 """Choosing the next token of each row; what a request keeps between its draws."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from runtime.engine.batch import LogitEdits, PlainDraw
 from runtime.engine.candidates import Float32, draw_token, log_probabilities
 from runtime.engine.constraint import ConstraintError, Matcher
 from runtime.engine.edits import EditsBuilder
-from runtime.engine.request import Request, TokenLogprobs
+from runtime.engine.request import Request, SamplingParams, TokenLogprobs
 
 NOT_FINITE = "The model produced logits that are not finite numbers."
 NOTHING_TO_CHOOSE = "Bias, penalties, min_tokens and the constraint leave no token to choose."
@@ -32,10 +33,17 @@ class RowSampler:
 
     Depends on the request alone, and is untouched by preemption: a draw is never repeated. Equal
     seeds give equal draws, whatever the request is called. The matcher of a constrained request
-    moves with `note`.
+    moves with `note`. draw_row: see `runtime.engine.drawing.DrawRow`.
     """
 
-    def __init__(self, request: Request, vocab_size: int, matcher: Matcher | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        vocab_size: int,
+        matcher: Matcher | None = None,
+        draw_row: Callable[[Float32, SamplingParams, float], int] = draw_token,
+    ) -> None:
+        self._draw_row = draw_row
         params = request.sampling
         self._params = params
         self._vocab_size = vocab_size
@@ -86,6 +94,13 @@ class RowSampler:
         """Whether a draw depends on the tokens drawn before it, by more than the model's logits."""
         counts = self._seen is not None or self._answer_counts is not None
         return counts or bool(self._params.bad_words) or self._matcher is not None
+
+    def draws_plainly(self, num_answer_tokens: int) -> bool:
+        """Whether the next token is drawn, and from the model's logits as they are, and nobody asks
+        for more of them."""
+        edits = self._always_edits or self._matcher is not None
+        ending = num_answer_tokens < self._min_tokens and bool(self._ending_ids)
+        return self._generator is not None and self.shows_nothing and not (edits or ending)
 
     def take_plain_draw(self, edits: LogitEdits | None) -> PlainDraw:
         """The next draw, with a random number that is thereby used. edits: from `edits`."""
@@ -174,7 +189,7 @@ class RowSampler:
             if not edited.size or not np.isfinite(edited[token_id]):
                 return Draw(None, error=NOTHING_TO_CHOOSE)
         if self._generator is not None:
-            token_id = draw_token(edited, self._params, self._generator.random())
+            token_id = self._draw_row(edited, self._params, self._generator.random())
         if ids is not None:
             token_id = int(ids[token_id])
         if self._params.logprobs is None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant.format.errors import InputError
-from quant.format.scheme import FloatScheme
 from runtime.engine.options import EngineOptions
+from runtime.footprint import weight_bytes
 from runtime.kv_cache import kv_bytes_per_page, resolve_kv_cache_type
 from runtime.loading import DEFAULT_CONTEXTS, DEFAULT_SHARE, resolve_backend
 from runtime.machine import HEADROOM_BYTES
@@ -70,7 +69,7 @@ def plan_memory(spec: ModelSpec, model: "Model", free: int) -> Budget | None:
     page_bytes = _page_bytes(spec.machine, model, backend)
     context = spec.context or model.program.sizes.max_positions
     least = _pages(context)
-    weights = _weight_bytes(model)
+    weights = weight_bytes(model)
     if spec.kv_cache_bytes is not None:
         pages = least = spec.kv_cache_bytes // page_bytes
         draft = _draft_bytes(spec.engine, pages)
@@ -91,17 +90,6 @@ def plan_memory(spec: ModelSpec, model: "Model", free: int) -> Budget | None:
     return budget
 
 
-def held_bytes(model: "Model", name: str) -> int:
-    """Bytes of one tensor as executors hold it: about as its scheme stores it, and an eighth more
-    for scales."""
-    bits = prod(model.weights.shape(name)) * model.weights.scheme(name).num_bits
-    return bits // 8 if isinstance(model.weights.scheme(name), FloatScheme) else bits * 9 // 64
-
-
-def _weight_bytes(model: "Model") -> int:
-    return sum(held_bytes(model, name) for name in model.weights.names())
-
-
 def _draft_bytes(options: EngineOptions, num_pages: int) -> int:
     """Of the model that guesses, beside a pool of so many pages; 0 where there is none."""
     if options.draft_model is None:
@@ -111,7 +99,7 @@ def _draft_bytes(options: EngineOptions, num_pages: int) -> int:
 
     model = open_model(Path(options.draft_model))
     page_bytes = _page_bytes({}, model, resolve_backend(model, "auto"))
-    return _weight_bytes(model) + page_bytes * draft_pages(model, options, num_pages, PAGE_SIZE)
+    return weight_bytes(model) + page_bytes * draft_pages(model, options, num_pages, PAGE_SIZE)
 
 
 def _page_bytes(machine: Mapping[str, object], model: "Model", backend: str) -> int:

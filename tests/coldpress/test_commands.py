@@ -122,6 +122,11 @@ def test_bench_prints_the_documented_json(tiny_gguf: Path, run_json: Run) -> Non
     assert value["threads"] == 1
     limits = value["limits"]
     assert 0.9 < limits["held_bytes"] / limits["weight_bytes"] < 1.1, "blocks stay blocks"
+    assert min(limits["read_bytes_per_second"], limits["int8_operations_per_second"]) > 0
+    for one in value["runs"]:
+        for phase in ("prefill", "decode"):
+            fractions = one[f"{phase}_fractions"]
+            assert set(fractions) == {"bandwidth", "int8"} and min(fractions.values()) > 0
 
 
 def test_a_profile_says_where_every_step_went(tiny_gguf: Path, run_json: Run) -> None:

@@ -6,9 +6,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runtime.bench import measure, read_bytes_per_second, resident_bytes
+from runtime.bench import measure, resident_bytes
 from runtime.engine.batch import StepBatch
 from runtime.engine.request import RequestError
+from runtime.yardstick import Yardstick
+
+YARDSTICK = Yardstick(
+    dense_bytes=500.0,
+    cache_bytes=1.0,
+    token_operations=80.0,
+    row_operations=30.0,
+    read_bytes=1e5,
+    int8_operations=1e6,
+)
 
 
 @dataclass
@@ -40,7 +50,7 @@ def test_rates_and_latencies_follow_the_counted_time(streams: int, rounds: int) 
         streams,
         prompt_tokens=32,
         output_tokens=9,
-        decode_limit=200.0,
+        yardstick=YARDSTICK,
         rounds=rounds,
         clock=executor.clock,
     )
@@ -49,7 +59,14 @@ def test_rates_and_latencies_follow_the_counted_time(streams: int, rounds: int) 
     assert run.prefill_tokens_per_second == pytest.approx(32 * streams / prefill)
     assert run.decode_tokens_per_second == pytest.approx(streams / step)
     assert run.total_tokens_per_second == pytest.approx(41 * streams / (prefill + 8 * step))
-    assert run.fraction_of_limit == pytest.approx(1 / step / 200.0)
+    # Weights once a step, keys and values of 32 + 9 / 2 tokens on average.
+    read = 500.0 + streams * 36.5
+    assert run.decode_fractions.bandwidth == pytest.approx(read / step / 1e5)
+    assert run.decode_fractions.int8 == pytest.approx(streams * 110 / step / 1e6)
+    assert run.fraction_of_limit == max(run.decode_fractions.bandwidth, run.decode_fractions.int8)
+    read, made = 500.0 + streams * 32, streams * (32 * 80 + 30)
+    assert run.prefill_fractions.bandwidth == pytest.approx(read / prefill / 1e5)
+    assert run.prefill_fractions.int8 == pytest.approx(made / prefill / 1e6)
     assert run.ttft_ms == pytest.approx(dict.fromkeys(("p50", "p90", "p99"), prefill * 1e3))
     assert run.tpot_ms == pytest.approx(dict.fromkeys(("p50", "p90", "p99"), step * 1e3))
     assert run.itl_ms == pytest.approx(run.tpot_ms)
@@ -58,21 +75,38 @@ def test_rates_and_latencies_follow_the_counted_time(streams: int, rounds: int) 
 def test_one_output_token_has_no_time_per_further_token() -> None:
     executor = TimedExecutor()
     run = measure(
-        executor, 2, prompt_tokens=4, output_tokens=1, decode_limit=1.0, clock=executor.clock
+        executor, 2, prompt_tokens=4, output_tokens=1, yardstick=YARDSTICK, clock=executor.clock
     )
-    assert run.decode_tokens_per_second == 0.0
+    assert run.decode_tokens_per_second == run.fraction_of_limit == 0.0
+    assert run.prefill_fractions.int8 > 0
     assert run.tpot_ms["p99"] == 0.0
 
 
 def test_requests_that_cannot_fit_are_refused() -> None:
     with pytest.raises(RequestError, match="512"):
-        measure(TimedExecutor(), 1, prompt_tokens=512, output_tokens=9, decode_limit=1.0)
+        measure(TimedExecutor(), 1, prompt_tokens=512, output_tokens=9)
 
 
-def test_memory_bandwidth_is_bytes_over_the_best_time() -> None:
-    ticks = iter([0.0, 2.0, 2.0, 3.0])
-    rate = read_bytes_per_second(1, size_bytes=1 << 20, repeat=2, clock=lambda: next(ticks))
-    assert rate == float(1 << 20)
+def test_tokens_that_come_while_others_are_prefilled_count_there() -> None:
+    """Prompts of 200 in steps of 256: the first request decodes beside the second's rest."""
+    executor = TimedExecutor()
+    run = measure(
+        executor,
+        2,
+        prompt_tokens=200,
+        output_tokens=4,
+        yardstick=Yardstick(token_operations=1.0, row_operations=10.0, int8_operations=1.0),
+        clock=executor.clock,
+    )
+    seconds = 400 / run.prefill_tokens_per_second
+    # 400 of the prompts and one answer's first token, which was computed too; three rows of logits.
+    assert run.prefill_fractions.int8 * seconds == pytest.approx(400 + 1 + 3 * 10)
+
+
+def test_without_a_yardstick_there_are_no_fractions() -> None:
+    executor = TimedExecutor()
+    run = measure(executor, 1, prompt_tokens=4, output_tokens=3, clock=executor.clock)
+    assert run.fraction_of_limit == run.prefill_fractions.bandwidth == 0.0
 
 
 def test_resident_bytes_sees_new_memory() -> None:

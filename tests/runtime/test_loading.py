@@ -1,13 +1,16 @@
 """The rule by which a page pool gets its size, and the backends."""
 
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, cast, get_args
 
 import pytest
 
 import runtime.loading
 from compile.program import Attend
 from quant.format.errors import InputError
+from quant.format.tensor import WeightSource
 from runtime.executors.cpu import CpuExecutor
+from runtime.footprint import weight_bytes
 from runtime.kv_cache import KvCacheType, kv_bytes_per_page
 from runtime.loading import load_executor
 from tests.tiny import tiny_model
@@ -55,6 +58,34 @@ def test_little_memory_makes_the_default_pool_smaller(monkeypatch: pytest.Monkey
     with_free_memory(monkeypatch, 4 * 20 * kv_bytes_per_page(MODEL.program, 32, "float32"))
     assert pages(exact=True) == 20
     assert pages() == 40, "half as many bytes each"
+
+
+def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unread:
+        """Headers alone."""
+
+        def __getattr__(self, name: str) -> Any:
+            assert name in ("names", "shape", "scheme"), f"{name} was asked for"
+            return getattr(MODEL.weights, name)
+
+    weights, page_bytes = weight_bytes(MODEL), kv_bytes_per_page(MODEL.program, 32, "bfloat16")
+    with_free_memory(monkeypatch, weights + 2 * page_bytes - 1)
+    model = replace(MODEL, weights=cast(WeightSource, Unread()))
+    with pytest.raises(InputError, match=r"does not fit into memory: weights .* KV cache .* free"):
+        load_executor(model)
+    with_free_memory(monkeypatch, weights + 2 * page_bytes)
+    assert pages() == 2
+    for options in ({"num_pages": 3}, {"context_tokens": 64}, {"kv_cache_bytes": 3 * page_bytes}):
+        with pytest.raises(InputError, match="does not fit into memory"):
+            load_executor(model, **options)
+
+
+def test_the_default_pool_takes_what_the_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    page_bytes = kv_bytes_per_page(MODEL.program, 32, "bfloat16")
+    with_free_memory(monkeypatch, weight_bytes(MODEL) + 5 * page_bytes)
+    assert pages() == 5
 
 
 def test_the_user_can_size_the_pool_in_tokens_bytes_or_pages() -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,13 +37,16 @@ def test_without_limits_the_host_counts(machine: Path) -> None:
     assert available_memory_bytes() == 1000 * 1024
 
 
-@pytest.mark.parametrize("quota, threads", [("250000", 2), ("50000", 1), ("max", CORES)])
+@pytest.mark.parametrize(
+    "quota, threads",
+    [("250000", 2), ("199999", 1), ("50000", 1), ("900000", CORES), ("max", CORES)],
+)
 def test_a_quota_of_version_2(machine: Path, quota: str, threads: int) -> None:
     write(machine / "cgroup", cpu__max=f"{quota} 100000")
     assert available_threads() == threads
 
 
-@pytest.mark.parametrize("quota, threads", [("300000", 3), ("-1", CORES)])
+@pytest.mark.parametrize("quota, threads", [("300000", 3), ("150000", 1), ("-1", CORES)])
 def test_a_quota_of_version_1(machine: Path, quota: str, threads: int) -> None:
     write(machine / "cgroup" / "cpu", cpu__cfs_quota_us=quota, cpu__cfs_period_us="100000")
     assert available_threads() == threads
@@ -84,3 +88,39 @@ def test_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.Monkey
     assert trimmed == [0]
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     give_back_freed()
+
+
+def test_affinity_counts_beside_a_quota(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(machine / "cgroup", cpu__max="400000 100000")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert available_threads() == 2
+
+
+def test_a_path_of_version_1_counts(machine: Path) -> None:
+    """Each controller has a tree of its own."""
+    (machine / "proc" / "self" / "cgroup").write_text("4:memory:/a/b\n3:cpu,cpuacct:/a\n")
+    write(machine / "cgroup" / "memory" / "a" / "b", memory__limit_in_bytes="900")
+    write(machine / "cgroup" / "memory" / "a" / "b", memory__usage_in_bytes="300")
+    cpu = machine / "cgroup" / "cpu,cpuacct" / "a"
+    write(cpu, cpu__cfs_quota_us="350000", cpu__cfs_period_us="100000")
+    assert available_threads() == 3
+    assert available_memory_bytes() == 600
+
+
+@pytest.mark.parametrize(("kind", "field"), [("RLIMIT_AS", 0), ("RLIMIT_DATA", 5)])
+def test_a_limit_of_the_process_counts(
+    kind: str, field: int, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ulimit -v` and `ulimit -d`, less what it holds already."""
+    fields = ["9"] * 7
+    fields[field] = "3"
+    (machine / "proc" / "self" / "statm").write_text(" ".join(fields) + "\n")
+    limited = getattr(resource, kind)
+    size = resource.getpagesize()
+    none = resource.RLIM_INFINITY
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda each: (10 * size, none) if each == limited else (none, none)
+    )
+    assert available_memory_bytes() == 7 * size
+    (machine / "proc" / "self" / "statm").write_text(" ".join(["99"] * 7))
+    assert available_memory_bytes() == 0

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from quant.format.codec import (
     Fault,
     Headers,
     LoadRaw,
+    Locate,
     PackedWeight,
     parts_of,
 )
@@ -28,11 +30,13 @@ from quant.format.compressed_tensors.parameters import (
 from quant.format.errors import UnsupportedModelError
 from quant.format.scheme import (
     CodebookScheme,
+    IntScheme,
     PerGroup,
     PerTensor,
     QuantizedScheme,
     scale_shape,
 )
+from quant.format.stored import StoredIntegers
 from quant.format.tensor import QuantizedTensor
 
 _WHOLE_BYTES = ("int8", "float8_e4m3fn")
@@ -120,6 +124,28 @@ class CompressedTensorsCodec:
             input_scale=scalars.get("input_scale"),
         )
 
+    def stored(self, weight: PackedWeight, load: LoadRaw, locate: Locate) -> StoredIntegers | None:
+        """See StoresIntegers; None for codebooks, and for columns in an order of their own."""
+        scheme, shape, fault = weight.scheme, weight.shape, Fault(self._where, weight.module)
+        if not isinstance(scheme, IntScheme) or "weight_g_idx" in weight.parts:
+            return None
+        layout = LAYOUTS[self._scheme(weight.module, fault).format]
+        rows = layout.rows(scheme, shape, lambda suffix: locate(weight.parts[suffix]))
+        if rows is None:
+            return None
+        part = LoadedParts(weight.parts, load)
+        scale = decode_scale(scheme, shape, part, fault)
+        zeros = decode_zero_point(scheme, shape, part, fault)
+        scalars = decode_scalars(scheme, part, fault)
+        return StoredIntegers(
+            scheme,
+            shape,
+            rows,
+            _for_each_row(scale, shape[0]),
+            None if zeros is None else _for_each_row(zeros, shape[0]),
+            input_scale=scalars.get("input_scale"),
+        )
+
     def _describe(self, module: str, suffix: str, headers: Headers, load: LoadRaw) -> PackedWeight:
         fault = Fault(self._where, module)
         stored = self._scheme(module, fault)
@@ -137,3 +163,8 @@ class CompressedTensorsCodec:
         if stored is None:
             raise fault.malformed("is quantized, but no group of quantization_config targets it")
         return stored
+
+
+def _for_each_row(numbers: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """One row of scales for the whole tensor becomes one for each output row."""
+    return np.ascontiguousarray(np.broadcast_to(numbers, (rows, numbers.shape[1])))

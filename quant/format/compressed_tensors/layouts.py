@@ -1,6 +1,6 @@
 """How the codes of a weight lie in its tensors: packed integers, one per byte, or two per byte."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +12,11 @@ from quant.format.codec import Fault, Headers, LoadRaw, require_part, require_sh
 from quant.format.compressed_tensors.args import FLOAT, INT, MXFP4, MXFP8, NAIVE, NVFP4, PACKED
 from quant.format.packing import pack_signed, packed_words, unpack_signed
 from quant.format.scheme import IntScheme, QuantizedScheme
+from quant.format.stored import FileBytes, PackedRows, byte_rows, dense_rows
 
 Codes = npt.NDArray[np.int8]
 Stored = dict[str, npt.NDArray[Any]]
+LocatePart = Callable[[str], FileBytes | None]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ class Layout(Protocol):
         self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts
     ) -> Codes: ...
 
+    def rows(
+        self, scheme: IntScheme, shape: tuple[int, int], locate: LocatePart
+    ) -> PackedRows | None:
+        """The codes of `decode`, all of which the scheme has, where they lie; None for others."""
+        ...
+
 
 class PackedIntegers:
     """Codes of 2 to 8 bits as a dense stream in int32 words."""
@@ -115,6 +123,12 @@ class PackedIntegers:
     def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         return unpack_signed(part("weight_packed"), scheme.num_bits, shape[1])
 
+    def rows(
+        self, scheme: IntScheme, shape: tuple[int, int], locate: LocatePart
+    ) -> PackedRows | None:
+        data = locate("weight_packed")
+        return None if data is None else dense_rows(data, scheme.num_bits, shape[1])
+
 
 class Bytes:
     """One code in each byte: int8, or float8_e4m3fn whose bits are the code."""
@@ -132,6 +146,13 @@ class Bytes:
     def decode(self, scheme: QuantizedScheme, shape: tuple[int, int], part: LoadedParts) -> Codes:
         codes: Codes = part("weight").view(np.int8)
         return codes
+
+    def rows(
+        self, scheme: IntScheme, shape: tuple[int, int], locate: LocatePart
+    ) -> PackedRows | None:
+        """Bytes may hold more than a scheme of fewer bits has, which `decode` looks for."""
+        data = locate("weight") if scheme.num_bits == 8 else None
+        return None if data is None else byte_rows(data, shape[1])
 
 
 class Nibbles:
@@ -152,6 +173,11 @@ class Nibbles:
         codes = np.empty(shape, dtype=np.uint8)
         codes[:, 0::2], codes[:, 1::2] = packed & np.uint8(15), packed >> np.uint8(4)
         return codes.view(np.int8)
+
+    def rows(
+        self, scheme: IntScheme, shape: tuple[int, int], locate: LocatePart
+    ) -> PackedRows | None:
+        return None
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compile.model import Model
-from runtime.engine.batch import StepBatch
+from runtime.engine.batch import PlainDraw, StepBatch
 from runtime.executors.cpu.lowering import lower
 from runtime.executors.cpu.support import check_supported
 from runtime.executors.cpu.weights import Weights
@@ -78,6 +78,14 @@ class CpuExecutor:
         """Implements `runtime.engine.batch.FindsBest`."""
         assert self._plan is not None, "the executor is closed"
         return self._plan.best()
+
+    def draw(
+        self, logits: npt.NDArray[np.float32], rows: Sequence[int], draws: Sequence[PlainDraw]
+    ) -> list[int]:
+        """See `runtime.engine.batch.DrawsRows`."""
+        assert self._plan is not None, "the executor is closed"
+        options = [(d.temperature, d.top_k, d.top_p, d.min_p, d.uniform) for d in draws]
+        return self._plan.draw(logits, rows, options)
 
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]: native memory as well."""

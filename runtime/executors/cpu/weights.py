@@ -1,5 +1,7 @@
 """From a WeightSource to packed native matrices, one tensor at a time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -9,10 +11,10 @@ import numpy.typing as npt
 
 from compile.input_rounding import InputRounding, input_rounding
 from quant.format.codebooks import codebook_values
-from quant.format.errors import UnsupportedModelError
+from quant.format.errors import FileFormatError, UnsupportedModelError
 from quant.format.ggml_kblocks import LAYOUTS, nested_scales
 from quant.format.scheme import CodebookScheme, PerBlock
-from quant.format.stored import HoldsIntegers, StoredIntegers
+from quant.format.stored import FileBytes, HoldsFloats, HoldsIntegers, StoredIntegers
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
 from runtime.kernels.cpu._native import Matrix, ThreadPool
 
@@ -55,7 +57,11 @@ class Weights:
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Packed:
         if name not in self._packed:
-            self._packed[name] = self._as_stored(name, shape) or self._decoded(name, shape)
+            self._packed[name] = (
+                self._as_stored(name, shape)
+                or self._from_file(name, shape)
+                or self._decoded(name, shape)
+            )
         return self._packed[name]
 
     def _as_stored(self, name: str, shape: tuple[int, int]) -> Packed | None:
@@ -65,9 +71,20 @@ class Weights:
         weight = self._source.stored(name)
         if weight is None or weight.shape != shape:
             return None
-        packed = pack_stored(weight, self._pool, self._integer_products)
+        rounding = input_rounding(name, weight)
+        with _naming(name, weight.rows.data):
+            packed = pack_stored(weight, self._pool, rounding, self._integer_products)
         self._source.forget(name)
         return packed
+
+    def _from_file(self, name: str, shape: tuple[int, int]) -> Packed | None:
+        """Floats, packed a few rows at a time as they are read."""
+        floats = self._source.floats(name) if isinstance(self._source, HoldsFloats) else None
+        if floats is None or floats.shape != shape:
+            return None
+        with _naming(name, floats.data):
+            place = _place(floats.data)
+            return Packed(Matrix.from_file(place, shape[1], floats.dtype, self._pool))
 
     def _decoded(self, name: str, shape: tuple[int, int]) -> Packed:
         weight = self._load(name, shape)
@@ -132,11 +149,16 @@ def pack(
     return Packed(matrix, order, rounding or (RUNS_OF_INT8 if matrix.in_quads else None))
 
 
-def pack_stored(weight: StoredIntegers, pool: ThreadPool, integer_products: bool) -> Packed:
-    """As `pack` for a weight whose input the model does not round."""
+def pack_stored(
+    weight: StoredIntegers,
+    pool: ThreadPool,
+    rounding: InputRounding | None = None,
+    integer_products: bool = False,
+) -> Packed:
+    """As `pack`. Raises RuntimeError where a file ends before its rows do."""
     rows = weight.rows
     matrix = Matrix.from_packed(
-        rows.data,
+        _place(rows.data) if isinstance(rows.data, FileBytes) else rows.data,
         weight.shape[1],
         rows.block,
         rows.block_bytes,
@@ -150,9 +172,25 @@ def pack_stored(weight: StoredIntegers, pool: ThreadPool, integer_products: bool
         pool,
         weight.sub_scale,
         weight.sub_minimum,
-        quads=integer_products,
+        quads=integer_products and rounds_to_int8(rounding),
+        turned=rows.turned,
     )
-    return Packed(matrix, None, RUNS_OF_INT8 if matrix.in_quads else None)
+    return Packed(matrix, None, rounding or (RUNS_OF_INT8 if matrix.in_quads else None))
+
+
+def _place(data: FileBytes) -> tuple[str, int, int, int]:
+    return str(data.path), data.begin, data.rows, data.row_bytes
+
+
+@contextmanager
+def _naming(name: str, data: object) -> Iterator[None]:
+    """A file that cannot be read to the end is told by its name and the tensor's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(data, FileBytes):
+            raise
+        raise FileFormatError(data.path, f"tensor '{name}' {error}") from error
 
 
 def rounds_to_int8(rounding: InputRounding | None) -> bool:

@@ -20,6 +20,13 @@ class Matrix:
     @staticmethod
     def from_numbers(array: npt.NDArray[Any], type: str, pool: ThreadPool) -> Matrix: ...
     @staticmethod
+    def from_file(
+        file: tuple[str, int, int, int], columns: int, type: str, pool: ThreadPool
+    ) -> Matrix:
+        """`from_numbers` of what still lies in a file. file: its path, the byte where the numbers
+        begin, how many rows there are, and the bytes of each. Raises RuntimeError where the file
+        cannot be read, or ends early."""
+    @staticmethod
     def from_integers(
         codes: npt.NDArray[np.int8],
         num_bits: int,
@@ -39,7 +46,7 @@ class Matrix:
         for integer products, where the groups allow it (`in_quads` tells)."""
     @staticmethod
     def from_packed(
-        data: npt.NDArray[np.uint8],
+        data: npt.NDArray[np.uint8] | tuple[str, int, int, int],
         columns: int,
         block: int,
         block_bytes: int,
@@ -54,9 +61,11 @@ class Matrix:
         sub_scale: npt.NDArray[np.int8] | None = None,
         sub_minimum: npt.NDArray[np.int8] | None = None,
         quads: bool = False,
+        turned: bool = False,
     ) -> Matrix:
         """`from_integers` of codes that are read from `quant.format.stored.PackedRows`; a plane is
-        (start, bytes, lane, bits, shift). Raises ValueError where these do not fit."""
+        (start, bytes, lane, bits, shift). Raises ValueError where these do not fit. data: may be
+        left in a file, as `from_file` takes it."""
     @staticmethod
     def from_codebook(
         codes: npt.NDArray[np.int8],
@@ -146,6 +155,15 @@ class Plan:
     def add_select_rows(self, out: int, x: int) -> None: ...
     def add_softcap(self, x: int, cap: float) -> None: ...
     def add_argmax(self, x: int) -> None: ...
+    def draw(
+        self,
+        logits: npt.NDArray[np.float32],
+        rows: Sequence[int],
+        options: Sequence[tuple[float, int, float, float, float]],
+    ) -> list[int]:
+        """A token of each of these rows of logits [R, n], whose largest number is finite.
+        options: temperature, top_k, top_p, min_p and a random number in [0, 1), as `PlainDraw` has
+        them."""
     def allocate(
         self, num_pages: int, page_size: int, max_tokens: int, vocab_size: int
     ) -> None: ...
@@ -180,6 +198,16 @@ class Plan:
     @property
     def ops(self) -> int:
         """Ops added so far."""
+
+class Probe:
+    """The most that all threads can do together."""
+
+    def __init__(self, pool: ThreadPool, isa: str, size_bytes: int) -> None: ...
+    def read(self) -> int:
+        """Read that much memory once; how many bytes it was."""
+    def multiply(self, rounds: int) -> int:
+        """Multiply bytes that are there already; how many operations it was, a product and its
+        addition being two."""
 
 def instruction_sets() -> list[str]:
     """Those that this build holds and this processor has, best first."""

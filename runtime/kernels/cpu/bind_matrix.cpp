@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <variant>
 
 #include "bindings.hpp"
 #include "matrix.hpp"
@@ -128,21 +129,61 @@ std::shared_ptr<Matrix> matrix_from_integers(
 // start, bytes, lane, bits, shift of a plane.
 using PlaneTuple = std::tuple<int, int, int, int, int>;
 
+// Bytes [rows, bytes of a row]; or, in a file, its path, where they begin and those two sizes.
+using Rows = Array<std::uint8_t, nb::ndim<2>>;
+using FileTuple = std::tuple<std::string, std::uint64_t, std::size_t, std::size_t>;
+using RowsOrFile = std::variant<Rows, FileTuple>;
+
+std::shared_ptr<const FileRows> open_rows(const FileTuple& file) {
+  const auto& [path, begin, rows, row_bytes] = file;
+  return std::make_shared<FileRows>(path, begin, row_bytes);
+}
+
+// Puts where the codes are into `source`; how many rows there are.
+std::size_t locate(const RowsOrFile& data, bool turned, CodesSource& source) {
+  if (const auto* file = std::get_if<FileTuple>(&data)) {
+    require(!turned, "turned rows are read as a whole");
+    source.file = open_rows(*file);
+    source.packed.row_bytes = source.file->row_bytes();
+    return std::get<2>(*file);
+  }
+  const Rows& rows = std::get<Rows>(data);
+  source.packed.data = rows.data();
+  source.packed.row_bytes = turned ? 4 * rows.shape(0) : rows.shape(1);
+  if (!turned) return rows.shape(0);
+  require(rows.shape(1) > 0 && rows.shape(1) % 4 == 0, "turned rows are of words");
+  source.packed.turned = rows.shape(1) / 4;
+  return source.packed.turned;
+}
+
+std::shared_ptr<Matrix> matrix_from_file(const FileTuple& file, std::size_t columns,
+                                         const std::string& type, ThreadPool& pool) {
+  const Number number = number_named(type);
+  const std::shared_ptr<const FileRows> rows = open_rows(file);
+  require(rows->row_bytes() == columns * (number == Number::float32 ? 4 : 2),
+          "the rows are not of so many numbers");
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(std::get<2>(file), columns, number, *rows, pool);
+}
+
 std::shared_ptr<Matrix> matrix_from_packed(
-    const Array<std::uint8_t, nb::ndim<2>>& data, std::size_t columns, int block, int block_bytes,
+    const RowsOrFile& data, std::size_t columns, int block, int block_bytes,
     int offset, const std::vector<PlaneTuple>& planes, int num_bits, const TypedArray& scale,
     const std::optional<Bytes>& zero_point, const std::optional<TypedArray>& minimum,
     const Ints& group_starts, ThreadPool& pool, const std::optional<Bytes>& sub_scale,
-    const std::optional<Bytes>& sub_minimum, bool quads) {
+    const std::optional<Bytes>& sub_minimum, bool quads, bool turned) {
   CodesSource source;
   source.quads = quads;
   source.type = num_bits <= 4 ? Codes::int4 : Codes::int8;
-  source.packed = {data.data(), data.shape(1), block, block_bytes, offset, {}};
+  const std::size_t rows = locate(data, turned, source);
+  source.packed.block = block;
+  source.packed.block_bytes = block_bytes;
+  source.packed.offset = offset;
   for (const auto& [start, bytes, lane, bits, shift] : planes)
     source.packed.planes.push_back({start, bytes, lane, bits, shift});
   require(source.packed.fits(columns), "the planes do not fit the blocks, or the blocks the rows");
   source.group_starts = to_vector(group_starts);
-  return pack_integers(data.shape(0), columns, std::move(source),
+  return pack_integers(rows, columns, std::move(source),
                        {scale, zero_point, minimum, sub_scale, sub_minimum}, pool);
 }
 
@@ -188,6 +229,8 @@ void bind_matrix(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def_static("from_numbers", &matrix_from_numbers, nb::arg("array"), nb::arg("type"),
                   nb::arg("pool"))
+      .def_static("from_file", &matrix_from_file, nb::arg("file"), nb::arg("columns"),
+                  nb::arg("type"), nb::arg("pool"))
       .def_static("from_integers", &matrix_from_integers, nb::arg("codes"), nb::arg("num_bits"),
                   nb::arg("scale"), nb::arg("zero_point").none(), nb::arg("minimum").none(),
                   nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),
@@ -198,7 +241,8 @@ void bind_matrix(nb::module_& m) {
                   nb::arg("num_bits"), nb::arg("scale"), nb::arg("zero_point").none(),
                   nb::arg("minimum").none(), nb::arg("group_starts"), nb::arg("pool"),
                   nb::arg("sub_scale").none() = nb::none(),
-                  nb::arg("sub_minimum").none() = nb::none(), nb::arg("quads") = false)
+                  nb::arg("sub_minimum").none() = nb::none(), nb::arg("quads") = false,
+                  nb::arg("turned") = false)
       .def_static("from_codebook", &matrix_from_codebook, nb::arg("codes"),
                   nb::arg("table").none(), nb::arg("scale"), nb::arg("divisor"),
                   nb::arg("group_starts"), nb::arg("column_order").none(), nb::arg("pool"),

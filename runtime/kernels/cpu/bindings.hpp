@@ -7,6 +7,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
@@ -22,5 +23,6 @@ using Ints = Array<std::int32_t, nb::ndim<1>>;
 using Bytes = Array<std::int8_t, nb::ndim<2>>;
 
 void bind_matrix(nb::module_& m);
+void bind_probe(nb::module_& m);
 
 }  // namespace coldpress

@@ -16,6 +16,9 @@ void round_row(const float*, int, const Rounding&, float*);
 void quantize_row(const float*, int, const Rounding&, std::int8_t*, float*, std::int32_t*);
 void linear_int8(const MatrixView&, int, const RoundedRows&, int, const float*, float*,
                  std::size_t);
+int draw(const float*, int, const DrawOptions&, float*, std::int32_t*);
+std::int64_t multiply_bytes(int, std::uint32_t*);
+std::uint32_t read_bytes(const void*, std::size_t);
 
 inline float sum_of_squares(const float* x, int n) {
   Vec sums = splat(0.0F);
@@ -135,6 +138,9 @@ const KernelTable kTable = {COLDPRESS_NAME(COLDPRESS_ISA),
                             round_row,
                             quantize_row,
                             linear_int8,
-                            argmax};
+                            argmax,
+                            draw,
+                            multiply_bytes,
+                            read_bytes};
 
 }  // namespace coldpress::COLDPRESS_ISA

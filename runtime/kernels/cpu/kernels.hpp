@@ -139,6 +139,15 @@ struct Rounding {
   float span = 127.5F;   // of int8: the largest magnitude is this many scales
 };
 
+// How a token is drawn from a row; runtime.engine.batch.PlainDraw.
+struct DrawOptions {
+  float temperature;
+  int top_k;  // 0: all
+  float top_p;
+  float min_p;
+  double uniform;
+};
+
 struct KernelTable {
   const char* name;
   // out[rows, strip] = x[rows, columns] @ strip.T + bias; panel: (kPanel + 1) * kStrip floats.
@@ -180,7 +189,17 @@ struct KernelTable {
   // The index of the largest of n > 0 numbers, the first of equal ones; of the first NaN if there is
   // one.
   int (*argmax)(const float* x, int n);
+  // A token of a row whose largest number is finite. values, ids: room for n each.
+  int (*draw)(const float* row, int n, const DrawOptions& options, float* values,
+              std::int32_t* ids);
+  // Products of vectors of bytes, over and over; how many operations they were.
+  std::int64_t (*multiply_bytes)(int rounds, std::uint32_t* left);
+  // Reads `bytes` bytes, a multiple of kProbedBytes, and does next to nothing with them.
+  std::uint32_t (*read_bytes)(const void* memory, std::size_t bytes);
 };
+
+// Bytes that `read_bytes` takes at a time, whatever the vectors.
+constexpr std::size_t kProbedBytes = 1024;
 
 // Rows that one pass over the pages serves.
 constexpr int kQueryRows = 24;

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "file_rows.hpp"
 #include "kernels.hpp"
 #include "memory.hpp"
 #include "packed_rows.hpp"
@@ -29,7 +31,8 @@ float read_number(Numbers numbers, std::size_t index);
 struct CodesSource {
   Codes type = Codes::int8;
   const std::int8_t* codes = nullptr;             // [rows, columns]; or
-  PackedRows packed;                              // they are in there
+  PackedRows packed;                              // they are in there,
+  std::shared_ptr<const FileRows> file;           // and that still in here
   std::vector<float> table;                       // [16], or empty
   Numbers scale;                                  // [rows, groups]
   float divisor = 1.0F;                           // of every scale
@@ -41,9 +44,26 @@ struct CodesSource {
   std::vector<std::int32_t> group_starts;         // [groups + 1]
   std::vector<std::int32_t> column_order;         // [columns]: packed column k is this one; or empty
   bool quads = false;                             // for integer products; see quad_step_of
+};
 
-  // int8 [columns] of one row, which lie there or are read into `scratch`.
-  const std::int8_t* row(std::size_t row, int columns, std::vector<std::int8_t>& scratch) const;
+// The codes of one strip, wherever they come from.
+class StripCodes {
+ public:
+  // read: the strip's bytes, where the source is a file; else nullptr.
+  StripCodes(const CodesSource& source, int columns, int strip, const std::uint8_t* read);
+
+  // Columns [first, first + count) of a row of the strip; a block begins at `first`. `to` has room for
+  // whole blocks.
+  void read(int lane, int first, int count, std::int8_t* to) const;
+  // Codes that so many columns take with their last block, and how many are of one block.
+  std::size_t padded(std::size_t columns) const;
+  int block() const { return codes_ != nullptr ? 1 : packed_.block; }
+
+ private:
+  const std::int8_t* codes_ = nullptr;
+  int columns_;
+  std::size_t first_row_;
+  PackedRows packed_;
 };
 
 // Columns that integer products take at a time, so that all of them are of one group; 0 where groups
@@ -52,8 +72,9 @@ int quad_step_of(const std::vector<std::int32_t>& group_starts);
 
 class Matrix {
  public:
-  // numbers: [rows, columns].
+  // numbers: [rows, columns]. Throws std::runtime_error where a file ends early.
   Matrix(int rows, int columns, Numbers numbers, ThreadPool& pool);
+  Matrix(int rows, int columns, Number type, const FileRows& file, ThreadPool& pool);
   Matrix(int rows, int columns, CodesSource source, ThreadPool& pool);
 
   int rows() const { return rows_; }
@@ -71,11 +92,14 @@ class Matrix {
   void dequantize_row(int row, float* out) const;
 
  private:
-  void pack_numbers(const Numbers& numbers, int strip);
-  void pack_codes(const CodesSource& source, int strip);
-  void pack_quads(const CodesSource& source, int strip);
-  int stretch(const PackedRows& packed) const;
-  void read_strip(const CodesSource& source, int strip, int first, int count, std::int8_t* codes,
+  Matrix(int rows, int columns, Numbers numbers, const FileRows* file, ThreadPool& pool);
+  // pack(bytes of the file's rows, strip) for every strip; nullptr where there is no file.
+  template <class F>
+  void pack_strips(ThreadPool& pool, const FileRows* file, F&& pack);
+  void pack_codes(const StripCodes& codes, int strip);
+  void pack_quads(const StripCodes& codes, int strip);
+  int stretch(const StripCodes& codes) const;
+  void read_strip(const StripCodes& source, int strip, int first, int count, std::int8_t* codes,
                   std::size_t room) const;
   void pack_stretch(int strip, int first, int count, const std::int8_t* codes, std::size_t room);
   void pack_groups(const CodesSource& source, int strip);

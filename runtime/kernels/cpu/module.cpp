@@ -92,6 +92,26 @@ void add_gated_act(Plan& plan, int out, int gate, int up, const std::string& act
                      activation == "silu" ? Activation::silu : Activation::gelu_tanh);
 }
 
+// temperature, top_k, top_p, min_p, uniform of a row.
+using DrawTuple = std::tuple<float, int, float, float, double>;
+using Logits = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
+
+std::vector<std::int32_t> draw(Plan& plan, const Logits& logits, const std::vector<int>& rows,
+                               const std::vector<DrawTuple>& options) {
+  if (logits.shape(1) == 0 || logits.stride(1) != 1 || rows.size() != options.size())
+    throw std::invalid_argument("rows of logits have no gaps, and options each");
+  std::vector<Plan::RowDraw> draws;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i] < 0 || static_cast<std::size_t>(rows[i]) >= logits.shape(0))
+      throw std::invalid_argument("there is no such row of logits");
+    const auto [temperature, top_k, top_p, min_p, uniform] = options[i];
+    draws.push_back({logits.data() + rows[i] * logits.stride(0),
+                     {temperature, top_k, top_p, min_p, uniform}});
+  }
+  const nb::gil_scoped_release release;
+  return plan.draw(draws, static_cast<int>(logits.shape(1)));
+}
+
 // The view is of the plan's own memory, which the next step overwrites.
 nb::ndarray<nb::numpy, float> step(nb::handle self, const Ints& token_ids, const Ints& positions,
                                    const Ints& query_starts,
@@ -137,6 +157,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("size", &ThreadPool::size);
 
   bind_matrix(m);
+  bind_probe(m);
 
   nb::class_<Plan>(m, "Plan")
       .def(nb::new_(&make_plan), nb::arg("pool"), nb::arg("isa") = "auto")
@@ -174,6 +195,7 @@ NB_MODULE(_native, m) {
       .def("add_select_rows", &Plan::add_select_rows, nb::arg("out"), nb::arg("x"))
       .def("add_softcap", &Plan::add_softcap, nb::arg("x"), nb::arg("cap"))
       .def("add_argmax", &Plan::add_argmax, nb::arg("x"))
+      .def("draw", &draw, nb::arg("logits"), nb::arg("rows"), nb::arg("options"))
       .def("allocate", &Plan::allocate, nb::arg("num_pages"), nb::arg("page_size"),
            nb::arg("max_tokens"), nb::arg("vocab_size"))
       .def("best", &best)

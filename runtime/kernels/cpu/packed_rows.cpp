@@ -1,3 +1,4 @@
+// Codes of a file's rows, one in each byte.
 #include "packed_rows.hpp"
 
 #include <algorithm>
@@ -7,6 +8,7 @@ namespace coldpress {
 
 namespace {
 
+constexpr int kLargestTurned = 256;  // bytes of a block
 constexpr std::uint64_t kEach = 0x0101010101010101U;  // times a byte: that byte eight times
 
 std::uint64_t load_bytes(const std::uint8_t* from, int count) {
@@ -54,11 +56,23 @@ std::uint64_t spread_bits(std::uint64_t one) {
   return ((apart + 0x7F * kEach) >> 7) & kEach;  // from where it was to the lowest bit
 }
 
+std::uint64_t spread_any(std::uint64_t bytes, int bits) {
+  const std::uint64_t mask = (1U << bits) - 1;
+  std::uint64_t codes = 0;
+  for (int i = 0; i < 8; ++i) codes |= (bytes >> i * bits & mask) << 8 * i;
+  return codes;
+}
+
+std::uint64_t spread(std::uint64_t bytes, int bits) {
+  if (bits == 4) return spread_nibbles(bytes);
+  return bits == 1 ? spread_bits(bytes) : spread_any(bytes, bits);
+}
+
 void read_neighbours(const Plane& plane, const std::uint8_t* from, bool first, std::uint8_t* to) {
   const int step = plane.bits;  // bytes that hold eight codes
   for (int at = 0; at < plane.bytes; at += step, to += 8) {
     const std::uint64_t bytes = load_bytes(from + at, step);
-    put(plane.bits == 4 ? spread_nibbles(bytes) : spread_bits(bytes), plane, first, to);
+    put(spread(bytes, plane.bits), plane, first, to);
   }
 }
 
@@ -72,12 +86,11 @@ void read_plane(const Plane& plane, const std::uint8_t* from, bool first, std::u
 
 // The kinds of planes that `read_plane` knows; all of them have whole runs of eight codes.
 bool known(const Plane& plane) {
-  const bool bits = plane.bits == 1 || plane.bits == 2 || plane.bits == 4 || plane.bits == 8;
+  if (plane.bits < 1 || plane.bits > 8) return false;
   const bool lanes = plane.lane == 8 || plane.lane == 16 || plane.lane == 32 || plane.lane == 64;
-  const bool runs = lanes && plane.bytes % plane.lane == 0;
-  const bool neighbours = plane.lane == 1 && (plane.bits == 1 || plane.bits == 4) &&
-                          plane.bytes % plane.bits == 0;
-  return bits && (runs || neighbours) && plane.shift >= 0 && plane.shift + plane.bits <= 8;
+  const bool runs = lanes && 8 % plane.bits == 0 && plane.bytes % plane.lane == 0;
+  const bool neighbours = plane.lane == 1 && plane.bytes % plane.bits == 0;
+  return (runs || neighbours) && plane.shift >= 0 && plane.shift + plane.bits <= 8;
 }
 
 }  // namespace
@@ -85,6 +98,7 @@ bool known(const Plane& plane) {
 bool PackedRows::fits(std::size_t columns) const {
   if (block <= 0 || block_bytes <= 0 || planes.empty()) return false;
   if (padded(columns) / block * block_bytes > row_bytes) return false;
+  if (turned > 0 && (block_bytes % 4 != 0 || block_bytes > kLargestTurned)) return false;
   return std::all_of(planes.begin(), planes.end(), [this](const Plane& plane) {
     return known(plane) && plane.start >= 0 && plane.bytes > 0 &&
            plane.start + plane.bytes <= block_bytes && plane.bytes * 8 == block * plane.bits;
@@ -95,14 +109,25 @@ std::size_t PackedRows::padded(std::size_t columns) const {
   return (columns + block - 1) / block * block;
 }
 
+const std::uint8_t* PackedRows::block_at(std::size_t row, std::size_t index,
+                                         std::uint8_t* scratch) const {
+  if (turned == 0) return data + row * row_bytes + index * block_bytes;
+  const std::size_t words = block_bytes / 4;
+  for (std::size_t w = 0; w < words; ++w)
+    std::memcpy(scratch + 4 * w, data + ((index * words + w) * turned + row) * 4, 4);
+  return scratch;
+}
+
 void PackedRows::read(std::size_t row, std::size_t first, std::size_t columns,
                       std::int8_t* out) const {
-  const std::uint8_t* from = data + row * row_bytes + first / block * block_bytes;
   auto* to = reinterpret_cast<std::uint8_t*>(out);
   const std::size_t count = padded(columns);
-  for (std::size_t k = 0; k < count; k += block, from += block_bytes)
+  std::uint8_t scratch[kLargestTurned];
+  for (std::size_t k = 0; k < count; k += block) {
+    const std::uint8_t* from = block_at(row, (first + k) / block, scratch);
     for (std::size_t p = 0; p < planes.size(); ++p)
       read_plane(planes[p], from + planes[p].start, p == 0, to + k);
+  }
   const auto less = static_cast<std::uint8_t>(offset);
   if (less == 0) return;
   for (std::size_t k = 0; k < count; ++k) to[k] -= less;

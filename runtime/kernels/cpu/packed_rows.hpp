@@ -23,6 +23,9 @@ struct Plane {
 struct PackedRows {
   const std::uint8_t* data = nullptr;
   std::size_t row_bytes = 0;
+  // Where rows are `turned`, `data` has four bytes of each of so many rows side by side, then the next
+  // four of each.
+  std::size_t turned = 0;
   int block = 1;
   int block_bytes = 1;
   int offset = 0;
@@ -35,6 +38,10 @@ struct PackedRows {
   std::size_t padded(std::size_t columns) const;
   // Columns [first, first + columns) of a row, int8 [padded(columns)]; a block begins at `first`.
   void read(std::size_t row, std::size_t first, std::size_t columns, std::int8_t* out) const;
+
+ private:
+  // The bytes of a row's block, of turned rows copied to `scratch`.
+  const std::uint8_t* block_at(std::size_t row, std::size_t index, std::uint8_t* scratch) const;
 };
 
 }  // namespace coldpress

@@ -87,6 +87,13 @@ class Plan {
   void step(const Batch& batch, std::size_t ops);
   std::size_t ops() const { return ops_.size(); }
 
+  // A row of logits whose largest number is finite, and how a token is drawn from it.
+  struct RowDraw {
+    const float* row;
+    DrawOptions options;
+  };
+  std::vector<std::int32_t> draw(const std::vector<RowDraw>& draws, int width);
+
   const float* rows(BufferId id) const { return buffers_[id].data.data(); }
   std::size_t stride(BufferId id) const { return buffers_[id].stride; }
   int width(BufferId id) const { return buffers_[id].width; }
@@ -243,6 +250,7 @@ class Plan {
   Memory<float> parts_;          // of rows whose stretches are attended to by several threads
   std::vector<Memory<float>> scratch_;  // one per thread
   std::size_t scratch_size_;
+  std::vector<Memory<float>> drawn_;  // what draws work in, one per thread
   int num_pages_ = 0;
   int page_size_ = 0;
   int vocab_size_ = 0;

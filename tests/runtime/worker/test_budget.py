@@ -10,10 +10,11 @@ from quant.format.errors import InputError
 from quant.format.scheme import IntScheme, PerChannel, PerGroup
 from runtime.draft_loading import load_draft
 from runtime.engine.options import EngineOptions
+from runtime.footprint import held_bytes
 from runtime.kv_cache import kv_bytes_per_page
 from runtime.loading import load_executor
 from runtime.machine import HEADROOM_BYTES
-from runtime.worker.budget import Budget, held_bytes, plan_memory
+from runtime.worker.budget import Budget, plan_memory
 from runtime.worker.opening import load_model
 from runtime.worker.spec import ModelSpec
 from tests.tiny import tiny_checkpoint, tiny_model
