@@ -18,6 +18,7 @@ class Console:
     def __init__(self) -> None:
         self.json = False
         self._emitted = False
+        self._notes: list[str] = []
 
     def result(self, value: Any, render: Callable[[], Any]) -> None:
         """Print the command's one result: `value` as JSON, or what `render()` returns for people.
@@ -26,7 +27,10 @@ class Console:
         """
         self._emitted = True
         if self.json:
-            click.echo(json.dumps(to_jsonable(value), ensure_ascii=False))
+            plain = to_jsonable(value)
+            if self._notes and isinstance(plain, dict):
+                plain = {"notes": self._notes} | plain
+            click.echo(json.dumps(plain, ensure_ascii=False))
             return
         shown = render()
         if isinstance(shown, str):
@@ -38,7 +42,10 @@ class Console:
             RichConsole(width=None if sys.stdout.isatty() else 160).print(shown)
 
     def note(self, text: str) -> None:
-        """One line of news for people, on stderr."""
+        """One line of news for people, on stderr. What begins with "note: ", machines find in the
+        result's "notes" too."""
+        if text.startswith("note: "):
+            self._notes.append(text.removeprefix("note: "))
         click.echo(text, err=True)
 
     def error(self, sentence: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""What of an artifact is not used as it is stored is said on stderr, once."""
+"""What of an artifact is not used as it is stored is said on stderr, once, and in the JSON."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_said_once_on_stderr(
     out, err = capsys.readouterr()
     assert err.count(note) == 1
     assert f"note: model: {note}\n" in err
-    json.loads(out)
+    assert json.loads(out)["notes"] == [f"model: {note}"]
 
 
 def test_nothing_is_said_of_a_model_that_is_used_as_it_is(
