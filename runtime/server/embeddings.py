@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.engine.request import Pooling, TokenEvent
+from runtime.engine.request import Pooling, RequestError, TokenEvent
 from runtime.server.bodies import read_fields, validated
 from runtime.server.encoding import encoded
 from runtime.server.errors import generation_failed
@@ -28,6 +28,8 @@ from runtime.service import GenerationService
 MAX_INPUTS = 2048
 _AT_ONCE = 8
 """Inputs of one request that are in the engine's queue together."""
+
+_TRUNCATE = "truncate_prompt_tokens"
 
 Float32 = npt.NDArray[np.float32]
 
@@ -47,7 +49,8 @@ class EmbeddingBody(BaseModel):
     pooling: Pooling | None = None
     normalize: bool | None = None
     add_special_tokens: bool | None = None
-    truncate_prompt_tokens: int | None = Field(None, ge=1)
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    """Only so many of an input's last tokens are used; -1 for what the context holds."""
 
 
 def add_routes(app: App) -> None:
@@ -67,7 +70,10 @@ async def create_embeddings(request: Request) -> Response:
 
 def _encoded(service: GenerationService, body: EmbeddingBody) -> list[list[int]]:
     """Token ids of each input, in order."""
-    keep = body.truncate_prompt_tokens
+    asked = body.truncate_prompt_tokens
+    if asked == 0:
+        raise RequestError("truncate_prompt_tokens must be at least 1, or -1", _TRUNCATE)
+    keep = service.max_positions if asked == -1 else asked
     encode = partial(
         service.encode, add_special_tokens=body.add_special_tokens is not False, keep_last=keep
     )

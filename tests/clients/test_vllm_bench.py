@@ -1,6 +1,6 @@
 """What `vllm bench serve` sends and reads, request by request.
 
-Its requests, as its backends "openai", "openai-chat" and "openai-embeddings" write them (vLLM
+Its requests, as its backends "openai" and "openai-chat" write them (vLLM
 0.33), each with its own fields and headers; and its way of reading a stream, which takes every
 piece of the connection apart as it comes. From the answer it takes time and text of each chunk with
 choices, and the counts of the one whose choices are empty. Without a model it takes `root` of the

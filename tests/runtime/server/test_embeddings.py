@@ -122,6 +122,9 @@ def test_inputs_are_cut_only_where_asked_for(embedder: Running) -> None:
     long = [5] * 300
     answer = httpx.post(f"{embedder.url}/v1/embeddings", json={"input": long}, timeout=30)
     assert answer.json()["error"]["code"] == "context_length_exceeded"
+    # What vLLM's benchmark asks of every embedding.
+    fits = post(embedder, input=long, truncate_prompt_tokens=-1)
+    assert fits["usage"]["prompt_tokens"] == embedder.service.max_positions
     cut = post(embedder, input=long, truncate_prompt_tokens=3)
     assert cut["data"] == post(embedder, input=[5] * 3)["data"]
     assert cut["usage"]["prompt_tokens"] == 3
