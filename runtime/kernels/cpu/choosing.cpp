@@ -1,7 +1,7 @@
 // The next token of a row of logits, drawn.
 //
-// Rows are long and few of their numbers matter, so nothing is sorted: what stays of a row is found as
-// a least number, by counting or weighing what is not below one that is tried.
+// Rows are long and few of their numbers matter, so nothing is sorted: what stays of a row is found
+// as a least number, by counting or weighing what is not below one that is tried.
 #include "simd.hpp"
 
 namespace coldpress::COLDPRESS_ISA {
@@ -126,11 +126,25 @@ struct Band {
   Mass above;
 };
 
+// The next larger number, of those that are not infinite.
+float next_above(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x == 0.0F) {
+    bits = 1;
+  } else {
+    bits += x > 0.0F ? 1U : ~0U;
+  }
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // A band, found by going down from the largest number in steps that double.
 Band reach(const float* row, int n, float most, const Goal& goal) {
-  Band band{most, __builtin_inff(), mass_above(row, n, most), {0.0, 0}};
   const float least = goal.weighed ? 0.0F : kLowest;
-  for (float step = 1.0F; !goal.met(band.reached) && band.low > least; step *= 2) {
+  Band band{next_above(most), 0.0F, {0.0, 0}, {0.0, 0}};
+  float step = goal.weighed ? 4.0F : 2.0F;
+  for (; !goal.met(band.reached) && band.low > least; step *= 2) {
     band.high = band.low;
     band.above = band.reached;
     band.low = goal.weighed ? most * __builtin_expf(-step) : most - step;
@@ -143,9 +157,8 @@ Band reach(const float* row, int n, float most, const Goal& goal) {
 Cut narrow_down(const float* row, int n, Band band, const Goal& goal) {
   if (!goal.met(band.reached)) return {band.low, n};
   while (band.reached.count - band.above.count > kFew) {
-    // Where there is no upper end, all of the band is alike.
     const float middle = between(band.low, band.high, goal.weighed);
-    if (!(middle > band.low && middle < band.high)) break;
+    if (!(middle > band.low && middle < band.high)) break;  // all are alike
     const Mass mass = mass_above(row, n, middle);
     if (goal.met(mass)) {
       band.low = middle;
@@ -173,9 +186,9 @@ void apply_cut(float* weights, int n, Cut cut) {
     }
     store(weights + i, zero_where_less(load(weights + i), splat(cut.least), load(weights + i)));
   }
-  int alike = 0;
-  for (int i = 0; i < n; ++i) alike += weights[i] == cut.least ? 1 : 0;
-  if (alike <= ties) return;
+  if (ties >= n) return;
+  const float above = next_above(cut.least);
+  if (mass_above(weights, n, cut.least).count - mass_above(weights, n, above).count <= ties) return;
   for (int i = 0; i < n; ++i)
     if (weights[i] == cut.least && --ties < 0) weights[i] = 0.0F;
 }
