@@ -146,8 +146,9 @@ def _kv_cache_note(checkpoint: Checkpoint) -> tuple[str, ...]:
     if checkpoint.kv_cache is None:
         return ()
     return (
-        f"the checkpoint says how to round the KV cache ({checkpoint.kv_cache.numbers}); here keys "
-        "and values are kept in float32, unrounded, and its scales are not used",
+        f"the checkpoint says how to round the KV cache ({checkpoint.kv_cache.numbers}); the cuda "
+        "backend does so, with the scales that it holds; other backends keep keys and values as "
+        "--kv-cache-type says, and its scales are not used",
     )
 
 

@@ -28,6 +28,7 @@ from compile.program import (
     Value,
 )
 from quant.format.errors import InputError, UnsupportedModelError
+from quant.format.kv_cache import KvCacheScheme, KvScales, kv_cache_of, kv_scales_of
 from quant.format.scheme import FloatScheme, Scheme
 from quant.format.tensor import QuantizedTensor, Weight, WeightSource
 
@@ -96,6 +97,14 @@ class SplitWeights:
         if columns is not None:
             weight = _columns(weight, columns)
         return weight
+
+    @property
+    def kv_cache(self) -> KvCacheScheme | None:
+        return kv_cache_of(self._source)
+
+    def kv_scales(self, layer: int) -> KvScales | None:
+        """Of the whole layer, whose heads share them."""
+        return kv_scales_of(self._source, layer)
 
 
 class _Splitter:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.format.errors import InputError
+from quant.format.kv_cache import KvCacheScheme, KvScales, kv_cache_of, kv_scales_of
 from quant.format.scheme import Scheme
 from quant.format.stored import HoldsFloats, HoldsIntegers, StoredFloats, StoredIntegers
 from quant.format.tensor import Weight, WeightSource
@@ -55,6 +56,13 @@ class TextWeights:
         """See HoldsFloats."""
         source = self.source
         return source.floats(self.original[name]) if isinstance(source, HoldsFloats) else None
+
+    @property
+    def kv_cache(self) -> KvCacheScheme | None:
+        return kv_cache_of(self.source)
+
+    def kv_scales(self, layer: int) -> KvScales | None:
+        return kv_scales_of(self.source, layer)
 
 
 def text_part(

@@ -9,7 +9,7 @@ Source: the compressed-tensors package; vLLM's loader of KV-cache scales.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,26 @@ class KvScales:
 
     keys: float
     values: float
+
+
+@runtime_checkable
+class HasKvScales(Protocol):
+    """A source of weights that may hold scales for its cache."""
+
+    def kv_scales(self, layer: int) -> KvScales | None: ...
+
+
+def kv_cache_of(source: object) -> KvCacheScheme | None:
+    """What a source of weights says that the cache is rounded to; None where it says nothing."""
+    scheme = getattr(source, "kv_cache", None)
+    return scheme if isinstance(scheme, KvCacheScheme) else None
+
+
+def kv_scales_of(source: object, layer: int) -> KvScales | None:
+    """The scales that a source of weights holds for a layer; None where it holds none."""
+    if kv_cache_of(source) is None or not isinstance(source, HasKvScales):
+        return None
+    return source.kv_scales(layer)
 
 
 def kv_scale(absmax: float, scheme: KvCacheScheme) -> float:
