@@ -93,7 +93,7 @@ def load_executor(
         num_pages = _pages(model, kv_cache_bytes, page_size, page_bytes)
     if tensor_parallel > 1:
         return _together(
-            model, PartSpec(model.path, backend, num_pages, page_size), tensor_parallel
+            model, PartSpec(model.path, backend, num_pages, page_size, number), tensor_parallel
         )
     if backend == "torch":
         from runtime.executors.torch import TorchExecutor
@@ -130,16 +130,26 @@ def _cuda(
 ) -> LoadedExecutor:
     """Its pages lie in the GPU's memory as well. number: None is what the checkpoint holds scales
     for, else the executor's own."""
-    from runtime.executors.cuda import CudaExecutor, CudaRecorder, pages_that_fit, require_gpu
+    from runtime.executors.cuda import (
+        CudaExecutor,
+        CudaRecorder,
+        pages_that_fit,
+        require_gpu,
+        stored_number,
+    )
 
     require_gpu()
+    held = number or stored_number(model.weights) or "bfloat16"
     if pages is None and tokens is not None:
         pages = -(-tokens // page_size) + 1
     if pages is None:
-        pages = pages_that_fit(model.program, page_size, number or "bfloat16", size)
+        program = model.program if ranks == 1 else _part(model, ranks)
+        pages = pages_that_fit(program, page_size, held, size)
     if ranks > 1:
-        return _together(model, PartSpec(model.path, "cuda", pages, page_size), ranks)
-    return CudaExecutor(
+        return _together(
+            model, PartSpec(model.path, "cuda", pages, page_size, number, exact), ranks
+        )
+    executor = CudaExecutor(
         model,
         num_pages=pages,
         page_size=page_size,
@@ -147,6 +157,15 @@ def _cuda(
         cache=number,
         recorder=None if exact else CudaRecorder(),
     )
+    executor.record_all()
+    return executor
+
+
+def _part(model: Model, ranks: int) -> Program:
+    """What one of several processes holds."""
+    from runtime.parallel.part import part_of
+
+    return part_of(model, 0, ranks).program
 
 
 def _together(model: Model, spec: PartSpec, ranks: int) -> LoadedExecutor:

@@ -15,14 +15,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.on_gpu.made_up import SHAPES, config_of, model_of
+from benchmarks.on_gpu.made_up import config_of, model_of
+from benchmarks.on_gpu.sizes import REAL
 from compile.model import Model
 from quant.format.scheme import (
     ActivationScheme,
@@ -37,10 +38,13 @@ from quant.format.scheme import (
 from runtime.engine.batch import Follows, LogitEdits, PlainDraw, StepBatch
 from runtime.executors.cuda import CudaExecutor
 from runtime.kernels.triton.cache import CacheNumber
+from runtime.kernels.triton.tuning import CHIPS
 
 PAGE = 32
+VOCAB = 8192
+"""More than a block of the kernels that read logits."""
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    **{name: config_of(shape) for name, shape in SHAPES.items()},
+    **{name: config_of(shape) for name, shape in REAL.shapes.items()},
     "smollm2": config_of({
         "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
         "num_key_value_heads": 3,
@@ -49,6 +53,11 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32,
         "num_key_value_heads": 8, "head_dim": 128,
     }) | {"model_type": "qwen3"},
+    "qwen3-moe": config_of({
+        "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 128, "num_experts": 8, "num_experts_per_tok": 4,
+        "moe_intermediate_size": 768, "norm_topk_prob": True,
+    }) | {"model_type": "qwen3_moe"},
     "gemma2-2b": config_of({
         "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
         "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096,
@@ -58,7 +67,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
     },
 }  # fmt: skip
-"""Of one layer each and with a small vocabulary."""
+"""Of one layer each, and with few experts and a small vocabulary."""
 SCHEMES: Mapping[str, Scheme] = {
     "bfloat16": FloatScheme("bfloat16"),
     "w4a16-128": IntScheme(4, True, PerGroup(128)),
@@ -78,10 +87,8 @@ CACHES: tuple[CacheNumber, ...] = ("bfloat16", "int8", "e4m3")
 E4M3_SINCE = 89
 """The first architecture that has these numbers."""
 
-SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448}
-"""Bytes that one program may have, by compute capability (CUDA C++ Programming Guide, table 24)."""
-PROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132}
-"""Of A100, A40, RTX 4090 and H100: split sums are compiled for these."""
+PROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
+"""Of A100, A40, RTX 4090, H100, B200 and RTX 5090, which sums are split for."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,11 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        return self.refused is None and self.shared <= SHARED_MEMORY[self.arch]
+        return self.refused is None and self.shared <= CHIPS[divmod(self.arch, 10)].shared
 
 
 @contextlib.contextmanager
-def compiling(arch: int) -> Iterator[list[Compiled]]:
+def compiling(arch: int, note: Callable[[Compiled], None]) -> Iterator[None]:
     """Within, a launch compiles for `arch`, does nothing else, and is noted once for each set of
     options. Results of kernels are unwritten memory."""
     from triton import knobs
@@ -123,7 +130,6 @@ def compiling(arch: int) -> Iterator[list[Compiled]]:
         def get_current_target(self) -> Any:
             return GPUTarget("cuda", arch, 32)
 
-    found: list[Compiled] = []
     seen: set[str] = set()
     launch = JITFunction.run
 
@@ -139,11 +145,11 @@ def compiling(arch: int) -> Iterator[list[Compiled]]:
             text = f"{type(error).__name__}: {error}"
             if self.__name__ + text not in seen:
                 seen.add(self.__name__ + text)
-                found.append(Compiled(self.__name__, arch, chosen, refused=text))
+                note(Compiled(self.__name__, arch, chosen, refused=text))
             return
         if len(known) > before:
             log = said.getvalue()
-            found.append(
+            note(
                 Compiled(
                     self.__name__,
                     arch,
@@ -158,10 +164,11 @@ def compiling(arch: int) -> Iterator[list[Compiled]]:
         patch.object(driver, "_active", Driver()),
         patch.object(JITFunction, "run", compile_only),
         patch.object(tuning, "num_processors", lambda: PROCESSORS[arch]),
+        patch.object(tuning, "capability", lambda: divmod(arch, 10)),
         patch.object(knobs.nvidia, "dump_ptxas_log", True),
         patch.object(knobs.compilation, "always_compile", True),
     ):
-        yield found
+        yield
 
 
 def _last(pattern: str, text: str) -> int:
@@ -196,13 +203,14 @@ def compile_all(
     arch: int,
     models: Sequence[str],
     schemes: Sequence[str],
+    note: Callable[[Compiled], None],
     caches: Sequence[CacheNumber] = CACHES,
     steps: Sequence[tuple[int, int]] = STEPS,
-) -> list[Compiled]:
+) -> None:
     """Every kernel of these models, the first scheme with every cache that the architecture has."""
-    with compiling(arch) as found:
+    with compiling(arch, note):
         for name in models:
-            config = {**CONFIGS[name], "num_hidden_layers": 1, "vocab_size": 2048}
+            config = {**CONFIGS[name], "num_hidden_layers": 1, "vocab_size": VOCAB}
             for scheme in schemes:
                 stored = SCHEMES[scheme]
                 if arch < E4M3_SINCE and "e4m3" in f"{stored} {getattr(stored, 'activation', '')}":
@@ -211,7 +219,6 @@ def compile_all(
                 for cache in caches if scheme == schemes[0] else caches[:1]:
                     if cache != "e4m3" or arch >= E4M3_SINCE:
                         compile_model(model, cache, steps)
-    return found
 
 
 def main() -> int:
@@ -232,10 +239,13 @@ def main() -> int:
     chosen = (getattr(arguments, name).split(",") for name in ("models", "schemes", "caches"))
     models, schemes, caches = chosen
     found: list[Compiled] = []
+
+    def note(each: Compiled) -> None:
+        print(json.dumps(asdict(each)), flush=True)
+        found.append(each)
+
     for arch in arguments.arch.split(","):
-        for each in compile_all(int(arch), models, schemes, caches, steps):
-            print(json.dumps(asdict(each)), flush=True)
-            found.append(each)
+        compile_all(int(arch), models, schemes, note, caches, steps)
     wrong = [each for each in found if not each.fits]
     spilling = [each for each in found if each.spilled]
     print(

@@ -1,22 +1,20 @@
 """What this chip does in a plain copy and in plain products: what fractions are fractions of."""
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 
 import torch
 
-REPEATS = 20
-WARM_UP = 3
-COPY_BYTES = 2 << 30
-PRODUCT_SIZE = 8192
+from benchmarks.on_gpu.clock import DEVICE, seconds_of
+from benchmarks.on_gpu.sizes import SIZES
 
 
 @dataclass(frozen=True)
 class Limits:
     """bandwidth: bytes read and written per second. products: multiplications with addition, times
-    two, per second; e4m3 is None where torch cannot."""
+    two, per second; None where torch cannot."""
 
     device: str
     bandwidth: float
@@ -25,48 +23,45 @@ class Limits:
     e4m3: float | None
 
 
-def seconds_of(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median seconds of `work` on the device, by events, the cache full of other things."""
-    for _ in range(WARM_UP):
-        work()
-    times: list[float] = []
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    for _ in range(repeats):
-        flush.zero_()
-        begin, end = _event(), _event()
-        begin.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(float(begin.elapsed_time(end)) / 1000)
-    return sorted(times)[len(times) // 2]
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def measure_limits() -> Limits:
-    """On the current device."""
-    source = torch.empty(COPY_BYTES // 2, dtype=torch.int16, device="cuda")
+def measure_limits() -> Iterator[Limits | str]:
+    """On the current device; each has a number more than the one before it, so that a product that
+    breaks the device leaves what was known. A sentence for what torch does not multiply."""
+    source = torch.empty(SIZES.copied // 2, dtype=torch.int16, device=DEVICE)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / seconds_of(partial(target.copy_, source))
     del source, target
-    size = PRODUCT_SIZE
+    size = SIZES.product
     operations = 2.0 * size**3
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     bfloat16 = operations / seconds_of(partial(torch.matmul, a, b))
-    found = Limits(torch.cuda.get_device_name(), bandwidth, bfloat16, None, None)
-    # Where torch has no such product, or it fails, there is no limit to be a fraction of.
-    with contextlib.suppress(RuntimeError):
-        x, y = a.to(torch.int8), b.to(torch.int8).T.contiguous().T
-        found = replace(found, int8=operations / seconds_of(partial(torch._int_mm, x, y)))
-    with contextlib.suppress(RuntimeError):
-        found = replace(found, e4m3=operations / seconds_of(_product_of_e4m3(a, b)))
-    return found
+    made_by = f"torch {torch.__version__}, triton {version('triton')}"
+    name = f"{_device_name()}, {made_by}"
+    found = Limits(name, bandwidth, bfloat16, None, None)
+    yield found
+    # Where torch has no such product there is no limit to be a fraction of.
+    try:
+        found = replace(found, int8=operations / seconds_of(_product_of_int8(a, b)))
+        yield found
+    except Exception as error:
+        yield f"torch's product of int8: {error}"
+    try:
+        yield replace(found, e4m3=operations / seconds_of(_product_of_e4m3(a, b)))
+    except Exception as error:
+        yield f"torch's product of e4m3: {error}"
+
+
+def _device_name() -> str:
+    if DEVICE == "cpu":
+        return "the interpreter on a processor"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _product_of_int8(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    x, y = a.to(torch.int8), b.to(torch.int8).T.contiguous().T
+    return partial(torch._int_mm, x, y)
 
 
 def _product_of_e4m3(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
     p, q = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T.contiguous().T
-    rows, columns = (torch.ones(*size, device="cuda") for size in ((len(a), 1), (1, len(a))))
+    rows, columns = (torch.ones(*size, device=DEVICE) for size in ((len(a), 1), (1, len(a))))
     return lambda: torch._scaled_mm(p, q, scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16)

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks.on_gpu.sizes import SIZES, Shape
 from compile.families import build_program
 from compile.model import Model
 from compile.program import Program
@@ -24,16 +25,6 @@ from quant.format.scheme import (
 )
 from quant.format.tensor import QuantizedTensor, Weight
 
-SHAPES: Mapping[str, Mapping[str, int]] = {
-    "1.1B": {
-        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
-    },
-    "8B": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-    },
-}  # fmt: skip
 SCHEMES: Mapping[str, Scheme] = {
     "w4a16": IntScheme(4, True, PerGroup(128)),
     "fp8": CodebookScheme("e4m3", PerChannel(), activation=ActivationScheme("e4m3")),
@@ -41,7 +32,7 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
-def config_of(shape: Mapping[str, int]) -> dict[str, Any]:
+def config_of(shape: Shape) -> dict[str, Any]:
     """A llama config of this shape."""
     return {
         "model_type": "llama",
@@ -103,7 +94,7 @@ def _random(shape: tuple[int, ...], scheme: Scheme) -> Weight:
 
 def random_model(shape: str, scheme: str) -> Model:
     """A llama of `shape` whose linears are stored in `scheme`, head and embeddings in bfloat16."""
-    return model_of(shape, config_of(SHAPES[shape]), SCHEMES[scheme])
+    return model_of(shape, config_of(SIZES.shapes[shape]), SCHEMES[scheme])
 
 
 def model_of(name: str, config: Mapping[str, Any], stored: Scheme, *, blank: bool = False) -> Model:

@@ -8,9 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 
 from benchmarks.on_gpu.limits import Limits
 from benchmarks.on_gpu.table import Report, Row
@@ -59,9 +58,20 @@ def _run(
     group: Group, seconds: float, report: Report, directory: Path, command: Sequence[str]
 ) -> None:
     print(f"{group.name}: at most {seconds:.0f} s", file=sys.stderr)
-    # With whatever it starts itself, which would hold the device.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    late = Timer(seconds, partial(os.killpg, process.pid, signal.SIGKILL))
+    log = directory / f"{group.name.replace(':', '-')}.log"
+    directory.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as said:
+        # With whatever it starts itself, which would hold the device.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
+        )
+    ended = Event()
+
+    def end() -> None:
+        ended.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    late = Timer(seconds, end)
     late.start()
     assert process.stdout is not None
     with process.stdout as lines:
@@ -69,12 +79,16 @@ def _run(
             _note(line, report)
             report.write(directory)
     code = process.wait()
-    ended = late.finished.is_set()
     late.cancel()
-    if ended:
+    if ended.is_set():
         report.failed.append(f"{group.name}: was ended after {seconds:.0f} s")
     elif code:
-        report.failed.append(f"{group.name}: ended with {code}")
+        report.failed.append(f"{group.name}: ended with {code}{_last_words(log)}")
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f": {lines[-1].strip()}" if lines else ""
 
 
 def _note(line: str, report: Report) -> None:

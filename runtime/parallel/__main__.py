@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from compile.open_model import open_model
@@ -17,9 +18,8 @@ def main(told: str) -> int:
     """Exit code 0 after the first rank said so; 2 where the part cannot be loaded."""
     values = json.loads(told)
     meeting = Meeting(values["rank"], values["ranks"], values["port"])
-    spec = PartSpec(
-        Path(values["path"]), values["backend"], values["num_pages"], values["page_size"]
-    )
+    told_of_part = {field.name: values[field.name] for field in fields(PartSpec)}
+    spec = PartSpec(**told_of_part | {"path": Path(values["path"])})
     ranks = Ranks(meeting, device_of(spec, meeting.rank), START_SECONDS)
     try:
         executor = open_part(open_model(spec.path), spec, ranks)
@@ -34,13 +34,13 @@ def main(told: str) -> int:
 
 
 def follow(executor: Executor, ranks: Ranks) -> None:
-    """Every step that the first rank runs, until it says stop."""
+    """Every step that the first rank runs, until it says stop; but logits, which it makes alone."""
     while True:
         kind, batch = ranks.hear()
         if kind is Kind.STOP or batch is None:
             executor.close()
             return
-        if kind is Kind.HIDDEN and isinstance(executor, GivesHidden):
+        if isinstance(executor, GivesHidden):
             executor.hidden(batch)
         else:
             executor.step(batch)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO
 
@@ -13,7 +14,14 @@ import numpy.typing as npt
 
 from compile.model import Model
 from quant.format.errors import ColdpressError, InputError
-from runtime.engine.batch import Executor, GivesHidden, StepBatch
+from runtime.engine.batch import (
+    ChoosesTokens,
+    Executor,
+    GivesHidden,
+    Int32,
+    PlainDraw,
+    StepBatch,
+)
 from runtime.parallel.part import check_backend, device_of, open_part, part_of
 from runtime.parallel.ranks import Kind, Meeting, Ranks
 from runtime.part_spec import PartSpec
@@ -78,6 +86,16 @@ class LeadingExecutor:
         self._followers = []
 
 
+class ChoosingLeader(LeadingExecutor):
+    """Where the first rank chooses tokens itself, so that no logits leave its device."""
+
+    def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> Int32:
+        """The next token of each logit row, int32 [R]."""
+        assert isinstance(self._own, ChoosesTokens)
+        self._ranks.tell(Kind.STEP, batch)
+        return self._own.choose(batch, draws)
+
+
 def start_parallel(model: Model, spec: PartSpec, ranks: int) -> LeadingExecutor:
     """Starts `ranks` - 1 processes and loads this one's part, all at once.
 
@@ -96,7 +114,8 @@ def start_parallel(model: Model, spec: PartSpec, ranks: int) -> LeadingExecutor:
         for follower in followers:
             follower.end(kill=True)
         raise
-    return LeadingExecutor(executor, own, followers)
+    kind = ChoosingLeader if isinstance(executor, ChoosesTokens) else LeadingExecutor
+    return kind(executor, own, followers)
 
 
 def _start(spec: PartSpec, meeting: Meeting) -> Follower:

@@ -14,7 +14,8 @@ from runtime.part_spec import PartSpec
 
 def device_of(spec: PartSpec, rank: int) -> torch.device:
     """GPU number `rank`, or the CPU."""
-    return torch.device(f"cuda:{rank}" if spec.backend == "cuda" else "cpu")
+    on_gpu = spec.backend == "cuda" and spec.device == "cuda"
+    return torch.device(f"cuda:{rank}" if on_gpu else "cpu")
 
 
 def part_of(model: Model, rank: int, ranks: int) -> Model:
@@ -33,6 +34,7 @@ def open_part(model: Model, spec: PartSpec, ranks: Ranks) -> Executor:
             part,
             num_pages=spec.num_pages,
             page_size=spec.page_size,
+            cache=spec.cache or "float32",
             sum_ranks=ranks.sum,
             max_ranks=ranks.max,
         )
@@ -44,6 +46,8 @@ def open_part(model: Model, spec: PartSpec, ranks: Ranks) -> Executor:
             num_pages=spec.num_pages,
             page_size=spec.page_size,
             device=str(device_of(spec, ranks.rank)),
+            dtype="float32" if spec.exact else "bfloat16",
+            cache=spec.cache,
             sum_ranks=ranks.sum,
             max_ranks=ranks.max,
         )

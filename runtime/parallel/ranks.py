@@ -1,6 +1,6 @@
 """The processes that share a model: their sums, and the steps that the first one tells the others.
 
-Over torch.distributed: NCCL between GPUs, gloo between CPUs. Only numbers are sent.
+Over torch.distributed: sums go through NCCL between GPUs, gloo between CPUs; only numbers are sent.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from runtime.engine.batch import StepBatch
 
 HOST = "127.0.0.1"
+IDLE = timedelta(days=365)
+"""How long a rank may wait to be told of a step: a server that nobody asks anything is fine."""
 _ARRAYS = ("token_ids", "positions", "query_starts", "page_table", "logit_rows")
 Numbers = npt.NDArray[Any]
 _HEADER = 2 + len(_ARRAYS)
@@ -54,6 +56,7 @@ class Ranks:
             timeout=timedelta(seconds=timeout_seconds),
         )
         self.port = self.store.port
+        self._told: distributed.ProcessGroup | None = None
 
     def join(self) -> None:
         """Returns once every process has come; RuntimeError where one does not come in time."""
@@ -61,6 +64,8 @@ class Ranks:
         distributed.init_process_group(
             backend, store=self.store, rank=self.rank, world_size=self.size
         )
+        # What ranks are told goes from processor to processor; sums that hang still end in time.
+        self._told = distributed.new_group(backend="gloo", timeout=IDLE)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all ranks, of x's shape and dtype; the same bits on each of them."""
@@ -100,9 +105,8 @@ class Ranks:
         distributed.destroy_process_group()
 
     def _send(self, numbers: Numbers) -> None:
-        distributed.broadcast(torch.from_numpy(numbers).to(self._device), src=0)
+        distributed.broadcast(torch.from_numpy(numbers), src=0, group=self._told)
 
     def _receive(self, numbers: Numbers) -> Numbers:
-        tensor = torch.from_numpy(numbers).to(self._device)
-        distributed.broadcast(tensor, src=0)
-        return np.asarray(tensor.cpu().numpy())
+        distributed.broadcast(torch.from_numpy(numbers), src=0, group=self._told)
+        return numbers

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compile.model import Model
 from runtime.engine.batch import StepBatch
 from tests.runtime.gpu import DEVICE
 
 # The device is chosen before kernels are defined.
-from benchmarks.on_gpu import made_up as models  # isort: skip
 from benchmarks.on_gpu.limits import Limits  # isort: skip
+from benchmarks.on_gpu.made_up import SCHEMES, config_of, model_of  # isort: skip
+from benchmarks.on_gpu.models import bytes_of_a_step  # isort: skip
 from benchmarks.on_gpu.table import Report, Row, as_markdown  # isort: skip
 from runtime.executors.cuda import CudaExecutor  # isort: skip
 from runtime.executors.cuda.memory import weights_on_device  # isort: skip
@@ -23,10 +25,13 @@ TINY = {
 LIMITS = Limits("a chip", 3e12, 9e14, None, 1.8e15)
 
 
-@pytest.mark.parametrize("scheme", models.SCHEMES)
-def test_random_models_run(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "SHAPES", {"tiny": TINY})
-    model = models.random_model("tiny", scheme)
+def tiny(scheme: str) -> Model:
+    return model_of("tiny", config_of(TINY), SCHEMES[scheme])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_models_run(scheme: str) -> None:
+    model = tiny(scheme)
     executor = CudaExecutor(model, num_pages=4, page_size=16, device=str(DEVICE), dtype="float32")
     order = np.arange(5, dtype=np.int32)
     batch = StepBatch(order, order, np.array([0, 5], np.int32), np.array([[2]], np.int32), order)
@@ -36,15 +41,16 @@ def test_random_models_run(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert model.weights.load(name).shape == shape
 
 
-def test_four_bits_are_counted_as_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "SHAPES", {"tiny": TINY})
-    bytes_of = {
-        scheme: weights_on_device(models.random_model("tiny", scheme).program)
-        for scheme in models.SCHEMES
-    }
+def test_four_bits_are_counted_as_four_bits() -> None:
+    bytes_of = {scheme: weights_on_device(tiny(scheme).program) for scheme in SCHEMES}
     linears = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 256
     assert bytes_of["bfloat16"] - bytes_of["w4a16"] == linears * 12 // 8
     assert bytes_of["fp8"] - bytes_of["w4a16"] == linears * 4 // 8
+
+
+def test_a_step_reads_no_table_of_embeddings() -> None:
+    """Only the head, of the two matrices of the vocabulary."""
+    assert bytes_of_a_step(tiny("w4a16"), 1_000_000) == 1_000_000 - 2 * 96 * 128
 
 
 def test_the_table_has_every_figure_and_what_was_left_out(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import os
 
 import torch
 
+from benchmarks.on_gpu.interpreting import mend_bfloat16
+
 COMPILED = torch.cuda.is_available()
 if not COMPILED:
     os.environ["TRITON_INTERPRET"] = "1"
+    mend_bfloat16()
 DEVICE = torch.device("cuda" if COMPILED else "cpu")
 
 FLOAT32_STEP = 2.0**-24

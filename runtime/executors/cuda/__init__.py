@@ -8,8 +8,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("the cuda executor", error.name or "triton", "cuda") from error
 
-from runtime.executors.cuda.executor import CudaExecutor
+from runtime.executors.cuda.executor import CudaExecutor, stored_number
 from runtime.executors.cuda.graphs import CudaRecorder
 from runtime.executors.cuda.memory import pages_that_fit, require_gpu
 
-__all__ = ["CudaExecutor", "CudaRecorder", "pages_that_fit", "require_gpu"]
+__all__ = ["CudaExecutor", "CudaRecorder", "pages_that_fit", "require_gpu", "stored_number"]

@@ -14,7 +14,7 @@ from runtime.kernels.triton.attention import AttentionWork
 Int32 = npt.NDArray[np.int32]
 ROWS_OF_A_BLOCK = 64
 """Query rows of a program that works on a prompt."""
-MAX_SPLITS = 16
+MAX_SPLITS = 32
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """CudaExecutor: Triton kernels over device memory; decode steps are replayed as CUDA graphs."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from torch import Tensor
 from compile.model import Model
 from compile.program import Attend
 from quant.format.errors import InputError
-from quant.format.kv_cache import KvCacheScheme, KvScales
+from quant.format.kv_cache import kv_cache_of, kv_scales_of
 from quant.format.tensor import WeightSource
 from runtime.engine.batch import Follows, PlainDraw, StepBatch
 from runtime.executors.cuda.arrays import StepArrays, step_arrays
@@ -19,7 +19,7 @@ from runtime.executors.cuda.building import OtherRanks, OverRanks
 from runtime.executors.cuda.draws import draw
 from runtime.executors.cuda.graphs import DecodeGraphs, Recorder, is_decode
 from runtime.executors.cuda.lowering import lower
-from runtime.executors.cuda.memory import check_e4m3, require_gpu
+from runtime.executors.cuda.memory import check_capability, check_e4m3, require_gpu
 from runtime.executors.cuda.staging import InFlight, Staging
 from runtime.executors.cuda.values import HIDDEN, Run
 from runtime.executors.cuda.weights import DeviceWeights, Placement
@@ -27,13 +27,6 @@ from runtime.kernels.triton.cache import CacheNumber, LayerCache, make_cache
 from runtime.kernels.triton.edits import hand_over
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-
-
-@runtime_checkable
-class HasKvScales(Protocol):
-    """A checkpoint that may hold scales for its cache."""
-
-    def kv_scales(self, layer: int) -> KvScales | None: ...
 
 
 class CudaExecutor:
@@ -73,9 +66,11 @@ class CudaExecutor:
         self.vocab_size, self.max_positions = sizes.vocab_size, sizes.max_positions
         self.page_size, self.num_pages = page_size, num_pages
         self._heads = (sizes.heads, sizes.kv_heads)
+        held = cache or stored_number(model.weights) or dtype
         if self._device.type == "cuda":
             capability = torch.cuda.get_device_capability(self._device)
-            check_e4m3(program, cache or dtype, capability)
+            check_capability(capability)
+            check_e4m3(program, held, capability)
         placement = Placement(self._device, getattr(torch, dtype))
         weights = DeviceWeights(model.weights, placement)
         layers = sorted(
@@ -83,7 +78,7 @@ class CudaExecutor:
         )
         shapes = [(num_pages, op.kv_heads, page_size, op.head_dim) for op in layers]
         self._caches = [
-            _cache(model.weights, op.layer, cache or dtype, cache is None, shape, self._device)
+            _cache(model.weights, op.layer, held, cache is None, shape, self._device)
             for op, shape in zip(layers, shapes, strict=True)
         ]
         ranks = None
@@ -104,7 +99,7 @@ class CudaExecutor:
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Logits, float32 [R, vocab_size]."""
-        with torch.inference_mode():
+        with self._on_device():
             return _on_host(self._run(batch))
 
     def choose(self, batch: StepBatch, draws: Sequence[PlainDraw]) -> npt.NDArray[np.int32]:
@@ -115,20 +110,32 @@ class CudaExecutor:
         self, batch: StepBatch, draws: Sequence[PlainDraw], follows: Follows | None = None
     ) -> InFlight:
         """All of a step's work is in the device's queue, behind that of the step before."""
-        with torch.inference_mode():
+        with self._on_device():
             return InFlight(draw(self._run(batch, follows), draws, self._staging))
 
     def hidden(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """What logits are made of, float32 [R, hidden_size]."""
-        with torch.inference_mode():
+        with self._on_device():
             run = Run(self._arrays(batch, None))
             for action in self._actions[:-1]:
                 action(run)
             return _on_host(run.tensor(HIDDEN).to(torch.float32))
 
+    def record_all(self) -> None:
+        """Compile and record decode steps of every size now, and not in front of who waits."""
+        if self._graphs is not None:
+            with self._on_device():
+                self._graphs.record_all()
+
     def close(self) -> None:
         """Free the weights, the pool and the graphs."""
         self._actions, self._caches, self._graphs = [], [], None
+
+    def _on_device(self) -> torch.inference_mode:
+        """Kernels go to the device that is current in the thread that launches them."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        return torch.inference_mode()
 
     def _run(self, batch: StepBatch, follows: Follows | None = None) -> Tensor:
         """Logits on the device, float32 [R, vocab_size]; they may be written over."""
@@ -159,13 +166,16 @@ def _cache(
     shape: tuple[int, int, int, int],
     device: torch.device,
 ) -> LayerCache:
-    """as_stored: a checkpoint that holds scales for its cache says what it is rounded to."""
-    scheme = getattr(source, "kv_cache", None)
-    if not (as_stored and isinstance(source, HasKvScales) and isinstance(scheme, KvCacheScheme)):
-        return make_cache(number, shape, device)
-    scales = source.kv_scales(layer)
+    """as_stored: with the scales that the checkpoint holds, if it does."""
+    scales = kv_scales_of(source, layer) if as_stored else None
     stored = None if scales is None else (scales.keys, scales.values)
-    return make_cache(scheme.numbers, shape, device, stored)
+    return make_cache(number, shape, device, stored)
+
+
+def stored_number(source: WeightSource) -> CacheNumber | None:
+    """What a checkpoint says that its cache is rounded to; None where it says nothing."""
+    scheme = kv_cache_of(source)
+    return None if scheme is None else scheme.numbers
 
 
 def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
@@ -173,7 +183,12 @@ def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _device(name: str) -> torch.device:
-    """Raises InputError where there is no GPU."""
-    if name.startswith("cuda"):
-        require_gpu()
-    return torch.device(name)
+    """With its number, and current in this thread. Raises InputError where there is no such GPU, or
+    one that is too old."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        require_gpu(device.index)
+        number = torch.cuda.current_device() if device.index is None else device.index
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    return device

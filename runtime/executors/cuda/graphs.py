@@ -36,20 +36,22 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share one pool of memory."""
+    """Records CUDA graphs, which share one pool of memory: the result of one is read before another
+    is replayed."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream: torch.cuda.Stream | None = None
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_RUNS):
                 work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             result = work()
         return graph.replay, result
 
@@ -75,7 +77,7 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    """Recorded steps by batch size, each made when it is first needed.
+    """Recorded steps by batch size, each made when it is first needed, or all by `record_all`.
 
     pages: the longest row of a page table.
     """
@@ -103,13 +105,16 @@ class DecodeGraphs:
         """Whether a graph is large enough for this step."""
         return len(batch.page_table) <= LADDER[-1]
 
+    def record_all(self) -> None:
+        """Every size; the largest first, whose memory the others take."""
+        for size in reversed(LADDER):
+            self._of(size)
+
     def run(self, batch: StepBatch, follows: Follows | None) -> Tensor:
         """float32 [R, vocab_size] on the device, overwritten by the next run."""
         sequences = len(batch.page_table)
         size = next(size for size in LADDER if size >= sequences)
-        if size not in self._recorded:
-            self._recorded[size] = self._record(size)
-        recorded = self._recorded[size]
+        recorded = self._of(size)
         table = np.zeros((size, self._pages), np.int32)
         table[:sequences, : batch.page_table.shape[1]] = batch.page_table
         # Idle sequences see one token of page 0.
@@ -125,6 +130,11 @@ class DecodeGraphs:
             hand_over(follows.step.chosen, arrays.sources, arrays.token_ids)
         recorded.replay()
         return recorded.logits[:sequences]
+
+    def _of(self, size: int) -> _Recorded:
+        if size not in self._recorded:
+            self._recorded[size] = self._record(size)
+        return self._recorded[size]
 
     def _record(self, size: int) -> _Recorded:
         memory, arrays = self._blank(size)

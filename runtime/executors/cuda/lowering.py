@@ -26,9 +26,9 @@ from compile.program import (
     Slice,
     SumRanks,
 )
-from quant.format.errors import UnsupportedModelError
 from runtime.executors.cuda.attention import lower_attend
 from runtime.executors.cuda.building import Building, OtherRanks
+from runtime.executors.cuda.experts import lower_experts
 from runtime.executors.cuda.linears import lower_linears, lower_logits
 from runtime.executors.cuda.values import HIDDEN, Action, Heads, Part, Run
 from runtime.executors.cuda.weights import DeviceWeights
@@ -82,10 +82,7 @@ def _add_to(to: Building, ops: Sequence[Op]) -> None:
         case Logits():
             lower_logits(to, op)
         case Moe():
-            raise UnsupportedModelError(
-                f"{to.program.family} models mix experts, which the cuda backend does not run; use "
-                "--backend torch"
-            )
+            lower_experts(to, op)
 
 
 def _embed(to: Building, op: Embed) -> None:

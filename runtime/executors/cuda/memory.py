@@ -8,6 +8,7 @@ from compile.program import Attend, Program
 from quant.format.errors import InputError
 from quant.format.scheme import CodebookScheme, FloatScheme, IntScheme, Scheme
 from runtime.kernels.triton.cache import CacheNumber
+from runtime.kernels.triton.tuning import LEAST_CAPABILITY
 
 MEMORY_SHARE = 0.9
 """Part of the free memory that weights and pages may fill; the rest is for a step's values."""
@@ -19,11 +20,27 @@ _SCALE_BITS = 1
 32 bits, take three."""
 
 
-def require_gpu() -> None:
-    """Raises InputError where there is no GPU."""
+def require_gpu(number: int | None = None) -> None:
+    """Raises InputError where there is no GPU, or none of this number."""
     if not torch.cuda.is_available():
         raise InputError(
             "no NVIDIA GPU can be used here; leave out --backend cuda, or install torch with CUDA"
+        )
+    count = torch.cuda.device_count()
+    if number is not None and number >= count:
+        raise InputError(
+            f"GPU {number} was asked for, and there are {count}, counted from 0; share the model "
+            "among fewer processes with --tensor-parallel"
+        )
+
+
+def check_capability(capability: tuple[int, int]) -> None:
+    """Raises InputError for a GPU that no kernel here is compiled for."""
+    if capability < LEAST_CAPABILITY:
+        major, minor = capability
+        raise InputError(
+            f"this GPU has compute capability {major}.{minor}; the cuda backend needs 8.0 (Ampere) "
+            "or later: leave out --backend cuda"
         )
 
 

@@ -1,4 +1,4 @@
-"""From a WeightSource to the device, one tensor at a time: the host never holds more than one."""
+"""From a WeightSource to the device: the host holds no more than the tensors of one product."""
 
 import logging
 from collections.abc import Sequence
@@ -10,26 +10,21 @@ from torch import Tensor
 
 from compile.input_rounding import input_rounding
 from quant.format.errors import UnsupportedModelError
-from quant.format.scheme import (
-    ActivationScheme,
-    CodebookScheme,
-    IntScheme,
-    PerBlock,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-)
+from quant.format.scheme import ActivationScheme, CodebookScheme, PerGroup
 from quant.format.tensor import FloatArray, QuantizedTensor, Weight, WeightSource
-from runtime.executors.cuda.forms import Dense, Form, Packed, Rounded, RoundedInGroups
+from runtime.executors.cuda.forms import Dense, Form, Packed, Rounded, RoundedInGroups, stack
+from runtime.executors.cuda.kinds import (
+    can_be_packed,
+    check_rounded,
+    column_order,
+    group_size,
+    numbers_per_token,
+    one_order,
+    rounded_group,
+    whole_rows_of_8_bits,
+)
 from runtime.kernels.triton.rounded import Numbers, RoundedWeight
 from runtime.kernels.triton.weight_only import pack_integer
-
-GROUPS = (16, 32, 64, 128, 256)
-"""Group sizes that the kernels take."""
-ROUNDED_GROUPS = (32, 64, 128)
-"""Of products whose inputs are rounded in groups as well, e.g. FP8 in blocks of 128 x 128."""
-WHOLE_ROW_GROUP = 128
-"""A row under one scale is cut into groups of this size, which all have it."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +44,7 @@ class DeviceWeights:
         self._source = source
         self.placement = placement
         self._forms: dict[tuple[str, ...], Form] = {}
+        self._dequantized: set[str] = set()
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +56,17 @@ class DeviceWeights:
         key = tuple(names)
         if key not in self._forms:
             self._forms[key] = self._made([self._source.load(name) for name in names], key)
+        return self._forms[key]
+
+    def stacked(self, names: Sequence[Sequence[str]]) -> Form:
+        """The weights of several experts below each other, each made of those that `names` has for
+        it. What is not stored alike is dequantized, with a line in the log.
+
+        Raises UnsupportedModelError where inputs are rounded as well.
+        """
+        key = tuple(name for each in names for name in each)
+        if key not in self._forms:
+            self._forms[key] = self._stack(names, key)
         return self._forms[key]
 
     def joins(self, first: str, second: str) -> bool:
@@ -101,6 +108,31 @@ class DeviceWeights:
         self._forms.setdefault((name,), Dense(weight))
         return weight
 
+    def _stack(self, names: Sequence[Sequence[str]], key: Sequence[str]) -> Form:
+        schemes = {self._source.scheme(name) for name in key}
+        if len(schemes) == 1:
+            forms = [self._made([self._source.load(n) for n in each], each) for each in names]
+            found = stack(forms)
+            if found is not None:
+                return found
+        for name in key:
+            if getattr(self._source.scheme(name), "activation", None) is not None:
+                raise UnsupportedModelError(
+                    f"tensor {name} is not stored as those of the other experts beside it, and "
+                    "asks for rounded inputs, which the cuda backend does not multiply: use "
+                    "--backend torch"
+                )
+        self._say_dequantized(key[0], " or ".join(sorted(map(str, schemes))))
+        return Dense(torch.cat([dense(self._source.load(name), self.placement) for name in key]))
+
+    def _say_dequantized(self, name: str, scheme: str) -> None:
+        """Once for each way to store weights."""
+        if scheme not in self._dequantized:
+            self._dequantized.add(scheme)
+            _log.warning(
+                "%s and all others stored as %s are held as %s", name, scheme, self.placement.dtype
+            )
+
     def _made(self, weights: Sequence[Weight], names: Sequence[str]) -> Form:
         quantized = [weight for weight in weights if isinstance(weight, QuantizedTensor)]
         if len(quantized) < len(weights):
@@ -109,30 +141,29 @@ class DeviceWeights:
             input_rounding(name, each) for name, each in zip(names, quantized, strict=True)
         }
         first = quantized[0]
-        packable = all(_can_be_packed(weight) for weight in quantized)
+        packable = all(can_be_packed(weight) for weight in quantized) and one_order(quantized)
         if roundings != {None}:
-            group = _rounded_group(names[0], first)
+            group = rounded_group(names[0], first)
             if group is not None:
                 return self._in_groups(quantized, group)
-            numbers = _numbers_per_token(names[0], first)
-            if packable and not _whole_rows_of_8_bits(first):
+            numbers = numbers_per_token(names[0], first)
+            if packable and not whole_rows_of_8_bits(first):
                 return self._packed(quantized, numbers)
             return self._rounded(quantized, names[0])
         if packable:
             return self._packed(quantized)
-        _log.warning(
-            "%s and others stored as %s are held as %s",
-            names[0],
-            first.scheme,
-            self.placement.dtype,
-        )
+        self._say_dequantized(names[0], str(first.scheme))
         return Dense(torch.cat([dense(weight, self.placement) for weight in weights]))
 
     def _packed(self, weights: Sequence[QuantizedTensor], rounds: Numbers | None = None) -> Form:
         device, scheme = self.placement.device, weights[0].scheme
         codes = torch.cat([_tensor(weight.codes, device) for weight in weights])
+        by_group = column_order(weights[0])
+        order = None if by_group is None else _tensor(by_group, device)
+        if order is not None:
+            codes = codes.index_select(1, order)
         columns = codes.shape[1]
-        size = _group_size(weights[0])
+        size = group_size(weights[0])
         groups = -(-columns // size)
 
         def per_group(parts: Sequence[FloatArray | None]) -> Tensor | None:
@@ -147,11 +178,12 @@ class DeviceWeights:
         assert scale is not None
         zeros = per_group([weight.zero_point for weight in weights])
         least = per_group([weight.minimum for weight in weights])
-        return Packed(pack_integer(codes, scale, zeros, scheme.num_bits, size, least), rounds)
+        packed = pack_integer(codes, scale, zeros, scheme.num_bits, size, least)
+        return Packed(packed, rounds, order)
 
     def _rounded(self, weights: Sequence[QuantizedTensor], name: str) -> Form:
         for weight in weights:
-            _check_rounded(name, weight)
+            check_rounded(name, weight)
         device = self.placement.device
         codes = torch.cat([_tensor(weight.codes, device) for weight in weights])
         if isinstance(weights[0].scheme, CodebookScheme):
@@ -184,67 +216,6 @@ def _tensor(array: FloatArray, device: torch.device) -> Tensor:
     return torch.from_numpy(array.copy()).to(device)
 
 
-def _can_be_packed(weight: QuantizedTensor) -> bool:
-    """Integers in regular groups that the kernels know."""
-    if not isinstance(weight.scheme, IntScheme) or weight.group_index is not None:
-        return False
-    held = weight.minimum is None or weight.scheme.num_bits < 8
-    return held and _group_size(weight) in GROUPS
-
-
-def _group_size(weight: QuantizedTensor) -> int:
-    whole = isinstance(weight.scheme.granularity, PerChannel | PerTensor)
-    return WHOLE_ROW_GROUP if whole else weight.scheme.group_size(weight.shape[1])
-
-
 def _for_each_group(numbers: FloatArray, rows: int, groups: int) -> FloatArray:
     """[rows, groups], where one number may stand for a row, or for the whole tensor."""
     return np.broadcast_to(numbers, (rows, groups))
-
-
-def _whole_rows_of_8_bits(weight: QuantizedTensor) -> bool:
-    """What the product of rounded rows takes as it is."""
-    whole = isinstance(weight.scheme.granularity, PerChannel | PerTensor)
-    return whole and weight.scheme.num_bits == 8 and weight.scheme.symmetric
-
-
-def _numbers_per_token(name: str, weight: QuantizedTensor) -> Numbers:
-    """What inputs are rounded to, with one scale per token made as they come.
-
-    Raises UnsupportedModelError for any other way.
-    """
-    rounding = input_rounding(name, weight)
-    assert rounding is not None
-    if rounding.fixed is not None or rounding.group or rounding.numbers == "e2m1":
-        raise _unsupported(name, weight)
-    return rounding.numbers
-
-
-def _rounded_group(name: str, weight: QuantizedTensor) -> int | None:
-    """The columns under one scale, where both sides are the same 8-bit numbers in such groups."""
-    rounding, scheme = input_rounding(name, weight), weight.scheme
-    assert rounding is not None
-    own = "int8" if isinstance(scheme, IntScheme) else scheme.codebook
-    alike = own == rounding.numbers and scheme.num_bits == 8 and scheme.symmetric
-    made = rounding.fixed is None and rounding.scales == "float"
-    plain = weight.group_index is None and isinstance(scheme.granularity, PerGroup | PerBlock)
-    size = scheme.group_size(weight.shape[1])
-    fits = size == rounding.group and size in ROUNDED_GROUPS
-    return size if alike and made and plain and fits else None
-
-
-def _check_rounded(name: str, weight: QuantizedTensor) -> None:
-    """Both sides of the product are the same numbers, and every row has one scale."""
-    numbers, scheme = _numbers_per_token(name, weight), weight.scheme
-    own = "int8" if isinstance(scheme, IntScheme) else scheme.codebook
-    if own != numbers or not _whole_rows_of_8_bits(weight):
-        raise _unsupported(name, weight)
-
-
-def _unsupported(name: str, weight: QuantizedTensor) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"tensor {name} is stored as {weight.scheme}, which the cuda backend does not multiply; it "
-        "rounds inputs per token to int8 or e4m3, for integers in groups or for weights of the "
-        "same 8-bit numbers with a scale per row, or both in the same groups of 32 to 128: use "
-        "--backend torch"
-    )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from runtime.kernels.triton.cache import LayerCache
 from runtime.kernels.triton.numbers import tanh
+from runtime.kernels.triton.tuning import attention_config
 
 LEAST_ROWS = 16
 """Rows of the smallest matrix product that Triton makes."""
@@ -63,6 +64,7 @@ def attend(
         peaks = torch.empty((splits, 2, tokens, heads), dtype=torch.float32, device=q.device)
     scales = cache.keys if cache.key_scale is None else cache.key_scale
     block = triton.next_power_of_2(head_dim)
+    config = attention_config(rows, cache.page_size, block, cache.keys.itemsize)
     _attend_kernel[(blocks, kv_heads, splits)](
         q,
         cache.keys,
@@ -80,34 +82,36 @@ def attend(
         work.page_table.stride(0),
         scale,
         0.0 if softcap is None else softcap,
+        splits,
         KV_HEADS=kv_heads,
         SHARED=shared,
         TOKENS=work.tokens_per_block,
         PAGE=cache.page_size,
+        KEYS=config.keys,
         SIZE=head_dim,
         WINDOW=window or 0,
         CAPPED=softcap is not None,
         KIND=cache.kind,
-        SPLITS=splits,
+        SPLIT=splits > 1,
         ROWS=rows,
         BLOCK=block,
-        num_warps=4 if rows <= 32 else 8,
-        num_stages=3 if rows <= 32 else 2,
+        num_warps=config.warps,
+        num_stages=config.stages,
     )
     if splits > 1:
         _merge_kernel[(tokens, heads)](
-            parts, peaks, out, tokens, HEADS=heads, SIZE=head_dim, SPLITS=splits, BLOCK=block
+            parts, peaks, out, tokens, splits, HEADS=heads, SIZE=head_dim, BLOCK=block
         )
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "table_stride", "splits"])
 def _attend_kernel(
     q, keys, values, key_scale, value_scale, positions, query_starts, page_table,
-    block_sequence, block_start, out, peaks, num_tokens, table_stride, scale, softcap,
+    block_sequence, block_start, out, peaks, num_tokens, table_stride, scale, softcap, splits,
     KV_HEADS: tl.constexpr, SHARED: tl.constexpr, TOKENS: tl.constexpr, PAGE: tl.constexpr,
-    SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    KEYS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    KIND: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     kv_head, split = tl.program_id(1), tl.program_id(2)
     sequence = tl.load(block_sequence + tl.program_id(0))
@@ -118,32 +122,36 @@ def _attend_kernel(
     taken = (row < TOKENS * SHARED) & (token < end)
     heads: tl.constexpr = KV_HEADS * SHARED
     head = kv_head * SHARED + row % SHARED
-    columns, offsets = tl.arange(0, BLOCK), tl.arange(0, PAGE)
+    columns, offsets = tl.arange(0, BLOCK), tl.arange(0, KEYS)
+    TILES: tl.constexpr = PAGE // KEYS
     in_head = columns < SIZE
     places = (token.to(tl.int64) * heads + head)[:, None] * SIZE + columns[None, :]
     mask = taken[:, None] & in_head[None, :]
     queries = tl.load(q + places, mask=mask, other=0.0)
     position = tl.load(positions + token, mask=taken, other=-1)
     seen = tl.max(position, axis=0) + 1
-    pages = tl.cdiv(seen, PAGE)
+    tiles = tl.cdiv(seen, KEYS)
     begin = 0
     if WINDOW > 0:
         oldest = tl.min(tl.where(taken, position, 2147483647), axis=0) - WINDOW + 1
-        begin = tl.maximum(oldest, 0) // PAGE
-    per_split = tl.cdiv(tl.maximum(pages - begin, 0), SPLITS)
+        begin = tl.maximum(oldest, 0) // KEYS
+    per_split = tl.cdiv(tl.maximum(tiles - begin, 0), splits)
     begin += split * per_split
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, BLOCK), tl.float32)
-    for number in range(begin, tl.minimum(begin + per_split, pages)):
-        page = tl.load(page_table + sequence.to(tl.int64) * table_stride + number).to(tl.int64)
-        held = (page * KV_HEADS + kv_head) * PAGE + offsets
+    for number in range(begin, tl.minimum(begin + per_split, tiles)):
+        place = page_table + sequence.to(tl.int64) * table_stride + number // TILES
+        page = tl.load(place).to(tl.int64)
+        held = (page * KV_HEADS + kv_head) * PAGE + number % TILES * KEYS + offsets
         tile = held[:, None] * SIZE + columns[None, :]
-        k = _loaded(keys, key_scale, tile, held, in_head, queries.dtype, KIND)
+        # What lies behind the last token was left there by somebody else.
+        key_position = number * KEYS + offsets
+        written = key_position < seen
+        k = _loaded(keys, key_scale, tile, held, in_head, written, queries.dtype, KIND)
         scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * scale
         if CAPPED:
             scores = softcap * tanh(scores / softcap)
-        key_position = number * PAGE + offsets
         visible = key_position[None, :] <= position[:, None]
         if WINDOW > 0:
             visible = visible & (key_position[None, :] > position[:, None] - WINDOW)
@@ -153,12 +161,12 @@ def _attend_kernel(
         finite = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp(scores - finite[:, None])
         kept = tl.exp(peak - finite)
-        v = _loaded(values, value_scale, tile, held, in_head, queries.dtype, KIND)
+        v = _loaded(values, value_scale, tile, held, in_head, written, queries.dtype, KIND)
         acc = acc * kept[:, None]
         acc = tl.dot(weights.to(queries.dtype), v, acc, input_precision="ieee")
         total = total * kept + tl.sum(weights, axis=1)
         peak = higher
-    if SPLITS == 1:
+    if not SPLIT:
         # Rows that belong to no token have seen no key.
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
@@ -171,32 +179,33 @@ def _attend_kernel(
 
 
 @triton.jit
-def _loaded(pool, scale, tile, held, in_head, dtype: tl.constexpr, KIND: tl.constexpr):
-    """[PAGE, BLOCK] of keys or values, as numbers of the queries' dtype."""
-    numbers = tl.load(pool + tile, mask=in_head[None, :], other=0.0)
+def _loaded(pool, scale, tile, held, in_head, written, dtype: tl.constexpr, KIND: tl.constexpr):
+    """[KEYS, BLOCK] of keys or values, as numbers of the queries' dtype."""
+    numbers = tl.load(pool + tile, mask=in_head[None, :] & written[:, None], other=0.0)
     if KIND == 1:
-        numbers = numbers.to(tl.float32) * tl.load(scale + held)[:, None]
+        factor = tl.load(scale + held, mask=written, other=0.0)
+        numbers = numbers.to(tl.float32) * factor[:, None]
     elif KIND > 1:
         numbers = numbers.to(tl.float32) * tl.load(scale)
     return numbers.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "splits"])
 def _merge_kernel(
-    parts, peaks, out, num_tokens,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    parts, peaks, out, num_tokens, splits,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     row = token * HEADS + head
-    all_rows = num_tokens * HEADS
+    all_rows = num_tokens.to(tl.int64) * HEADS
     peak = -float("inf")
-    for split in tl.static_range(SPLITS):
+    for split in range(splits):
         peak = tl.maximum(peak, tl.load(peaks + 2 * split * all_rows + row))
     total = 0.0
     acc = tl.zeros((BLOCK,), tl.float32)
-    for split in tl.static_range(SPLITS):
+    for split in range(splits):
         factor = tl.exp(tl.load(peaks + 2 * split * all_rows + row) - peak)
         total += tl.load(peaks + (2 * split + 1) * all_rows + row) * factor
         place = (split * all_rows + row) * SIZE + columns

@@ -237,8 +237,12 @@ def _store_rows(
     inside = heads_inside & (columns < SIZE)
     if KIND == 1:
         step = tl.div_rn(tl.max(tl.abs(x), axis=1), 127.0)
-        step = tl.where(step == 0.0, SMALLEST, step)[:, None]
-        tl.store(places, round_to_int8(tl.div_rn(x, step + tl.zeros_like(x))), mask=inside)
+        step = tl.where(step == 0.0, SMALLEST, step)
+        # What is no number has no code: the scale says so.
+        wrong = tl.max((x != x).to(tl.int32), axis=1)
+        step = tl.where(wrong > 0, float("nan"), step)[:, None]
+        quotient = tl.where(step == step, tl.div_rn(x, step + tl.zeros_like(x)), 0.0)
+        tl.store(places, round_to_int8(quotient), mask=inside)
         tl.store(scale + rows, step, mask=heads_inside)
     elif KIND == 2:
         rounded = round_to_e4m3(x / tl.load(scale))

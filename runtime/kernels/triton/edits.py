@@ -57,7 +57,7 @@ def edit(logits: Tensor, rows: EditRows) -> Tensor:
     return state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edits"])
 def _edit_kernel(
     logits, starts, ids, numbers, mask, masks, state, vocab, stride, num_edits, words,
     BLOCK: tl.constexpr, EDITS: tl.constexpr,
@@ -101,7 +101,7 @@ def hand_over(chosen: Tensor, sources: Tensor, token_ids: Tensor) -> None:
     _hand_over_kernel[(triton.cdiv(count, 64),)](chosen, sources, token_ids, count, BLOCK=64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _hand_over_kernel(chosen, sources, token_ids, count, BLOCK: tl.constexpr):
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     source = tl.load(sources + places, mask=places < count, other=-1)

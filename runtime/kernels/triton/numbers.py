@@ -28,12 +28,12 @@ _TWENTY_HIGHER = tl.constexpr(20 << 23)
 @triton.jit
 def round_to_e4m3(x):
     """float32 on the grid of e4m3, ties to even, within -448 .. 448: casting it loses nothing,
-    whatever the cast does with ties."""
+    whatever the cast does with ties; NaN stays."""
     clamped = tl.minimum(tl.maximum(x, -448.0), 448.0)
     exponent = clamped.to(tl.int32, bitcast=True) & _EXPONENT
     power = tl.maximum(exponent, _SMALLEST_NORMAL) + _TWENTY_HIGHER
     large = 1.5 * power.to(tl.float32, bitcast=True)
-    return (clamped + large) - large
+    return tl.where(x != x, x, (clamped + large) - large)
 
 
 @triton.jit
@@ -41,10 +41,13 @@ def store_rounded(
     values, largest, place, scale, inside, INTEGERS: tl.constexpr, SMALLEST: tl.constexpr
 ):
     """One row, whose largest magnitude is given: its codes, and the number that they are multiplied
-    by. Division is that of IEEE 754, without which a tie could fall to the other side."""
+    by, which is NaN where one of them is. Division is that of IEEE 754, without which a tie could
+    fall to the other side."""
     step = tl.div_rn(largest, 127.5 if INTEGERS else 448.0)
     step = tl.where(step == 0.0, SMALLEST, step)
-    quotient = tl.div_rn(values, step)
+    wrong = tl.max((values != values).to(tl.int32), axis=0)
+    step = tl.where(wrong > 0, float("nan"), step)
+    quotient = tl.where(step == step, tl.div_rn(values, step), 0.0)
     codes = round_to_int8(quotient) if INTEGERS else round_to_e4m3(quotient)
     tl.store(place, codes.to(place.dtype.element_ty), mask=inside)
     tl.store(scale, step)

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.kernels.triton.experts import Sent
 from runtime.kernels.triton.rounded import RoundedRows
-from runtime.kernels.triton.tuning import MatmulConfig, weight_only_config
+from runtime.kernels.triton.tuning import MatmulConfig, experts_config, weight_only_config
 
 _NUMBERS = {
     torch.float32: tl.float32,
@@ -48,10 +49,6 @@ class PackedInteger:
     halves: bool
     in_features: int
     out_features: int
-
-    @property
-    def tiles(self) -> int:
-        return len(self.scale) // 2 if self.halves else len(self.scale)
 
     @property
     def nbytes(self) -> int:
@@ -113,21 +110,26 @@ def weight_only_matmul(
     bias: Tensor | None = None,
     config: MatmulConfig | None = None,
     dtype: torch.dtype | None = None,
+    sent: Sent | None = None,
 ) -> Tensor:
     """x [rows, in] @ weight.T + bias, summed in float32, as `dtype`: x's own by default, which
-    rounded rows have none of.
+    rounded rows have none of. sent: then `weight` has the experts' matrices below each other in its
+    codes and scales, [tokens * chosen, out] comes out, and there is no bias.
 
     A group's integer products are summed before its scale multiplies, so that nothing is rounded
     but the result, unless `config.scale_first`, which rounds code times scale to `dtype`.
     """
     codes, row_scale = (x, None) if isinstance(x, Tensor) else (x.codes, x.scale)
     dtype = dtype or codes.dtype
-    rows = len(codes)
+    rows = len(codes) if sent is None else sent.pairs
     out = torch.empty((rows, weight.out_features), dtype=dtype, device=codes.device)
     if rows == 0:
         return out
+    if sent is not None:
+        config = experts_config(sent.rows)
     config = config or weight_only_config(rows, weight.in_features, weight.out_features)
-    splits = min(config.splits, weight.tiles)
+    tiles = -(-weight.in_features // weight.tile_size)
+    splits = min(config.splits, tiles)
     parts = out
     if splits > 1:
         parts = torch.empty(
@@ -135,7 +137,7 @@ def weight_only_matmul(
         )
     grid = (
         triton.cdiv(weight.out_features, config.columns),
-        triton.cdiv(rows, config.rows),
+        triton.cdiv(rows, config.rows) if sent is None else sent.blocks,
         splits,
     )
     _weight_only_kernel[grid](
@@ -146,11 +148,14 @@ def weight_only_matmul(
         weight.scale if weight.zero_point is None else weight.zero_point,
         weight.scale if weight.minimum is None else weight.minimum,
         parts if bias is None or splits > 1 else bias,
+        weight.scale if sent is None else sent.pair,
+        weight.scale if sent is None else sent.expert,
         parts,
         rows,
         weight.out_features,
         weight.in_features,
-        weight.tiles,
+        tiles,
+        -(-tiles // splits),
         codes.stride(0),
         TILE=weight.tile_size,
         HALVES=weight.halves,
@@ -158,7 +163,7 @@ def weight_only_matmul(
         HAS_ZERO=weight.zero_point is not None,
         HAS_MINIMUM=weight.minimum is not None,
         HAS_BIAS=bias is not None and splits == 1,
-        SPLITS=splits,
+        CHOSEN=0 if sent is None else sent.per_row,
         ROUNDED=row_scale is not None,
         NUMBER=_NUMBERS[dtype],
         SCALE_FIRST=config.scale_first,
@@ -172,12 +177,12 @@ def weight_only_matmul(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tiles", "per_split"])
 def _weight_only_kernel(
-    x, row_scale, codes, scale, zero_point, minimum, bias, out,
-    num_rows, num_columns, in_features, num_tiles, x_stride,
+    x, row_scale, codes, scale, zero_point, minimum, bias, pairs, experts, out,
+    num_rows, num_columns, in_features, num_tiles, per_split, x_stride,
     TILE: tl.constexpr, HALVES: tl.constexpr, FOUR_BITS: tl.constexpr, HAS_ZERO: tl.constexpr,
-    HAS_MINIMUM: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, ROUNDED: tl.constexpr,
+    HAS_MINIMUM: tl.constexpr, HAS_BIAS: tl.constexpr, CHOSEN: tl.constexpr, ROUNDED: tl.constexpr,
     NUMBER: tl.constexpr, SCALE_FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -186,12 +191,22 @@ def _weight_only_kernel(
     HALF: tl.constexpr = TILE // 2
     inside = tl.arange(0, HALF)
     in_columns = columns < num_columns
-    in_rows = rows[:, None] < num_rows
-    x_rows = x + rows[:, None].to(tl.int64) * x_stride
-    per_split = tl.cdiv(num_tiles, SPLITS)
+    taken = rows < num_rows
+    source, base = rows, 0
+    if CHOSEN > 0:
+        expert = tl.load(experts + tl.program_id(1))
+        rows = tl.load(pairs + rows)
+        taken = rows >= 0
+        source, base = rows // CHOSEN, expert.to(tl.int64) * num_tiles
+    in_rows = taken[:, None]
+    x_rows = x + source[:, None].to(tl.int64) * x_stride
     first = split * per_split
+    last = tl.minimum(first + per_split, num_tiles)
+    if CHOSEN > 0:
+        # A block that no pair came to has no sum to make.
+        last = tl.where(tl.max(rows, axis=0) < 0, 0, last)
     acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for tile in range(first, tl.minimum(first + per_split, num_tiles)):
+    for tile in range(first, last):
         k_low = tile * TILE + inside
         k_high = k_low + HALF
         a_low = tl.load(
@@ -204,7 +219,7 @@ def _weight_only_kernel(
             a_low = a_low.to(tl.float32).to(NUMBER)
             a_high = a_high.to(tl.float32).to(NUMBER)
         if FOUR_BITS:
-            held = tile * HALF + inside
+            held = (base + tile) * HALF + inside
             packed = tl.load(
                 codes + held[:, None].to(tl.int64) * num_columns + columns[None, :],
                 mask=in_columns[None, :], other=0,
@@ -213,15 +228,13 @@ def _weight_only_kernel(
             low = (packed & 0xF).to(tl.int16) - OFFSET
             high = (packed >> 4).to(tl.int16) - OFFSET
         else:
-            low = tl.load(
-                codes + k_low[:, None].to(tl.int64) * num_columns + columns[None, :],
-                mask=in_columns[None, :], other=0,
-            ).to(tl.int16)  # fmt: skip
-            high = tl.load(
-                codes + k_high[:, None].to(tl.int64) * num_columns + columns[None, :],
-                mask=in_columns[None, :], other=0,
-            ).to(tl.int16)  # fmt: skip
-        at_low = (2 * tile if HALVES else tile) * num_columns + columns
+            at = (
+                codes + (base * TILE + k_low)[:, None].to(tl.int64) * num_columns + columns[None, :]
+            )
+            low = tl.load(at, mask=in_columns[None, :], other=0).to(tl.int16)
+            at += HALF * num_columns
+            high = tl.load(at, mask=in_columns[None, :], other=0).to(tl.int16)
+        at_low = (2 * (base + tile) if HALVES else base + tile) * num_columns + columns
         at_high = at_low + num_columns if HALVES else at_low
         if HAS_ZERO:
             low -= tl.load(zero_point + at_low, mask=in_columns, other=0).to(tl.int16)[None, :]
@@ -257,7 +270,7 @@ def _weight_only_kernel(
                 acc += tl.sum(a_low.to(tl.float32), axis=1)[:, None] * least_low
                 acc += tl.sum(a_high.to(tl.float32), axis=1)[:, None] * least_high
     if ROUNDED:
-        acc = acc * tl.load(row_scale + rows, mask=rows < num_rows, other=0.0)[:, None]
+        acc = acc * tl.load(row_scale + source, mask=taken, other=0.0)[:, None]
     if HAS_BIAS:
         acc += tl.load(bias + columns, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     places = (split * num_rows + rows[:, None]).to(tl.int64) * num_columns + columns[None, :]
@@ -274,22 +287,22 @@ def _sum_parts(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
         out,
         rows,
         columns,
-        SPLITS=splits,
+        splits,
         HAS_BIAS=bias is not None,
         BLOCK=block,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "splits"])
 def _sum_parts_kernel(
-    parts, bias, out, num_rows, num_columns,
-    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    parts, bias, out, num_rows, num_columns, splits,
+    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1)
     inside = columns < num_columns
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for split in tl.static_range(SPLITS):
+    for split in range(splits):
         place = (split * num_rows + row).to(tl.int64) * num_columns
         total += tl.load(parts + place + columns, mask=inside, other=0.0)
     if HAS_BIAS:

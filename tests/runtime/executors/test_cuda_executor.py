@@ -29,13 +29,13 @@ from runtime.executors.torch import TorchExecutor
 from runtime.loading import load_executor
 from runtime.parallel.part import part_of
 from tests.runtime.gpu import COMPILED, DEVICE
-from tests.runtime.kernels.weights import quantized
+from tests.runtime.kernels.weights import codebook_weight, quantized, scattered_groups
 from tests.tiny import tiny_config, tiny_model, tiny_shapes
 
 # The device is chosen before kernels are defined.
 from runtime.executors.cuda import CudaExecutor  # isort: skip
 from runtime.executors.cuda.graphs import EagerRecorder  # isort: skip
-from runtime.executors.cuda.memory import check_e4m3  # isort: skip
+from runtime.executors.cuda.memory import check_capability, check_e4m3  # isort: skip
 from runtime.kernels.triton.cache import CacheNumber  # isort: skip
 
 PAGE_SIZE = 16
@@ -191,7 +191,9 @@ def test_rounded_inputs_follow_the_oracle(numbers: str) -> None:
         expected, found = oracle.step(batch), executor.step(batch)
         off = np.abs(found - expected).max(axis=1)
         assert off.max() <= np.abs(expected).max() / 8
-        near += (off <= tolerance(model, expected)).tolist()
+        # A GPU adds products of e4m3 with 11 bits fewer than float32 has.
+        wider = 2**11 if COMPILED and "e4m3" in numbers else 1
+        near += (off <= wider * tolerance(model, expected)).tolist()
     assert sum(near) >= len(near) // 5
 
 
@@ -289,9 +291,55 @@ def test_what_no_kernel_multiplies_is_refused_by_name(scheme: Any, words: str) -
         executor_of(tiny_model("llama", layers=1, weights=weights))
 
 
-def test_experts_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="mix experts"):
-        executor_of(tiny_model("mixtral"))
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("mixtral", "floats"),
+        ("qwen3_moe", "floats"),
+        ("mixtral", "zero points"),
+        ("qwen3_moe", "mixed"),
+        ("qwen3_moe", "int8"),
+        ("qwen3_moe", "int8-groups"),
+    ],
+)
+def test_mixtures_follow_the_oracle(family: str, kind: str) -> None:
+    """Experts in floats, in 4 bits, in 8 bits on both sides, and each in a way of its own."""
+    model = tiny_model(family, layers=1, weights=_expert_weights(family, kind))
+    if not kind.startswith("int8"):
+        assert_follows_the_oracle(model)
+        return
+    oracle, executor = oracle_of(model), executor_of(model)
+    for batch in steps():
+        expected, found = oracle.step(batch), executor.step(batch)
+        # An input on the border between two steps may fall to either side.
+        off = np.abs(found - expected).max(axis=1)
+        assert off.max() <= np.abs(expected).max() / 8
+        assert np.median(off) <= np.abs(expected).max() / 64
+
+
+def _expert_weights(family: str, kind: str) -> dict[str, Weight]:
+    found: dict[str, Weight] = {}
+    for index, (name, shape) in enumerate(tiny_shapes(tiny_config(family, layers=1)).items()):
+        if "experts" not in name or kind == "floats":
+            continue
+        if kind in ("zero points", "mixed"):
+            bits = 8 if kind == "mixed" and index % 2 else 4
+            options: dict[str, Any] = {"kind": "zero_point", "num_bits": bits}
+            found[name] = quantized(*shape, seed=index, **options)
+            continue
+        size = 32 if kind == "int8-groups" else None
+        way = ActivationScheme("int8", PerGroup(32)) if size else ActivationScheme("int8")
+        plain = quantized(*shape, num_bits=8, group_size=size, seed=index)
+        found[name] = replace(plain, scheme=replace(plain.scheme, activation=way))
+    return found
+
+
+def test_experts_stored_in_several_ways_are_refused_where_inputs_are_rounded() -> None:
+    weights = _expert_weights("mixtral", "int8")
+    name = next(iter(weights))
+    weights[name] = quantized(*weights[name].shape, group_size=32)
+    with pytest.raises(UnsupportedModelError, match="not stored as those of the other experts"):
+        executor_of(tiny_model("mixtral", layers=1, weights=weights))
 
 
 def test_odd_pages_are_refused() -> None:
@@ -413,3 +461,83 @@ class _Plain:
         self.vocab_size, self.max_positions = executor.vocab_size, executor.max_positions
         self.page_size, self.num_pages = executor.page_size, executor.num_pages
         self.step, self.close = executor.step, executor.close
+
+
+def test_scattered_groups_of_one_order_stay_integers() -> None:
+    """As GPTQ leaves them with activation ordering: linears of one input share their order."""
+    shapes = tiny_shapes(tiny_config("llama", layers=1))
+    weights: dict[str, Weight] = {
+        name: quantized(*shape, kind="zero_point", scattered=True, seed=shape[1])
+        for name, shape in shapes.items()
+        if "_proj" in name
+    }
+    for name, weight in weights.items():
+        assert isinstance(weight, QuantizedTensor)
+        order = scattered_groups(np.random.default_rng(weight.shape[1]), weight.shape[1], 32)
+        weights[name] = replace(weight, group_index=order)
+    model = tiny_model("llama", layers=1, weights=weights)
+    assert_follows_the_oracle(model)
+    floats = executor_of(tiny_model("llama", layers=1)).weight_bytes
+    linears = sum(shape[0] * shape[1] for name, shape in shapes.items() if "_proj" in name)
+    assert executor_of(model).weight_bytes < floats - 3 * linears
+
+
+def test_what_no_kernel_takes_is_dequantized_with_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """4-bit codebooks; said once, not for each linear."""
+    shapes = tiny_shapes(tiny_config("llama", layers=1))
+    weights: dict[str, Weight] = {
+        name: codebook_weight(shape[0], shape[1], "mxfp4", seed=index)
+        for index, (name, shape) in enumerate(shapes.items())
+        if "_proj" in name
+    }
+    assert_follows_the_oracle(tiny_model("llama", layers=1, weights=weights))
+    (said,) = [record.getMessage() for record in caplog.records if "held as" in record.message]
+    assert "q_proj" in said and "mxfp4" in said and "float32" in said
+
+
+def test_all_sizes_are_recorded_before_anybody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.executors.cuda.graphs.LADDER", (1, 2))
+    recorded: list[int] = []
+
+    class Counting(EagerRecorder):
+        def record(self, work: Any) -> Any:
+            found = super().record(work)
+            recorded.append(len(found[1]))
+            return found
+
+    executor = executor_of(tiny_model("llama", layers=1), recorder=Counting())
+    executor.record_all()
+    assert recorded == [2, 1]
+    batch = steps()[0]
+    one = StepBatch(
+        batch.token_ids[:1], batch.positions[:1], np.array([0, 1], np.int32),
+        batch.page_table[:1], np.zeros(1, np.int32),
+    )  # fmt: skip
+    executor.step(one)
+    assert recorded == [2, 1]
+
+
+def test_a_gpu_that_is_too_old_is_refused() -> None:
+    check_capability((8, 0))
+    with pytest.raises(InputError, match=r"capability 7\.5; the cuda backend needs 8\.0"):
+        check_capability((7, 5))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixtures_answer_as_the_oracle(family: str) -> None:
+    """Two requests in one step, greedily."""
+    model = tiny_model(family, layers=1)
+    answers = []
+    for executor in (executor_of(model, recorder=EagerRecorder()), oracle_of(model)):
+        engine = Engine(executor, check=True)
+        for number in range(2):
+            params = SamplingParams(temperature=0.0)
+            engine.add(Request(str(number), (5, 6 + number), 4, params))
+        said: dict[str, list[int | None]] = {"0": [], "1": []}
+        while engine.has_work:
+            for event in engine.step():
+                said[event.request_id].append(event.token_id)
+        answers.append(said)
+    assert answers[0] == answers[1] and len(answers[0]["1"]) == 4

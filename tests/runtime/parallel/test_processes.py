@@ -7,14 +7,18 @@ import pytest
 
 from compile.open_model import open_model
 from quant.format.errors import InputError
-from quant.format.scheme import ActivationScheme, IntScheme, PerChannel
-from runtime.engine.batch import StepBatch
+from quant.format.scheme import ActivationScheme, IntScheme, PerChannel, PerGroup
+from runtime.engine.batch import ChoosesTokens, PlainDraw, StepBatch
 from runtime.engine.engine import Engine
 from runtime.engine.request import Request, SamplingParams
 from runtime.executors.torch import TorchExecutor
 from runtime.parallel import start_parallel
 from runtime.part_spec import PartSpec
+from tests.runtime.gpu import COMPILED
 from tests.tiny import tiny_checkpoint
+
+# The device is chosen before kernels are defined.
+from runtime.executors.cuda import CudaExecutor  # isort: skip
 
 PAGES, PAGE_SIZE = 12, 8
 
@@ -64,3 +68,25 @@ def test_a_backend_that_has_no_ranks_is_refused(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model", "llama")
     with pytest.raises(InputError, match="the cpu backend runs a model in one process"):
         start_parallel(open_model(checkpoint), PartSpec(checkpoint, "cpu", 4, 8), ranks=2)
+
+
+@pytest.mark.skipif(COMPILED, reason="two processes need two GPUs, or the interpreter")
+def test_two_processes_of_the_gpus_engine_give_the_logits_of_one(tmp_path: Path) -> None:
+    """Groups of 4-bit weights are split with their scales; the first process chooses tokens."""
+    scheme = IntScheme(4, False, PerGroup(32))
+    checkpoint = tiny_checkpoint(tmp_path / "model", "llama", scheme=scheme, layers=1)
+    model = open_model(checkpoint)
+    spec = PartSpec(checkpoint, "cuda", PAGES, 16, exact=True, device="cpu")
+    alone = CudaExecutor(model, num_pages=PAGES, page_size=16, device="cpu", dtype="float32")
+    together = start_parallel(model, spec, ranks=2)
+    try:
+        order = np.arange(5, dtype=np.int32)
+        starts = np.array([0, 5], np.int32)
+        batch = StepBatch(order + 7, order, starts, np.array([[4]], np.int32), order)
+        expected, found = alone.step(batch), together.step(batch)
+        assert np.abs(found - expected).max() <= 2.0**-16 * np.abs(expected).max()
+        assert isinstance(together, ChoosesTokens)
+        greedy = [PlainDraw(0.0, 0, 1.0, 0.0, 0.5)] * 5
+        assert together.choose(batch, greedy).tolist() == expected.argmax(axis=1).tolist()
+    finally:
+        together.close()

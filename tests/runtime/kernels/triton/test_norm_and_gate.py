@@ -78,3 +78,12 @@ def test_gate_rounds_as_if_the_row_had_been_written(
     x = torch.randn(4, 2 * 40, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     found = value_of(gated_rounded(x, activation, numbers))
     assert torch.equal(found, round_input(gated(x, activation).cpu(), InputRounding(numbers)))
+
+
+@pytest.mark.parametrize("numbers", ["int8", "e4m3"])
+def test_what_is_no_number_stays_none(numbers: Numbers) -> None:
+    """One of a row makes its scale none, so that no product of the row is a number."""
+    x = torch.ones(2, 2 * 40)
+    x[1, 5] = float("nan")
+    rounded = gated_rounded(x.to(DEVICE), "silu", numbers)
+    assert torch.isnan(rounded.scale.cpu()).tolist() == [False, True]

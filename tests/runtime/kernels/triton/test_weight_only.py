@@ -11,7 +11,7 @@ from tests.runtime.gpu import DEVICE, sum_bound
 
 # The device is chosen before kernels are defined.
 from runtime.kernels.triton.norm import round_rows  # isort: skip
-from runtime.kernels.triton.tuning import MatmulConfig, weight_only_config  # isort: skip
+from runtime.kernels.triton.tuning import MatmulConfig  # isort: skip
 from runtime.kernels.triton.weight_only import PackedInteger, pack_integer, weight_only_matmul  # isort: skip
 
 
@@ -139,7 +139,17 @@ def test_four_bits_take_half_a_byte() -> None:
     assert packed.nbytes == 64 * 128 // 2 + 64 * 4 * 2
 
 
-def test_a_config_exists_for_every_number_of_rows() -> None:
-    for rows in (1, 16, 17, 32, 33, 128, 129, 4096):
-        config = weight_only_config(rows, 4096, 4096)
-        assert config.rows >= 16 and config.splits >= 1
+@pytest.mark.parametrize("scale_first", [False, True])
+def test_bfloat16_is_multiplied_as_served(scale_first: bool) -> None:
+    """Sums of codes times bfloat16 inputs are those of float32; the result is rounded once, and the
+    weight once more where scales multiply first."""
+    packed, exact = make(3, 40, 96, 4, 32, True)
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(4)).to(torch.bfloat16)
+    config = MatmulConfig(16, 32, scale_first=scale_first)
+    found = weight_only_matmul(x.to(DEVICE), packed, config=config).cpu()
+    assert found.dtype == torch.bfloat16
+    held = exact.to(torch.bfloat16).double() if scale_first else exact
+    wanted = x.double() @ held.T
+    magnitude = x.double().abs() @ exact.abs().T
+    rounding = 2.0**-8 * wanted.abs()
+    assert ((found.double() - wanted).abs() <= sum_bound(magnitude, 96) + rounding).all()
