@@ -3,6 +3,7 @@
 from typing import Literal, Protocol
 
 from compile.model import Model
+from compile.program import Program
 from quant.format.errors import InputError
 from runtime.engine.batch import Executor
 from runtime.footprint import weight_bytes
