@@ -24,7 +24,7 @@ def test_a_prompt_in_vllms_form(http: httpx.Client) -> None:
 
 
 def test_tokens_come_back_as_the_text(http: httpx.Client) -> None:
-    for text in (TEXT, SCRIPT, "", "\x00 \u2028"):
+    for text in (TEXT, SCRIPT, "", "\x01 \u2028"):
         tokens = http.post("/tokenize", json={"content": text}).json()["tokens"]
         answer = http.post("/detokenize", json={"tokens": tokens, "model": MODEL}).json()
         assert answer == {"prompt": text, "content": text}
