@@ -77,7 +77,12 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
         load_executor(model)
     with_free_memory(monkeypatch, weights + 2 * page_bytes)
     assert pages() == 2
-    for options in ({"num_pages": 3}, {"context_tokens": 64}, {"kv_cache_bytes": 3 * page_bytes}):
+    asked: list[dict[str, Any]] = [
+        {"num_pages": 3},
+        {"context_tokens": 64},
+        {"kv_cache_bytes": 3 * page_bytes},
+    ]
+    for options in asked:
         with pytest.raises(InputError, match="does not fit into memory"):
             load_executor(model, **options)
 

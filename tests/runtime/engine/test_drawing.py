@@ -8,9 +8,10 @@ import pytest
 
 from runtime.engine.batch import PlainDraw, StepBatch
 from runtime.engine.candidates import Float32, draw_token
-from runtime.engine.engine import Engine, ExecutorFailed
+from runtime.engine.engine import Engine
 from runtime.engine.options import EngineOptions
 from runtime.engine.request import Request, SamplingParams, TokenEvent
+from runtime.engine.runner import ExecutorFailed
 from runtime.executors.cpu import CpuExecutor
 from tests.runtime.engine.fake_executor import FakeExecutor, run_to_end
 from tests.tiny import tiny_model

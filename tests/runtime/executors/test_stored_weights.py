@@ -19,7 +19,6 @@ from quant.format.dequantized import dequantized
 from quant.format.errors import FileFormatError
 from quant.format.scheme import (
     ActivationScheme,
-    Granularity,
     IntScheme,
     PerChannel,
     PerGroup,
@@ -60,7 +59,10 @@ def checkpoint_of(directory: Path, kind: Format, weight: QuantizedTensor) -> Che
     return open_checkpoint(directory)
 
 
-def integers(kind: Format, bits: int, symmetric: bool, grain: Granularity, **more: Any) -> Any:
+IntGranularity = PerTensor | PerChannel | PerGroup
+
+
+def integers(kind: Format, bits: int, symmetric: bool, grain: IntGranularity, **more: Any) -> Any:
     name = f"{kind}-{bits}-{'sym' if symmetric else 'asym'}-{type(grain).__name__}"
     return pytest.param(kind, IntScheme(bits, symmetric, grain, **more), id=name)
 
