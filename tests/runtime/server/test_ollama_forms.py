@@ -19,9 +19,9 @@ from tests.runtime.server.harness import (
     ScriptedExecutor,
     make_service,
     running,
+    serving,
     tiny_tokenizer,
 )
-from tests.runtime.server.test_several_models import serving
 from tests.runtime.text.grammar.harness import RandomModel
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
