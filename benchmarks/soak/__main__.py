@@ -4,8 +4,9 @@
 
 Starts `coldpress serve`, measures how many requests it completes each second, then sends that many
 times `load` at random moments; three clients in ten leave at a random point of their answer. In
-the middle of each quarter of a minute ten times as many come at once as may wait. Then all rest,
-and memory, descriptors and counters are looked at. Prints a line for each bound; -o keeps samples.
+the middle of each quarter of a minute of the first half, ten times as many come at once as may
+wait. Every quarter of a minute all rest, and memory, descriptors and counters are looked at.
+Prints a line for each bound; -o keeps samples.
 The exit code is 1 where a bound does not hold.
 """
 
@@ -42,12 +43,14 @@ async def soak(
     round_seconds: float = ROUND_SECONDS,
     tidy: bool = False,
 ) -> tuple[list[Sample], Books]:
-    """Rounds of load with a look at the server at rest before the first and after each."""
+    """Rounds of load with a look at the server at rest before the first and after each; bursts in
+    the first half alone, so that the second shows what they left."""
     books, random, start = Books(), Random(0), time.monotonic()
     async with new_client(url) as http:
         samples = [await sample_at_rest(http, pids, start, tidy=tidy)]
         while len(samples) < 3 or samples[-1].seconds < seconds:
-            await load(http, random, books, round_seconds, rate, burst)
+            bursts = len(samples) == 1 or samples[-1].seconds < seconds / 2
+            await load(http, random, books, round_seconds, rate, burst if bursts else 0)
             samples.append(await sample_at_rest(http, pids, start, tidy=tidy))
     return samples, books
 
