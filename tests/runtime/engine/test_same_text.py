@@ -19,12 +19,13 @@ from tests.tiny import tiny_model
 
 Said = list[tuple[int | None, FinishReason | None, TokenLogprobs | None]]
 PAGE = 8
-SERVED: dict[str, Any] = {"activations": "int8", "cache": "float16"}
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "int4, as served": (
+    f"int4, {cache} cache": (
         lambda: tiny_model("llama", scheme=IntScheme(4, True, PerGroup(32))),
-        SERVED,
-    ),
+        {"activations": "int8", "cache": cache},
+    )
+    for cache in ("bfloat16", "float16", "int8")
+} | {
     "float32": (lambda: tiny_model("llama"), {}),
     "sliding window": (lambda: tiny_model("gemma3_text"), {}),
 }
