@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.speed.cells import CELLS, CELLS_VARIABLE
 from coldpress.progress import ProgressReporter
 from quant.format.staging import write_file_atomically
 
@@ -46,10 +47,11 @@ def parse_peer(text: str) -> tuple[str, list[str]]:
     return name, shlex.split(command)
 
 
-def run_cells(command: Sequence[str]) -> dict[str, float]:
+def run_cells(command: Sequence[str], cells: Sequence[str] = CELLS) -> dict[str, float]:
     """The numbers of the last JSON object that is printed on a line of its own; some tools have
     words of farewell. Raises ValueError where there is none."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    environment = {**os.environ, CELLS_VARIABLE: ",".join(cells)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
         problem = done.stderr.strip().splitlines()[-3:]
@@ -105,6 +107,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--threads", type=int, default=2, help="of coldpress alone")
     made.add_argument("--kv-cache-type", default="auto", help="of coldpress alone")
+    made.add_argument(
+        "--cells",
+        type=lambda text: text.split(","),
+        default=list(CELLS),
+        metavar="NAME,NAME,...",
+        help=f"of {', '.join(CELLS)}; all by default",
+    )
     made.add_argument("-o", "--output", type=Path, required=True)
     return made
 
@@ -112,9 +121,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
+        unknown = set(args.cells) - set(CELLS)
+        if unknown:
+            raise ValueError(f"there are no cells {', '.join(sorted(unknown))}")
         contenders = {OURS: ours(args), **dict(parse_peer(text) for text in args.peer)}
         rounds: list[dict[str, dict[str, float]]] = []
-        for each in run_rounds(contenders, args.rounds):
+        for each in run_rounds(contenders, args.rounds, args.cells):
             rounds.append(each)
             write(args.output, rounds, args.threads, args.kv_cache_type)
     except ValueError as error:
@@ -130,7 +142,7 @@ def ours(args: argparse.Namespace) -> list[str]:
 
 
 def run_rounds(
-    contenders: Mapping[str, Sequence[str]], rounds: int
+    contenders: Mapping[str, Sequence[str]], rounds: int, cells: Sequence[str]
 ) -> Iterator[dict[str, dict[str, float]]]:
     """The cells of all contenders, round by round. Raises ValueError when one of them fails."""
     progress = ProgressReporter("compare")
@@ -141,7 +153,7 @@ def run_rounds(
             for place, (name, command) in enumerate(contenders.items()):
                 done = number * len(contenders) + place
                 progress(done, total, f"{name}, round {number + 1}")
-                found[name] = run_cells(command)
+                found[name] = run_cells(command, cells)
             yield found
     finally:
         progress.close()

@@ -1,7 +1,9 @@
 """What is timed, the same for all contenders. NumPy alone: it runs in every tool's environment."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +18,14 @@ STEP_TOKENS = 512
 """The most tokens of one step, for those who ask."""
 ROUNDS = 2
 """The best of so many is what counts."""
+CELLS = (f"prefill_{PROMPT}", *(f"decode_{streams}" for streams in STREAMS), "in_flight")
+CELLS_VARIABLE = "COMPARED_CELLS"
+"""Of the environment: which of CELLS are timed, with commas between; all where it is not set."""
+
+
+def is_wanted(cell: str) -> bool:
+    asked = os.environ.get(CELLS_VARIABLE)
+    return not asked or cell in asked.split(",")
 
 
 @dataclass
@@ -53,12 +63,31 @@ def measure(generate: Generate, vocab_size: int) -> dict[str, float]:
         prompts = random.integers(100, vocab_size - 1, (streams, prompt)).tolist()
         return generate(prompts, output)
 
+    def prefill() -> float:
+        prompts = [run(1, PROMPT, 1) for _ in range(ROUNDS + 1)]
+        return max(PROMPT / (each.end - each.start) for each in prompts)
+
+    def decode(streams: int) -> float:
+        return max(run(streams, CONTEXT, 1 + STREAMS[streams]).decode_rate for _ in range(ROUNDS))
+
+    def in_flight() -> float:
+        together = run(REQUESTS, CONTEXT, CONTEXT)
+        return REQUESTS * CONTEXT / (together.end - together.start)
+
     run(2, CONTEXT, 4)
-    prompts = [run(1, PROMPT, 1) for _ in range(ROUNDS + 1)]
-    found = {f"prefill_{PROMPT}": max(PROMPT / (each.end - each.start) for each in prompts)}
-    for streams, output in STREAMS.items():
-        runs = [run(streams, CONTEXT, 1 + output) for _ in range(ROUNDS)]
-        found[f"decode_{streams}"] = max(each.decode_rate for each in runs)
-    together = run(REQUESTS, CONTEXT, CONTEXT)
-    found["in_flight"] = REQUESTS * CONTEXT / (together.end - together.start)
-    return found
+    return wanted_cells(STREAMS, prefill, decode, in_flight)
+
+
+def wanted_cells(
+    streams: Iterable[int],
+    prefill: Callable[[], float],
+    decode: Callable[[int], float],
+    in_flight: Callable[[], float],
+) -> dict[str, float]:
+    """Tokens per second of each cell that is wanted. decode: of one of the numbers of streams."""
+    times: dict[str, Callable[[], float]] = {
+        f"prefill_{PROMPT}": prefill,
+        **{f"decode_{number}": partial(decode, number) for number in streams},
+        "in_flight": in_flight,
+    }
+    return {cell: time() for cell, time in times.items() if is_wanted(cell)}

@@ -12,6 +12,7 @@ from benchmarks.speed.cells import (
     ROUNDS,
     STEP_TOKENS,
     STREAMS,
+    wanted_cells,
 )
 from coldpress.loading import Machine, open_artifact, open_executor
 from runtime.bench import Run, measure
@@ -32,15 +33,20 @@ def run(executor: Executor, streams: int, prompt: int, output: int, rounds: int 
 
 
 def cells(executor: Executor) -> dict[str, float]:
+    def prefill() -> float:
+        prompts = run(executor, 1, PROMPT, 1, rounds=ROUNDS + 1)
+        return max(each.prefill_tokens_per_second for each in prompts)
+
+    def decode(streams: int) -> float:
+        runs = run(executor, streams, CONTEXT, 1 + STREAMS[streams], rounds=ROUNDS)
+        return max(each.decode_tokens_per_second for each in runs)
+
+    def in_flight() -> float:
+        (together,) = run(executor, REQUESTS, CONTEXT, CONTEXT)
+        return together.total_tokens_per_second / 2
+
     run(executor, 2, CONTEXT, 4)
-    prompts = run(executor, 1, PROMPT, 1, rounds=ROUNDS + 1)
-    found = {f"prefill_{PROMPT}": max(each.prefill_tokens_per_second for each in prompts)}
-    for streams, output in STREAMS.items():
-        runs = run(executor, streams, CONTEXT, 1 + output, rounds=ROUNDS)
-        found[f"decode_{streams}"] = max(each.decode_tokens_per_second for each in runs)
-    (together,) = run(executor, REQUESTS, CONTEXT, CONTEXT)
-    found["in_flight"] = together.total_tokens_per_second / 2
-    return found
+    return wanted_cells(STREAMS, prefill, decode, in_flight)
 
 
 def main(model: Path, machine: Machine) -> None:

@@ -13,7 +13,15 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from benchmarks.speed.cells import CONTEXT, PROMPT, REQUESTS, ROUNDS, STEP_TOKENS, STREAMS
+from benchmarks.speed.cells import (
+    CONTEXT,
+    PROMPT,
+    REQUESTS,
+    ROUNDS,
+    STEP_TOKENS,
+    STREAMS,
+    wanted_cells,
+)
 
 LONGEST = 16384
 """Positions of all sequences together."""
@@ -98,10 +106,12 @@ class Session:
 def main(path: str, threads: int) -> None:
     session = Session(path, threads)
     session.prefill(CONTEXT)
-    found = {f"prefill_{PROMPT}": max(session.prefill(PROMPT) for _ in range(ROUNDS + 1))}
-    for streams, steps in STREAMS.items():
-        found[f"decode_{streams}"] = max(session.decode(streams, steps) for _ in range(ROUNDS))
-    found["in_flight"] = session.together(REQUESTS, CONTEXT)
+    found = wanted_cells(
+        STREAMS,
+        lambda: max(session.prefill(PROMPT) for _ in range(ROUNDS + 1)),
+        lambda streams: max(session.decode(streams, STREAMS[streams]) for _ in range(ROUNDS)),
+        lambda: session.together(REQUESTS, CONTEXT),
+    )
     print(json.dumps({"model": path, **found}))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.compare import main, markdown, parse_peer, ratios, run_cells
+from benchmarks.speed.cells import CELLS, CELLS_VARIABLE, wanted_cells
 from coldpress.loading import Machine
 
 ROUNDS = [
@@ -35,6 +36,20 @@ def test_cells_are_the_numbers_of_the_last_object() -> None:
     assert run_cells([sys.executable, "-c", code]) == {"decode_1": 12.0}
     with pytest.raises(ValueError, match=r"ended with 1: .*no such model"):
         run_cells([sys.executable, "-c", "raise SystemExit('no such model')"])
+
+
+def test_only_some_cells_are_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from benchmarks.speed.cells import *; import json; "
+    code += "print(json.dumps({cell: 1 for cell in CELLS if is_wanted(cell)}))"
+    asked = ["decode_4", "in_flight"]
+    assert list(run_cells([sys.executable, "-c", code], asked)) == asked
+    assert list(run_cells([sys.executable, "-c", code])) == list(CELLS)
+    monkeypatch.setenv(CELLS_VARIABLE, "decode_16")
+    assert wanted_cells([1, 16], lambda: 1.0, float, lambda: 3.0) == {"decode_16": 16.0}
+    assert main(["m", "-o", str(tmp_path), "--cells", "decode_4,decode_5"]) == 2
+    assert "no cells decode_5" in capsys.readouterr().err
 
 
 def test_peers_are_commands() -> None:
