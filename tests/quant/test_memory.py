@@ -35,28 +35,19 @@ def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
 
-warm, text, *cases = sys.argv[1:]
-for case in cases:
-    model, overrides = json.loads(case)
-    output, recipe = Path(f"{model}-out"), load_recipe("w4a16", overrides)
-    quantize_checkpoint(Path(warm), Path(f"{model}-warm"), recipe, text)
-    plan = prepare(Path(model), recipe).plan
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
-    before = status("VmHWM")
-    quantize_checkpoint(Path(model), output, recipe, text)
-    print(json.dumps([status("VmHWM") - before, plan.peak_memory_bytes, plan.source_bytes]))
+model, output, text = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4]
+recipe = load_recipe("w4a16", json.loads(sys.argv[5]))
+quantize_checkpoint(Path(sys.argv[3]), output.with_name("warm"), recipe, text)
+plan = prepare(model, recipe).plan
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+before = status("VmHWM")
+quantize_checkpoint(model, output, recipe, text)
+print(json.dumps([status("VmHWM") - before, plan.peak_memory_bytes, plan.source_bytes]))
 """
 
 
-CASES = {
-    "nearest": (256, 3.0, ("algorithm=rtn", "scales=range", "balance=null")),
-    "calibrated": (
-        192,
-        1.25,
-        ("calibration.samples=8", "calibration.tokens=32", "gptq.polish=1"),
-    ),
-}
-"""hidden_size; how many times what it takes the model is; overrides of the recipe."""
+NEAREST = ("algorithm=rtn", "scales=range", "balance=null")
+CALIBRATED = ("calibration.samples=8", "calibration.tokens=32")
 
 
 def wide_checkpoint(directory: Path, layers: int, hidden_size: int) -> Path:
@@ -82,18 +73,20 @@ def wide_checkpoint(directory: Path, layers: int, hidden_size: int) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, list[int]]:
-    """[held, allowance, size of the model] in bytes of each case, all in one process of its own."""
-    folder, cases = tmp_path_factory.mktemp("memory"), []
-    warm = tiny_checkpoint(folder / "small", "llama", hidden_size=64)
-    for name, (hidden_size, _, overrides) in CASES.items():
-        model = wide_checkpoint(folder / name, 36, hidden_size)
-        for path in warm.glob("*token*"):
-            shutil.copy(path, model / path.name)
-        cases.append(json.dumps([str(model), overrides]))
+@pytest.mark.parametrize(
+    ("overrides", "hidden_size", "times"), [(NEAREST, 512, 3.0), (CALIBRATED, 256, 1.25)]
+)
+def test_one_layer_at_a_time(
+    tmp_path: Path, text: Path, overrides: tuple[str, ...], hidden_size: int, times: float
+) -> None:
+    """A model of several times what it takes; the allowance is what the plan says."""
+    model = wide_checkpoint(tmp_path / "model", 36, hidden_size)
+    warm = tiny_checkpoint(tmp_path / "small", "llama", hidden_size=64)
+    for path in warm.glob("*token*"):
+        shutil.copy(path, model / path.name)
+    arguments = [model, tmp_path / "out", warm, text, json.dumps(overrides)]
     run = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(warm), str(text), *cases],
+        [sys.executable, "-c", MEASURED, *map(str, arguments)],
         # Freed memory goes back at once: what malloc keeps for later is not what a run needs.
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
@@ -101,14 +94,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, 
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    return dict(zip(CASES, map(json.loads, run.stdout.splitlines()), strict=True))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_one_layer_at_a_time(measured: dict[str, list[int]], case: str) -> None:
-    """A model of several times what it takes; the allowance is what the plan says."""
-    held, allowance, source = measured[case]
-    times = CASES[case][1]
+    held, allowance, source = json.loads(run.stdout)
     assert source > times * allowance, f"{source / 2**20:.1f} MiB, of {allowance / 2**20:.1f}"
     assert 0 < held <= allowance, f"{held / 2**20:.1f} MiB, allowed are {allowance / 2**20:.1f}"
 

@@ -148,7 +148,7 @@ def test_scales_of_a_kv_cache_are_named_where_they_are_not_used(tmp_path: Path) 
     scheme = KvCacheScheme("e4m3")
     model = open_model(write_checkpoint(tmp_path / "kv", CASES["fp8-dynamic"], scheme))
     (note,) = model.notes
-    assert "KV cache (e4m3)" in note and "float32" in note
+    assert "KV cache (e4m3)" in note and "--kv-cache-type" in note
     batch = alone(TOKENS)
     np.testing.assert_array_equal(native(model).step(batch), native(plain).step(batch))
 
