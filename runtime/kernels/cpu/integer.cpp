@@ -35,7 +35,7 @@ struct Rows {
 template <class S>
 inline COLDPRESS_INLINE GroupNumbers numbers_of(const MatrixView& m, std::size_t index) {
   if constexpr (S::nested) return nested_numbers(m, index);
-  return plain_numbers(m, index);
+  return group_numbers(m, index);
 }
 
 // `rows` rows times the channels of the strip from `channel` on.
@@ -100,36 +100,38 @@ inline void multiply_strip(const MatrixView& m, int strip, Rows& t) {
 }
 
 // rows: 1 to `most`, which are kTileRows at first.
-template <class S, Fetch fetch, int least, int most = kTileRows>
+template <class S, Fetch fetch, int most = kTileRows>
 inline void multiply_some(const MatrixView& m, int strip, Rows& t, int rows) {
-  if constexpr (most > least)
-    if (rows < most) return multiply_some<S, fetch, least, most - 1>(m, strip, t, rows);
-  multiply_strip<S, most, fetch>(m, strip, t);
+  // Every tile is code of its own: what only small tiles of many, or rare matrices, would ask for is not
+  // worth compiling.
+  constexpr bool asks = fetch == Fetch::own || (most > kTileRows / 2 && S::step == kRun);
+  if constexpr (most > 1)
+    if (rows < most) return multiply_some<S, fetch, most - 1>(m, strip, t, rows);
+  multiply_strip<S, most, asks ? fetch : Fetch::own>(m, strip, t);
 }
 
 // Tiles of nearly equal size, so that none is alone with one row.
 template <class S>
 void multiply_rows(const MatrixView& m, int strip, Rows& t, int rows) {
-  if (rows <= kTileRows) return multiply_some<S, Fetch::own, 1>(m, strip, t, rows);
+  if (rows <= kTileRows) return multiply_some<S, Fetch::own>(m, strip, t, rows);
   const int tiles = (rows + kTileRows - 1) / kTileRows;
   const bool fetches = tiles <= kFetchingTiles;
   const int passes = tiles * kStripVecs / vecs_of(kTileRows);
   t.fetched = m.codes + (fetches ? strip + 1 : strip) * m.strip_bytes;
   t.fetch_step = fetches ? (kQuadRow + passes - 1) / passes : 0;
   for (int i = 0; i < tiles; ++i)
-    multiply_some<S, Fetch::next, (kTileRows + 1) / 2>(
-        m, strip, t, rows * (i + 1) / tiles - rows * i / tiles);
+    multiply_some<S, Fetch::next>(m, strip, t, rows * (i + 1) / tiles - rows * i / tiles);
 }
 
 template <bool nibbles, int step>
 constexpr auto product_of(const MatrixView& m) {
   using enum Shift;
-  if (m.sub_scales != nullptr)
-    return m.minimums != nullptr ? multiply_rows<Stored<nibbles, minimum, true, step>>
-                                 : multiply_rows<Stored<nibbles, none, true, step>>;
-  return m.zero_points != nullptr ? multiply_rows<Stored<nibbles, zero_point, false, step>>
-         : m.minimums != nullptr  ? multiply_rows<Stored<nibbles, minimum, false, step>>
-                                  : multiply_rows<Stored<nibbles, none, false, step>>;
+  if (m.zero_points != nullptr) return multiply_rows<Stored<nibbles, zero_point, false, step>>;
+  if (m.minimums == nullptr) return multiply_rows<Stored<nibbles, none, false, step>>;
+  // Those of GGUF with four and five bits, the usual ones.
+  if (step == kRun && m.sub_scales != nullptr)
+    return multiply_rows<Stored<nibbles, minimum, step == kRun, step>>;
+  return multiply_rows<Stored<nibbles, minimum, false, step>>;
 }
 
 template <bool nibbles>
