@@ -18,7 +18,14 @@ STEP_TOKENS = 512
 """The most tokens of one step, for those who ask."""
 ROUNDS = 2
 """The best of so many is what counts."""
-CELLS = (f"prefill_{PROMPT}", *(f"decode_{streams}" for streams in STREAMS), "in_flight")
+
+
+def names(streams: Iterable[int]) -> tuple[str, ...]:
+    """Of all cells that these numbers of streams have."""
+    return (f"prefill_{PROMPT}", *(f"decode_{number}" for number in streams), "in_flight")
+
+
+CELLS = names(STREAMS)
 CELLS_VARIABLE = "COMPARED_CELLS"
 """Of the environment: which of CELLS are timed, with commas between; all where it is not set."""
 
@@ -85,9 +92,8 @@ def wanted_cells(
     in_flight: Callable[[], float],
 ) -> dict[str, float]:
     """Tokens per second of each cell that is wanted. decode: of one of the numbers of streams."""
-    times: dict[str, Callable[[], float]] = {
-        f"prefill_{PROMPT}": prefill,
-        **{f"decode_{number}": partial(decode, number) for number in streams},
-        "in_flight": in_flight,
-    }
-    return {cell: time() for cell, time in times.items() if is_wanted(cell)}
+    streams = tuple(streams)
+    times: tuple[Callable[[], float], ...]
+    times = (prefill, *(partial(decode, number) for number in streams), in_flight)
+    timed = zip(names(streams), times, strict=True)
+    return {cell: time() for cell, time in timed if is_wanted(cell)}

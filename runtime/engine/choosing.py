@@ -137,9 +137,8 @@ def _draws(ends: Sequence[Chunk], num_unknown: int) -> list[PlainDraw] | None:
 def _is_plain(chunk: Chunk) -> bool:
     sequence = chunk.sequence
     request = sequence.request
-    lone = chunk.num_logits == 1 and chunk.reaches_end and not chunk.drafts
     token = request.pooling is None and request.max_tokens > 0
-    return lone and token and sequence.sampler.shows_nothing
+    return chunk.is_lone and token and sequence.sampler.shows_nothing
 
 
 def _outcome(chunk: Chunk, token: int | None) -> Outcome:

@@ -40,7 +40,7 @@ def draw_together(
     for index, chunk in enumerate(chunks):
         if chunk.sequence.request.pooling is not None:
             continue
-        if chunk.num_logits == 1 and _draws_plainly(chunk) and np.isfinite(logits[row, best[row]]):
+        if _draws_plainly(chunk) and np.isfinite(logits[row, best[row]]):
             indices.append(index)
             rows.append(row)
         row += chunk.num_logits
@@ -53,8 +53,7 @@ def draw_together(
 def _draws_plainly(chunk: Chunk) -> bool:
     sequence = chunk.sequence
     return (
-        chunk.reaches_end
-        and not chunk.drafts
+        chunk.is_lone
         and sequence.request.max_tokens > 0
         and sequence.sampler.draws_plainly(sequence.num_answer_tokens)
     )

@@ -32,6 +32,11 @@ class Chunk:
         return self.start + self.num_tokens - self.num_logits
 
     @property
+    def is_lone(self) -> bool:
+        """Its one row of logits chooses the next token, and no guess is looked at."""
+        return self.num_logits == 1 and self.reaches_end and not self.drafts
+
+    @property
     def num_certain(self) -> int:
         """Its tokens that are known, and no guesses."""
         return self.num_tokens - len(self.drafts)

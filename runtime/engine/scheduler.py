@@ -80,7 +80,7 @@ class Scheduler:
 
         Empty where another step might be planned, or where there are not the pages for it.
         """
-        lone = all(c.num_logits == 1 and c.reaches_end and not c.drafts for c in chunks)
+        lone = all(chunk.is_lone for chunk in chunks)
         if not lone or len(chunks) != len(self.running) or (self.waiting and self._moved):
             return []
         going = [
